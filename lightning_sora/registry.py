@@ -1,0 +1,150 @@
+"""Names for parts: register, create, list.
+
+A part is asked for by a *spec*: a name, or a name with keyword options, as in
+``"window(size=(2, 4, 4))"``. The same string is a recipe value, a command-line flag, an mlflow
+parameter and a row of a table. Options are Python literals; nothing is ever evaluated.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import fnmatch
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from lightning_sora.errors import SoraError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parsed request: which part, with which options."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if not self.options:
+            return self.name
+        return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.options.items())})"
+
+    @classmethod
+    def parse(cls, text: str | Spec) -> Spec:
+        """Reads ``"name"`` or ``"name(option=literal, ...)"``.
+
+        Raises:
+            SoraError: the text is no such form, or an option is not a Python literal.
+        """
+        if isinstance(text, Spec):
+            return text
+        try:
+            node = ast.parse(text.strip(), mode="eval").body
+            if isinstance(node, ast.Name):
+                return cls(node.id)
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+                raise ValueError("not a call of a name")
+            if node.args or any(keyword.arg is None for keyword in node.keywords):
+                raise ValueError("options are given by name")
+            options = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
+        except (SyntaxError, ValueError, AttributeError, TypeError) as problem:
+            raise SoraError(
+                f"cannot read the spec {text!r} ({problem}); write 'name' or 'name(option=value, ...)' "
+                "with values that are Python literals"
+            ) from problem
+        return cls(node.func.id, options)
+
+
+class Registry(Generic[T]):
+    """A named collection of builders of one kind of part.
+
+    Args:
+        kind: what the parts are, in words for messages ("attention block").
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._builders: dict[str, Callable[..., T]] = {}
+
+    def register(self, name: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+        """A decorator that files a class or function under ``name``; duplicates raise."""
+
+        def decorate(builder: Callable[..., T]) -> Callable[..., T]:
+            if name in self._builders:
+                raise SoraError(
+                    f"the {self.kind} {name!r} is registered already, by "
+                    f"{_where(self._builders[name])}; choose another name"
+                )
+            self._builders[name] = builder
+            return builder
+
+        return decorate
+
+    def list(self, pattern: str = "*") -> list[str]:
+        """The registered names that match a shell wildcard, sorted."""
+        return sorted(n for n in self._builders if fnmatch.fnmatchcase(n, pattern))
+
+    def builder(self, name: str) -> Callable[..., T]:
+        """The class or function behind a name.
+
+        Raises:
+            SoraError: unknown name; near matches and the known names are listed.
+        """
+        if name not in self._builders:
+            near = difflib.get_close_matches(name, self._builders, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+            raise SoraError(f"unknown {self.kind} {name!r}; {hint}known: {', '.join(self.list()) or 'none'}")
+        return self._builders[name]
+
+    def options(self, name: str, given: tuple[str, ...] = ()) -> dict[str, inspect.Parameter]:
+        """The options that a spec of this name may set, less those that the framework gives."""
+        parameters = inspect.signature(self.builder(name)).parameters
+        hidden = {"self", *given}
+        kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return {n: p for n, p in parameters.items() if n not in hidden and p.kind in kinds}
+
+    def create(self, spec: str | Spec, /, *args: Any, **given: Any) -> T:
+        """Builds the part that ``spec`` asks for.
+
+        Args:
+            spec: ``"name"`` or ``"name(option=literal)"``.
+            args, given: what the framework supplies to every part of this kind; a spec may not set these.
+
+        Raises:
+            SoraError: unknown name, or an option that the part does not accept.
+        """
+        spec = Spec.parse(spec)
+        builder = self.builder(spec.name)
+        signature = inspect.signature(builder)
+        positional = tuple(signature.parameters)[: len(args)]
+        accepted = self.options(spec.name, (*given, *positional))
+        unknown = [option for option in spec.options if option not in accepted]
+        if unknown:
+            raise SoraError(
+                f"{self.kind} {spec.name!r} does not accept {', '.join(map(repr, unknown))}; "
+                f"it accepts: {', '.join(accepted) or 'no options'}"
+            )
+        required = [n for n, p in accepted.items() if p.default is p.empty and n not in spec.options]
+        if required:
+            raise SoraError(
+                f"{self.kind} {spec.name!r} needs {', '.join(map(repr, required))}; "
+                f"write '{spec.name}({required[0]}=...)'"
+            )
+        return builder(*args, **given, **spec.options)
+
+    @contextmanager
+    def temporary(self) -> Iterator[None]:
+        """Undoes, on leaving, whatever was registered inside."""
+        before = dict(self._builders)
+        try:
+            yield
+        finally:
+            self._builders = before
+
+
+def _where(builder: Callable[..., Any]) -> str:
+    return f"{getattr(builder, '__module__', '?')}.{getattr(builder, '__qualname__', builder)}"

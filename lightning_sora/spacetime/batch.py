@@ -1,0 +1,74 @@
+"""SpacetimeBatch: the one thing that passes from data to training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from lightning_sora.errors import SoraError
+from lightning_sora.spacetime.grid import PatchSize, unpatchify
+from lightning_sora.spacetime.layout import TokenLayout
+
+
+@dataclass(frozen=True)
+class SpacetimeBatch:
+    """Tokenized spacetime patches of some clips, with what is known of them.
+
+    Attributes:
+        patches: rows of pixels (uint8) or of latents (float), one per token.
+        layout: where the rows lie.
+        patch: what one row covers: pixels, or positions of the latent.
+        captions: one per clip; empty where there is none.
+        ids: one per clip, stable across runs; keys of all per-clip randomness.
+        visits: how many times each clip was seen before in this run; the second key.
+        fps: frames per second of each clip.
+        space: what the rows hold.
+        vae_hash: of the VAE that made latent rows; None for pixels.
+        facts: what the source knows of each clip (for the world: everything), else None.
+        skipped: files that could not be read and were replaced, each "name: reason".
+    """
+
+    patches: Shaped[Tensor, "batch tokens patch_dim"]
+    layout: TokenLayout
+    patch: PatchSize
+    captions: tuple[str, ...]
+    ids: tuple[str, ...]
+    visits: tuple[int, ...]
+    fps: tuple[float, ...]
+    space: Literal["pixel", "latent"] = "pixel"
+    vae_hash: str | None = None
+    facts: tuple[Mapping[str, Any], ...] | None = None
+    skipped: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if tuple(self.patches.shape[:2]) != self.layout.shape:
+            raise SoraError(f"patches {tuple(self.patches.shape)} do not fit the layout {self.layout.shape}")
+        for name in ("captions", "ids", "visits", "fps"):
+            if len(getattr(self, name)) != self.layout.clips:
+                raise SoraError(f"{len(getattr(self, name))} {name} for {self.layout.clips} clips")
+        if self.space == "pixel" and self.patches.dtype != torch.uint8:
+            raise SoraError(f"pixel rows must be uint8, got {self.patches.dtype}")
+
+    def __len__(self) -> int:
+        return self.layout.clips
+
+    @property
+    def keys(self) -> list[tuple[str, int]]:
+        """(clip id, visit) of each clip: the keys of its random streams."""
+        return list(zip(self.ids, self.visits, strict=True))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> SpacetimeBatch:
+        return replace(self, patches=self.patches.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> SpacetimeBatch:
+        return replace(self, patches=self.patches.pin_memory())
+
+    def videos(self) -> list[Shaped[Tensor, "frames height width channels"]]:
+        """The clips themselves, uncut."""
+        rows = self.layout.split(self.patches)
+        return [unpatchify(r, grid, self.patch) for r, grid in zip(rows, self.layout.grids, strict=True)]
