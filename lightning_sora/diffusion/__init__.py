@@ -1,0 +1,1 @@
+"""Paths, timesteps, samplers and guidance: functions of tensors, no modules."""
