@@ -1,0 +1,8 @@
+"""Video VAEs: pixels to latents and back."""
+
+from lightning_sora.models.vae.base import VAES, Posterior, VideoVAE
+from lightning_sora.models.vae.causal_conv import CausalConvVAE
+from lightning_sora.models.vae.identity import IdentityVAE
+from lightning_sora.models.vae.statistics import LatentStatistics
+
+__all__ = ["VAES", "CausalConvVAE", "IdentityVAE", "LatentStatistics", "Posterior", "VideoVAE"]

@@ -1,0 +1,175 @@
+"""What every video VAE promises: encode, decode, and a latent of about unit variance."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lightning_sora.errors import SoraError
+from lightning_sora.models.vae.statistics import LatentStatistics
+from lightning_sora.registry import Registry
+from lightning_sora.spacetime import PatchSize, TokenGrid
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A diagonal normal distribution over the raw latent of each clip.
+
+    Attributes:
+        mean, logvar: natural units; ``logvar`` is the logarithm of the variance.
+    """
+
+    mean: Float[Tensor, "batch channels t h w"]
+    logvar: Float[Tensor, "batch channels t h w"]
+
+    @property
+    def std(self) -> Float[Tensor, "batch channels t h w"]:
+        return (0.5 * self.logvar).exp()
+
+    def sample(self, noise: Float[Tensor, "batch channels t h w"]) -> Float[Tensor, "batch channels t h w"]:
+        """``mean + std * noise``; the caller draws the noise, so that it can be keyed."""
+        return self.mean + self.std * noise
+
+    def kl(self) -> Float[Tensor, "batch channels t h w"]:
+        """KL(posterior || standard normal) per latent value, in nats (Kingma & Welling 2014, appendix B)."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar)
+
+    def kl_per_channel(self) -> Float[Tensor, " channels"]:
+        """The KL in nats per latent value, averaged over everything but the channel."""
+        return self.kl().mean(dim=(0, 2, 3, 4))
+
+
+class VideoVAE(nn.Module, ABC):
+    """Compresses clips of RGB video into latents and back.
+
+    An image is a clip of one frame. Clips have ``1 + n * stride.frames`` frames and become ``1 + n``
+    latent frames, of which the first sees the first frame alone.
+
+    Args:
+        stride: pixels per latent position along (frames, height, width).
+        latent_channels: values per latent position.
+        config: the options that built this model, for the fingerprint.
+
+    Attributes:
+        latent_mean, latent_std: buffers of one value per channel that bring the raw latent to about zero
+            mean and unit variance; the identity until :meth:`set_latent_statistics`.
+    """
+
+    latent_mean: Float[Tensor, " channels"]
+    latent_std: Float[Tensor, " channels"]
+
+    def __init__(self, stride: PatchSize, latent_channels: int, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        if latent_channels < 1:
+            raise SoraError(f"latent_channels={latent_channels} must be at least 1")
+        self.stride = stride
+        self.latent_channels = latent_channels
+        self.config = dict(config)
+        self.register_buffer("latent_mean", torch.zeros(latent_channels))
+        self.register_buffer("latent_std", torch.ones(latent_channels))
+
+    @abstractmethod
+    def encode(self, video: Float[Tensor, "batch 3 frames height width"]) -> Posterior:
+        """The distribution of the raw latent.
+
+        Args:
+            video: values in [-1, 1].
+
+        Raises:
+            SoraError: the size does not divide by the stride; the nearest sizes that do are named.
+        """
+
+    @abstractmethod
+    def decode(self, latent: Float[Tensor, "batch channels t h w"]) -> Float[Tensor, "batch 3 frames height width"]:
+        """The video of a raw latent, about in [-1, 1] but not clamped.
+
+        Raises:
+            SoraError: the latent has another number of axes or channels than this model's.
+        """
+
+    def encode_latent(
+        self,
+        video: Float[Tensor, "batch 3 frames height width"],
+        noise: Float[Tensor, "batch channels t h w"] | None = None,
+    ) -> Float[Tensor, "batch channels t h w"]:
+        """The latent of about unit variance: the posterior's mean, or its sample for this noise."""
+        posterior = self.encode(video)
+        return self.scale(posterior.mean if noise is None else posterior.sample(noise))
+
+    def decode_latent(
+        self, latent: Float[Tensor, "batch channels t h w"]
+    ) -> Float[Tensor, "batch 3 frames height width"]:
+        """The inverse direction of :meth:`encode_latent`; values in [-1, 1]."""
+        return self.decode(self.unscale(latent)).clamp(-1.0, 1.0)
+
+    def scale(self, latent: Float[Tensor, "batch channels t h w"]) -> Float[Tensor, "batch channels t h w"]:
+        """From raw to about unit variance."""
+        return (latent - self.latent_mean[:, None, None, None]) / self.latent_std[:, None, None, None]
+
+    def unscale(self, latent: Float[Tensor, "batch channels t h w"]) -> Float[Tensor, "batch channels t h w"]:
+        """From about unit variance to raw."""
+        return latent * self.latent_std[:, None, None, None] + self.latent_mean[:, None, None, None]
+
+    def grid(self, frames: int, height: int, width: int) -> TokenGrid:
+        """The latent size of a video of this size.
+
+        Raises:
+            SoraError: the size does not divide by the stride.
+        """
+        return TokenGrid.of(frames, height, width, self.stride)
+
+    @torch.no_grad()
+    def set_latent_statistics(self, statistics: LatentStatistics) -> None:
+        """Adopts the measured mean and standard deviation of *raw* latents.
+
+        Raises:
+            SoraError: other channels, or a channel that never varies (nothing to scale it to).
+        """
+        if statistics.channels != self.latent_channels:
+            raise SoraError(
+                f"statistics of {statistics.channels} channels do not fit a VAE of {self.latent_channels}; "
+                "measure them on this VAE's raw latents"
+            )
+        mean, std = statistics.mean, statistics.std
+        flat = [c for c in range(self.latent_channels) if not std[c] > 1e-6 * (1 + mean[c].abs())]
+        if flat:
+            raise SoraError(
+                f"latent channels {flat} do not vary over {statistics.count} values and cannot be scaled to unit "
+                "variance; train the VAE longer, lower its KL weight, or use fewer latent_channels"
+            )
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(std)
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over the options, the weights and the latent scaling."""
+        digest = hashlib.blake2b(digest_size=8)
+        digest.update(json.dumps([type(self).__name__, self.config], sort_keys=True).encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _check_video(self, video: Tensor) -> TokenGrid:
+        if video.ndim != 5 or video.shape[1] != 3:
+            raise SoraError(
+                f"a VAE encodes video of shape (batch, 3, frames, height, width), got {tuple(video.shape)}; "
+                "move the colour axis to place 1"
+            )
+        return self.grid(*video.shape[2:])
+
+    def _check_latent(self, latent: Tensor) -> None:
+        if latent.ndim != 5 or latent.shape[1] != self.latent_channels:
+            raise SoraError(
+                f"this VAE decodes latents of shape (batch, {self.latent_channels}, t, h, w), got {tuple(latent.shape)}"
+            )
+
+
+VAES: Registry[VideoVAE] = Registry("VAE")

@@ -1,0 +1,131 @@
+"""The layers of the causal VAE. None has statistics or reach over later frames.
+
+Activations are laid out ``batch frames height width channels``. A video may pass in chunks of frames; a
+:class:`Stream` then carries what each causal layer must remember, so that the result is that of one pass.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_sora.models.vae.folding import fold, unfold
+from lightning_sora.spacetime import PatchSize
+
+Video = Float[Tensor, "batch frames height width channels"]
+
+
+class Stream:
+    """One pass over one video, chunk by chunk (the feature cache of Wan 2.1).
+
+    Attributes:
+        first: whether the chunk at hand begins with the first frame of the video.
+    """
+
+    def __init__(self) -> None:
+        self.first = True
+        self._tails: dict[nn.Module, Tensor] = {}
+
+    def extend(self, layer: nn.Module, x: Video, reach: int) -> Video:
+        """Puts before ``x`` the ``reach`` frames that ``layer`` saw last; at the start, copies of the first."""
+        before = x[:, :1].expand(-1, reach, -1, -1, -1) if self.first else self._tails[layer]
+        x = torch.cat([before, x], dim=1)
+        self._tails[layer] = x[:, -reach:]
+        return x
+
+
+class SpatialConv(nn.Conv2d):
+    """A square convolution of each frame by itself, zero-padded."""
+
+    def __init__(self, in_dim: int, out_dim: int, kernel: int = 3) -> None:
+        super().__init__(in_dim, out_dim, kernel, padding=kernel // 2)
+
+    def forward(self, x: Video, stream: Stream) -> Video:
+        # The rearrangement is a view: the frames become channels-last images.
+        frames = rearrange(x, "b t h w c -> (b t) c h w")
+        return rearrange(super().forward(frames), "(b t) c h w -> b t h w c", b=x.shape[0])
+
+
+class TemporalConv(nn.Linear):
+    """A convolution over this and the ``kernel - 1`` frames before, per position: one matrix product."""
+
+    def __init__(self, in_dim: int, out_dim: int, kernel: int = 3) -> None:
+        super().__init__(kernel * in_dim, out_dim)
+        self.kernel = kernel
+
+    def forward(self, x: Video, stream: Stream) -> Video:
+        frames = x.shape[1]
+        if self.kernel > 1:
+            x = stream.extend(self, x, self.kernel - 1)
+            x = torch.cat([x[:, i : i + frames] for i in range(self.kernel)], dim=-1)
+        return super().forward(x)
+
+
+class VolumeConv(nn.Conv3d):
+    """A full 3D convolution: causal in time, zero-padded in space."""
+
+    def __init__(self, in_dim: int, out_dim: int, kernel: int = 3) -> None:
+        super().__init__(in_dim, out_dim, kernel, padding=(0, kernel // 2, kernel // 2))
+
+    def forward(self, x: Video, stream: Stream) -> Video:
+        x = stream.extend(self, x, self.kernel_size[0] - 1)
+        return rearrange(super().forward(rearrange(x, "b t h w c -> b c t h w")), "b c t h w -> b t h w c")
+
+
+class ChannelNorm(nn.Module):
+    """Root-mean-square norm of each position over its channels (Zhang & Sennrich 2019)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: Video) -> Video:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """``x + second(silu(first(norm(x))))``.
+
+    Factorised, the first convolution looks around in space and the second back in time; full, both are 3D.
+    """
+
+    def __init__(self, dim: int, convolution: str) -> None:
+        super().__init__()
+        factorised = convolution == "factorised"
+        self.norm = ChannelNorm(dim)
+        self.first = SpatialConv(dim, dim) if factorised else VolumeConv(dim, dim)
+        self.second = TemporalConv(dim, dim) if factorised else VolumeConv(dim, dim)
+
+    def forward(self, x: Video, stream: Stream) -> Video:
+        return x + self.second(F.silu(self.first(self.norm(x), stream)), stream)
+
+
+class Down(nn.Module):
+    """Halves some axes: blocks become channels, then a pointwise projection."""
+
+    def __init__(self, in_dim: int, out_dim: int, factor: PatchSize) -> None:
+        super().__init__()
+        self.factor = factor
+        self.project = nn.Linear(in_dim * factor.volume, out_dim)
+
+    def forward(self, x: Video, stream: Stream) -> Video:
+        return self.project(fold(x, self.factor, stream.first))
+
+
+class Up(nn.Module):
+    """Doubles some axes: a pointwise projection, then channels become blocks."""
+
+    def __init__(self, in_dim: int, out_dim: int, factor: PatchSize) -> None:
+        super().__init__()
+        self.factor = factor
+        self.project = nn.Linear(in_dim, out_dim * factor.volume)
+
+    def forward(self, x: Video, stream: Stream) -> Video:
+        return unfold(self.project(x), self.factor, stream.first)
