@@ -1,0 +1,131 @@
+"""The world as a source: procedural clips whose every fact is known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
+from lightning_sora.errors import SoraError
+from lightning_sora.randomness import stream_seed
+from lightning_sora.world import LEVELS, World
+
+# Each split reads its own stretch of the world's endless sequence.
+SPLITS = {"train": ("train", 0), "val": ("heldout", 0), "test": ("heldout", 1 << 24)}
+LONGEST_SECONDS = 60.0
+
+
+@SOURCES.register("world")
+class WorldSource(Source):
+    """Clips rendered on demand.
+
+    Training uses (colour, shape) pairs that validation and test never show, and the reverse.
+
+    Args:
+        level: difficulty, from "tiny" to "hard".
+        clips: how many of the training split.
+        heldout_clips: how many of validation and test.
+        captions: "tags", "short" or "dense"; the wording varies from clip to clip.
+        fps: frames per second at which clips are rendered if none is asked for.
+        cache: a directory that keeps rendered clips between epochs and runs; None renders anew.
+        overrides: fields of the level to replace, for example ``{"shapes": ("cube",)}``.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | None,
+        split: str,
+        seed: int,
+        level: str = "tiny",
+        clips: int = 4096,
+        heldout_clips: int = 256,
+        captions: str = "short",
+        fps: float = 8.0,
+        cache: str | None = None,
+        overrides: dict[str, Any] | None = None,
+    ) -> None:
+        if root is not None:
+            raise SoraError(f"the world is procedural and has no folder; drop root={root!r} or use source 'folder'")
+        if level not in LEVELS:
+            raise SoraError(f"unknown level {level!r}; known: {', '.join(LEVELS)}")
+        if split not in SPLITS:
+            raise SoraError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+        world_split, self._offset = SPLITS[split]
+        config = LEVELS[level]
+        try:
+            config = replace(config, **(overrides or {}))
+        except TypeError as problem:
+            raise SoraError(f"overrides={overrides}: {problem}; known fields: {', '.join(asdict(config))}") from problem
+        self.world = World(config, seed=stream_seed(seed, "world") % (1 << 31), split=world_split)
+        self._captions, self._fps, self._cache_root = captions, fps, cache
+        self._description = json.dumps([asdict(config), seed, split, captions, fps], sort_keys=True, default=str)
+        self._length = clips if split == "train" else heldout_clips
+        self._caches: dict[tuple[int, int, int, float], _ClipCache] = {}
+
+    @cached_property
+    def infos(self) -> Sequence[ClipInfo]:  # type: ignore[override]
+        """Any number of frames at any size: the world has no native one."""
+        frames = int(LONGEST_SECONDS * self._fps)
+        numbers = range(self._offset, self._offset + self._length)
+        return [ClipInfo(f"{self.world.split}-{n}", frames, 256, 256, self._fps) for n in numbers]
+
+    def load(
+        self, index: int, frames: int, height: int, width: int, *, generator: torch.Generator, fps: float | None
+    ) -> Clip:
+        facts = self.world.facts(self._offset + index)
+        rate = fps or self._fps
+        caption = self.world.caption(facts, self._captions, key=self._offset + index)
+        key = (frames, height, width, rate)
+        if self._cache_root is None:
+            video = self.world.render(facts, *key)
+        else:
+            if key not in self._caches:
+                self._caches[key] = _ClipCache(Path(self._cache_root), self.fingerprint(), self._length, key)
+            video = self._caches[key].get(index, lambda: self.world.render(facts, *key))
+        return Clip(video, caption, rate, facts.as_dict())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_caches": {}}  # a pickled memory map would be a copy, not the file
+
+    def fingerprint(self) -> str:
+        probe = self.world.render(self.world.facts(self._offset), 2, 16, 16, self._fps)
+        return hashlib.sha256(self._description.encode() + probe.numpy().tobytes()).hexdigest()[:16]
+
+
+class _ClipCache:
+    """Rendered clips in one memory-mapped file, shared by workers and runs.
+
+    A clip's flag is set after its pixels, and equal keys always write equal pixels, so that neither
+    an interrupted run nor two at once can leave a wrong clip.
+    """
+
+    def __init__(self, root: Path, fingerprint: str, clips: int, key: tuple[int, int, int, float]) -> None:
+        frames, height, width, fps = key
+        root.mkdir(parents=True, exist_ok=True)
+        stem = root / f"world-{fingerprint}-{clips}x{frames}x{height}x{width}@{fps:g}"
+        self._videos = _memmap(stem.with_name(stem.name + ".u8"), (clips, frames, height, width, 3))
+        self._known = _memmap(stem.with_name(stem.name + ".flags"), (clips,))
+
+    def get(self, index: int, render: Any) -> UInt8[Tensor, "frames height width 3"]:
+        if not self._known[index]:
+            self._videos[index] = render().numpy()
+            self._known[index] = 1
+        return torch.from_numpy(np.array(self._videos[index]))
+
+
+def _memmap(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    size = int(np.prod(shape))
+    with path.open("ab") as file:  # creates it, or grows it with zeros; never shrinks what another run wrote
+        file.truncate(size)
+    return np.memmap(path, dtype=np.uint8, mode="r+", shape=shape)

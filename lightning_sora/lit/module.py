@@ -1,0 +1,201 @@
+"""LitModule: what every trained model of the lab shares."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import lightning.pytorch as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lightning_sora.errors import SoraError
+from lightning_sora.lit.ema import ExponentialMovingAverage
+from lightning_sora.lit.optimizers import SCHEDULES, create_optimizer
+from lightning_sora.spacetime import PatchSize, SpacetimeBatch
+
+
+class LitModule(pl.LightningModule):
+    """Optimizer, schedule, moving average, and a checkpoint that describes itself.
+
+    Args:
+        optimizer: spec, see :func:`lightning_sora.lit.optimizers.create_optimizer`.
+        schedule: spec of the learning rate over ``trainer.max_steps``.
+        ema_decay: of the moving average used for evaluation and sampling; None for none.
+        seed: of initial values and of every keyed draw.
+    """
+
+    #: Prefixes of the parameters at either end of the network, for optimizers that treat them apart.
+    boundary: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, *, optimizer: str, schedule: str, ema_decay: float | None, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
+        self._optimizer_spec, self._schedule_spec = optimizer, schedule
+        self.ema = ExponentialMovingAverage(ema_decay) if ema_decay is not None else None
+        self.native_size: tuple[int, int, int] | None = None  # frames, height, width of the first batch
+        self.native_fps = 8.0
+        self.run_id: str | None = None  # of the tracker, so that what is built on this run can name it
+        self.skipped_clips = 0
+        self._last_step = 0
+
+    # What one token of a batch must cover.
+    @property
+    def patch(self) -> PatchSize:
+        """Pixels per row of the batches that this module takes."""
+        raise NotImplementedError(f"{type(self).__name__} must say its patch")
+
+    def gallery(self) -> tuple[dict[str, list[Tensor]], list[str]]:
+        """What to show: videos (uint8 [frames height width 3]) by the name of their version, and their captions.
+
+        The same prompts, clips and noise at every call.
+        """
+        return {}, []
+
+    def configure_optimizers(self) -> Any:
+        return self.scheduled(create_optimizer(self._optimizer_spec, self.named_parameters(), self.boundary))
+
+    def scheduled(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The optimizer with the recipe's schedule, stepped once per optimizer step."""
+        total = self.trainer.max_steps
+        if total is None or total < 1:
+            raise SoraError(f"trainer.max_steps={total} must be at least 1: schedules are planned in steps")
+        factor = SCHEDULES.create(self._schedule_spec, total)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Evaluates with the moving average, where there is one."""
+        if self.ema is None:
+            yield
+        else:
+            with self.ema.applied(self):
+                yield
+
+    def check_batch(self, batch: SpacetimeBatch) -> None:
+        """Refuses batches cut for another model, before any compute is spent.
+
+        Raises:
+            SoraError: the patch of the data is not the patch of the model.
+        """
+        if batch.space == "pixel" and batch.patch != self.patch:
+            raise SoraError(
+                f"data.patch={list(batch.patch)} but this model's tokens cover {list(self.patch)} pixels "
+                f"(VAE stride times DiT patch size); set data.patch to {list(self.patch)}"
+            )
+
+    def videos(self, batch: SpacetimeBatch) -> Float[Tensor, "clips 3 frames height width"]:
+        """The clips of a batch in [-1, 1]."""
+        pixels = torch.stack(batch.videos())
+        return (pixels.to(self.dtype if self.dtype.is_floating_point else torch.float32) / 127.5 - 1).movedim(-1, 1)
+
+    # Lightning's hooks.
+    def on_fit_start(self) -> None:
+        if self.ema is not None:
+            self.ema.to(self.device)
+
+        if self.trainer.logger is not None and isinstance(getattr(self.trainer.logger, "run_id", None), str):
+            self.run_id = self.trainer.logger.run_id
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.check_batch(batch)
+        if self.native_size is None:
+            self.native_size, self.native_fps = batch.layout.grids[0].size(batch.patch), batch.fps[0]
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.check_batch(batch)
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.check_batch(batch)
+
+    def on_train_batch_end(self, outputs: Any, batch: SpacetimeBatch, batch_idx: int) -> None:
+        if self.ema is not None and self.trainer.global_step != self._last_step:
+            self._last_step = self.trainer.global_step
+            self.ema.update(self)
+        if batch.skipped:
+            self.skipped_clips += len(batch.skipped)
+            for reason in batch.skipped:
+                self.print(f"skipped, and replaced by another clip: {reason}")
+            self.log("data/skipped_clips", float(self.skipped_clips))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["module"] = type(self).__name__
+        checkpoint["skipped_clips"] = self.skipped_clips
+        checkpoint["run_id"] = self.run_id
+        checkpoint["native"] = {"size": list(self.native_size or ()), "fps": self.native_fps}
+        if self.ema is not None:
+            checkpoint["ema"] = self.ema.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_module(checkpoint, type(self).__name__)
+        self.skipped_clips = checkpoint["skipped_clips"]
+        self.run_id = checkpoint["run_id"]
+        self.native_size, self.native_fps = tuple(checkpoint["native"]["size"]) or None, checkpoint["native"]["fps"]
+        self._last_step = checkpoint["global_step"]
+        if self.ema is not None and "ema" in checkpoint:
+            self.ema.load_state_dict(checkpoint["ema"], self.device)
+
+    # Checkpoints as models.
+    @classmethod
+    def rebuild_arguments(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """Constructor arguments that make the model of a checkpoint."""
+        return dict(checkpoint["hyper_parameters"])
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
+        """The trained model of a checkpoint, with its moving average applied, ready to evaluate.
+
+        Raises:
+            SoraError: no such file, not a checkpoint, or one of another module.
+        """
+        checkpoint = read_checkpoint(path)
+        check_module(checkpoint, cls.__name__)
+        module = cls(**cls.rebuild_arguments(checkpoint))
+        missing, unexpected = module.load_state_dict(checkpoint["state_dict"], strict=False)
+        if missing or unexpected:
+            raise SoraError(
+                f"{path} does not hold this {cls.__name__}: missing {missing[:3]}, unexpected {unexpected[:3]}; "
+                "it was written by another version or edited"
+            )
+        module.on_load_checkpoint(checkpoint)
+        if module.ema is not None:
+            parameters = dict(module.named_parameters())
+            for name, average in module.ema.shadow.items():
+                parameters[name].data.copy_(average)
+        return module.to(device).eval().requires_grad_(False)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of this package, read without running any code in it.
+
+    Raises:
+        SoraError: no such file, unreadable, or not a checkpoint of this package.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SoraError(f"no checkpoint at {path}; give the path of a .ckpt file that `fit` wrote")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as problem:
+        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        raise SoraError(f"{path} cannot be read as a checkpoint ({reason}); it is damaged or something else") from None
+    if not isinstance(checkpoint, dict) or "module" not in checkpoint:
+        raise SoraError(f"{path} is not a checkpoint of lightning_sora; give one that `lightning-sora fit` wrote")
+    return checkpoint
+
+
+def check_module(checkpoint: dict[str, Any], expected: str) -> None:
+    """Raises SoraError if a checkpoint is of another module than expected."""
+    found = checkpoint.get("module")
+    if found != expected:
+        raise SoraError(f"the checkpoint holds a {found}, not a {expected}; give the checkpoint of a {expected} run")
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -1,0 +1,131 @@
+"""Optimizers and learning-rate schedules by name."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import timm.optim
+import torch
+from torch import nn
+
+from lightning_sora.errors import SoraError
+from lightning_sora.registry import Registry, Spec
+
+# Muon orthogonalises the update of a hidden matrix; what reads tokens in or writes predictions out is
+# left to AdamW (https://kellerjordan.github.io/posts/muon/).
+MATRIX_OPTIMIZERS = ("muon", "nmuon", "adamuon", "nadamuon")
+
+
+def create_optimizer(
+    spec: str, named_parameters: Iterable[tuple[str, nn.Parameter]], boundary: Iterable[str] = ()
+) -> torch.optim.Optimizer:
+    """An optimizer of timm's registry, or of ``torch.optim`` by its class name.
+
+    Vectors, biases and gains get no weight decay.
+
+    Args:
+        spec: such as "adamw(lr=1e-3, weight_decay=0.01)", "muon(lr=0.02)" or "RAdam(lr=1e-3)".
+            ``muon(adamw_lr=...)`` sets the rate of the parameters that Muon leaves to AdamW.
+        boundary: names (or prefixes) of the layers at either end of the network, which
+            :data:`MATRIX_OPTIMIZERS` leave to AdamW.
+
+    Raises:
+        SoraError: unknown optimizer or option.
+    """
+    parsed = Spec.parse(spec)
+    options = dict(parsed.options)
+    weight_decay = float(options.pop("weight_decay", 0.0))
+    boundary = tuple(boundary)
+    named = [(n, p) for n, p in named_parameters if p.requires_grad]
+    matrices = [(n, p) for n, p in named if p.ndim >= 2]
+    vectors = [p for _, p in named if p.ndim < 2]
+    if parsed.name in MATRIX_OPTIMIZERS:
+        inner = [p for n, p in matrices if not n.startswith(boundary)] if boundary else [p for _, p in matrices]
+        outer = [p for n, p in matrices if n.startswith(boundary)] if boundary else []
+        groups: list[dict[str, Any]] = [
+            {"params": inner, "weight_decay": weight_decay},
+            {"params": outer, "weight_decay": weight_decay, "use_fallback": True},
+            {"params": vectors, "weight_decay": 0.0, "use_fallback": True},
+        ]
+        if "adamw_lr" in options:
+            options["fallback_lr_scale"] = options.pop("adamw_lr") / options.get("lr", 0.02)
+    else:
+        groups = [
+            {"params": [p for _, p in matrices], "weight_decay": weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+    groups = [group for group in groups if group["params"]]
+    builder = _builder(parsed.name)
+    _check_options(parsed.name, builder, options)
+    if isinstance(builder, str):
+        return timm.optim.create_optimizer_v2(groups, opt=builder, filter_bias_and_bn=False, **options)
+    return builder(groups, **options)
+
+
+def _builder(name: str) -> str | type[torch.optim.Optimizer]:
+    if name in timm.optim.list_optimizers():
+        return name
+    candidate = getattr(torch.optim, name, None)
+    if inspect.isclass(candidate) and issubclass(candidate, torch.optim.Optimizer):
+        return candidate
+    import difflib
+
+    known = [*timm.optim.list_optimizers(), *(n for n in dir(torch.optim) if n[0].isupper())]
+    near = difflib.get_close_matches(name, known, n=3)
+    raise SoraError(
+        f"unknown optimizer {name!r}; "
+        + (f"did you mean {' or '.join(map(repr, near))}? " if near else "")
+        + "known: timm.optim.list_optimizers() and the classes of torch.optim"
+    )
+
+
+def _check_options(name: str, builder: str | type[torch.optim.Optimizer], options: dict[str, Any]) -> None:
+    cls = timm.optim.get_optimizer_class(name, bind_defaults=False) if isinstance(builder, str) else builder
+    accepted = [n for n in inspect.signature(cls).parameters if n != "params"]
+    unknown = [o for o in options if o not in accepted]
+    if unknown:
+        extra = ["weight_decay", *(["adamw_lr"] if name in MATRIX_OPTIMIZERS else [])]
+        raise SoraError(
+            f"optimizer {name!r} does not accept {', '.join(map(repr, unknown))}; "
+            f"it accepts: {', '.join(dict.fromkeys([*accepted, *extra]))}"
+        )
+
+
+Schedule = Callable[[int], float]
+SCHEDULES: Registry[Schedule] = Registry("learning-rate schedule")
+
+
+def _warm(step: int, warmup: int) -> float:
+    return min(1.0, (step + 1) / (warmup + 1))
+
+
+@SCHEDULES.register("constant")
+def constant(total: int, *, warmup: int = 0) -> Schedule:
+    """Linear warm-up, then flat."""
+    return lambda step: _warm(step, warmup)
+
+
+@SCHEDULES.register("cosine")
+def cosine(total: int, *, warmup: int = 0, final: float = 0.0) -> Schedule:
+    """Linear warm-up, then half a cosine down to ``final`` times the peak (Loshchilov and Hutter 2017)."""
+
+    def factor(step: int) -> float:
+        progress = min(1.0, max(0.0, (step - warmup) / max(1, total - warmup)))
+        return _warm(step, warmup) * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    return factor
+
+
+@SCHEDULES.register("trapezoid")
+def trapezoid(total: int, *, warmup: int = 0, cooldown: float = 0.3, final: float = 0.0) -> Schedule:
+    """Linear warm-up, flat, then linear down over the last ``cooldown`` of the run (Hägele et al. 2024)."""
+
+    def factor(step: int) -> float:
+        start = total * (1 - cooldown)
+        progress = min(1.0, max(0.0, (step - start) / max(1.0, total - start)))
+        return _warm(step, warmup) * (1 - (1 - final) * progress)
+
+    return factor
