@@ -1,0 +1,85 @@
+"""The facts of a clip: everything that its pixels and its caption are made from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ObjectFacts:
+    """One coloured solid.
+
+    Attributes:
+        radius: world units; the solid is its unit form times this.
+        motion: one of ``MOTIONS``.
+        heading: unit vector on the ground along which a straight motion (or "behind") leads.
+        center: (x, y) of the middle of a straight path, of the circle of "orbit", of the place otherwise.
+        travel: length of a straight path; radius of the circle of "orbit"; height of "bounce" and "fall".
+        yaw: rotation about the vertical at time 0, degrees.
+        phase: where a periodic motion starts, as a fraction of its period.
+    """
+
+    color: str
+    shape: str
+    size: str
+    radius: float
+    motion: str
+    heading: tuple[float, float]
+    center: tuple[float, float]
+    travel: float
+    yaw: float
+    phase: float
+
+
+@dataclass(frozen=True)
+class OccluderFacts:
+    """A grey wall: a box on the ground with half extents along x, y, z."""
+
+    center: tuple[float, float]
+    half: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class CameraFacts:
+    """The camera's motion and its pose in the middle of that motion (angles in degrees)."""
+
+    motion: str
+    pitch: float
+    fov: float
+    distance: float
+    target: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class SceneFacts:
+    """Ground and light: the checker's cell, its shift and turn, tone and contrast, the light's azimuth."""
+
+    cell: float
+    shift: tuple[float, float]
+    turn: float
+    tone: float
+    contrast: float
+    light: float
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything about one clip."""
+
+    index: int
+    duration: float
+    objects: tuple[ObjectFacts, ...]
+    occluder: OccluderFacts | None
+    camera: CameraFacts
+    scene: SceneFacts
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as nested dictionaries, lists, strings and numbers."""
+        return _plain(asdict(self))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,72 @@
+"""A world: an endless, indexable collection of clips whose every fact is known."""
+
+from __future__ import annotations
+
+import math
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from lightning_sora.errors import SoraError
+from lightning_sora.world.captions import caption
+from lightning_sora.world.config import WorldConfig, world_config
+from lightning_sora.world.draw import draw_facts
+from lightning_sora.world.facts import Facts
+from lightning_sora.world.render import Rendering, render
+
+
+class World:
+    """Procedural clips; clip ``index`` is a pure function of (config, seed, split, index).
+
+    Args:
+        config: a level ("tiny", "simple", "medium", "hard") or a configuration.
+        seed: another seed, another collection.
+        split: "train" never shows the held-out (colour, shape) pairs, "heldout" shows only those.
+
+    Raises:
+        SoraError: unknown level or split.
+    """
+
+    def __init__(self, config: WorldConfig | str = "tiny", seed: int = 0, split: str = "all") -> None:
+        self.config = world_config(config)
+        self.config.split_pairs(split)
+        self.seed = seed
+        self.split = split
+
+    def facts(self, index: int) -> Facts:
+        """The facts of one clip."""
+        return draw_facts(self.config, self.seed, self.split, index)
+
+    def caption(self, facts: Facts, level: str = "short", key: int = 0) -> str:
+        """Words for the facts: "tags", "short" or "dense"; key 0 is the plainest wording, others vary it."""
+        return caption(facts, level, key)
+
+    def render(
+        self, facts: Facts, frames: int, height: int, width: int, fps: float
+    ) -> UInt8[Tensor, "frames height width 3"]:
+        """The clip's pixels, from time 0 on.
+
+        Motion is a function of time in seconds, and the angle of view spans the frame's shorter
+        side: another rate or size shows the same event.
+
+        Args:
+            frames: 1 for a still.
+            fps: frames per second.
+
+        Raises:
+            SoraError: a size or rate that is not positive.
+        """
+        _check(frames, height, width, fps)
+        return render(facts, frames, height, width, fps).video
+
+    def render_all(self, facts: Facts, frames: int, height: int, width: int, fps: float) -> Rendering:
+        """The clip's pixels with its depth and object maps; arguments and errors as in ``render``."""
+        _check(frames, height, width, fps)
+        return render(facts, frames, height, width, fps, depth=True)
+
+
+def _check(frames: int, height: int, width: int, fps: float) -> None:
+    if min(frames, height, width) < 1 or not (fps > 0 and math.isfinite(fps)):
+        raise SoraError(
+            f"cannot render {frames} frames of {height}x{width} at {fps} frames per second; all must be positive"
+        )
