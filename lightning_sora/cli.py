@@ -1,0 +1,130 @@
+"""The door: ``lightning-sora COMMAND ...``.
+
+Importing lightning takes many seconds, so this module imports nothing heavy. It finds out which
+command is meant, imports that one alone, and turns whatever ends it into an exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+from lightning_sora import __version__
+from lightning_sora.errors import SoraError
+
+PROGRAM = "lightning-sora"
+
+TRAINING = {
+    "fit": "train a model by a recipe",
+    "validate": "run the validation of a recipe on a checkpoint",
+    "test": "score a checkpoint on the test clips of a recipe",
+    "predict": "run a recipe's prediction on a checkpoint",
+}
+LIGHT = {
+    "sample": "make videos from prompts with a trained model",
+    "data": "look at and check folders of videos",
+    "list": "name the registered parts: attention, VAEs, samplers ...",
+    "ui": "open the mlflow pages of past runs",
+}
+INTERRUPTED = 130
+USER_ERROR = 2
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse, with errors of one line and no abbreviations."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        options["allow_abbrev"] = False
+        super().__init__(*args, **options)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        raise SoraError(f"{message}; see `{self.prog} --help`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status; fit for repeated calls in one process.
+
+    Returns:
+        0 after success, 2 after a mistake of the user (one line says which), 130 after Ctrl-C,
+        143 after SIGTERM.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with _own_signal_handlers():
+            return _dispatch(arguments)
+    except SoraError as problem:
+        _say(f"error: {problem}")
+        return USER_ERROR
+    except KeyboardInterrupt as interruption:
+        _say(f"interrupted{f'; {interruption}' if str(interruption) else ''}")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away (`lightning-sora list | head`); Python would complain again at exit.
+        sys.stdout = None  # type: ignore[assignment]
+        return 0
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_help())
+        return 0 if arguments else USER_ERROR
+    if arguments[0] == "--version":
+        sys.stdout.write(f"{PROGRAM} {__version__}\n")
+        return 0
+    command = arguments[0]
+    if command in TRAINING:
+        return importlib.import_module("lightning_sora.commands.train").run(arguments)
+    if command in LIGHT:
+        module = importlib.import_module(f"lightning_sora.commands.{command}")
+        parser = OneLineParser(prog=PROGRAM)
+        module.add_parser(parser.add_subparsers(dest="command", required=True, parser_class=OneLineParser))
+        return module.run(parser.parse_args(arguments))
+    known = [*TRAINING, *LIGHT]
+    near = difflib.get_close_matches(command, known, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    raise SoraError(f"unknown command {command!r}; {hint}commands: {', '.join(known)}")
+
+
+def _help() -> str:
+    def table(commands: dict[str, str]) -> str:
+        return "".join(f"  {name:<10}{meaning}\n" for name, meaning in commands.items())
+
+    return (
+        f"usage: {PROGRAM} COMMAND ...\n\n"
+        "Controlled experiments on Sora-class text-to-video models.\n\n"
+        f"commands that run a recipe:\n{table(TRAINING)}\n"
+        f"  {PROGRAM} fit --config recipes/NAME.yaml [--config OVERLAY.yaml] [--model.dim=256 ...]\n\n"
+        f"other commands:\n{table(LIGHT)}\n"
+        f"`{PROGRAM} COMMAND --help` says more.\n"
+    )
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{PROGRAM}: {' '.join(text.split())}\n")
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    # Lightning leaves Ctrl-C ignored after one; the next command in this process must hear it.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""Checkpoints that are always whole: ``last.ckpt``, ``best.ckpt`` and milestones."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lightning_sora.errors import SoraError
+
+log = logging.getLogger(__name__)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames: a reader sees the old file or the new one, never a part.
+
+    Lightning's own writes to TMPDIR first, from where a move may be a copy.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = _part(target)
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+class Checkpoint(LightningCheckpoint):
+    """Keeps ``last.ckpt`` after every validation and at every end, and ``best.ckpt`` by a metric.
+
+    Lightning's ModelCheckpoint renews ``last`` only when the best improves, and lets an interrupted
+    training overwrite the best; hence this one.
+
+    A fresh fit never overwrites checkpoints of an earlier one: their folder is renamed. Two fits
+    at once in one folder are refused.
+
+    Args:
+        dirpath: folder; by default ``checkpoints`` in ``trainer.default_root_dir``.
+        monitor: metric that decides which is best; None keeps no best.
+        mode: "min" or "max".
+        every_n_steps: also renew ``last.ckpt`` this often between validations.
+        keep_every_n_steps: also keep ``step_NNNNNNNN.ckpt`` this often, for good.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | None = None,
+        monitor: str | None = "val/loss",
+        mode: Literal["min", "max"] = "min",
+        every_n_steps: int | None = None,
+        keep_every_n_steps: int | None = None,
+    ) -> None:
+        for name, value in (("every_n_steps", every_n_steps), ("keep_every_n_steps", keep_every_n_steps)):
+            if value is not None and value < 1:
+                raise SoraError(f"checkpoint.{name}={value} must be at least 1, or null for never")
+        self.dirpath = dirpath
+        self.monitor, self.mode = monitor, mode
+        self.every_n_steps, self.keep_every_n_steps = every_n_steps, keep_every_n_steps
+        self.best_model_path = self.last_model_path = ""
+        self.best_model_score: float | None = None
+        self.milestones: list[str] = []
+        self._folder = Path()
+        self._saved_step = -1
+        self._lock: TextIO | None = None
+
+    def folder(self, root: str | Path) -> Path:
+        """Where checkpoints are, for a trainer with this ``default_root_dir``."""
+        return Path(self.dirpath if self.dirpath is not None else Path(root) / "checkpoints").absolute()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit" or trainer.fast_dev_run:
+            return
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        self._folder = self.folder(trainer.default_root_dir)
+        if trainer.is_global_zero:
+            self._hold()
+            resumed = Path(trainer.ckpt_path).absolute() if trainer.ckpt_path else None
+            if resumed is None or resumed.parent != self._folder:
+                _set_aside(self._folder)
+            self._folder.mkdir(parents=True, exist_ok=True)
+        trainer.strategy.barrier("checkpoint folder")
+
+    def _hold(self) -> None:
+        import fcntl
+
+        self._folder.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = self._folder.with_name(f".{self._folder.name}.lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SoraError(
+                f"another fit is writing to {self._folder}; wait for its end or set --trainer.default_root_dir "
+                "to another folder"
+            ) from None
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if self.keep_every_n_steps and step % self.keep_every_n_steps == 0:
+            self._save_last(trainer)
+            milestone = self._folder / f"step_{step:08d}.ckpt"
+            self._copy_last(trainer, milestone)
+            self.milestones.append(str(milestone))
+        elif self.every_n_steps and step % self.every_n_steps == 0:
+            self._save_last(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        improved = self._improves(trainer)
+        self._saved_step = -1  # an earlier save of this step does not know its score
+        self._save_last(trainer)
+        if improved:
+            self._copy_last(trainer, Path(self.best_model_path))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._save_last(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        # Lightning raises SIGTERMException between steps only; elsewhere a step may be half done.
+        if isinstance(exception, SIGTERMException) and trainer.state.fn == "fit":
+            self._save_last(trainer)
+        self._release()
+
+    def _improves(self, trainer: pl.Trainer) -> bool:
+        if self.monitor is None:
+            return False
+        if self.monitor not in trainer.callback_metrics:
+            raise SoraError(
+                f"checkpoint.monitor={self.monitor!r} is not logged by this model; it logs: "
+                f"{', '.join(sorted(trainer.callback_metrics)) or 'nothing'}; or set it to null to keep no best"
+            )
+        score = float(trainer.callback_metrics[self.monitor])
+        best = self.best_model_score
+        # A comparison with NaN is false: NaN is never best.
+        if score == score and (best is None or (score < best if self.mode == "min" else score > best)):
+            self.best_model_score = score
+            self.best_model_path = str(self._folder / "best.ckpt")
+            return True
+        return False
+
+    def _save_last(self, trainer: pl.Trainer) -> None:
+        if trainer.fast_dev_run or trainer.global_step == self._saved_step:
+            return
+        self.last_model_path = str(self._folder / "last.ckpt")
+        trainer.save_checkpoint(self.last_model_path)
+        self._saved_step = trainer.global_step
+        for logger in trainer.loggers:
+            logger.after_save_checkpoint(self)  # type: ignore[arg-type]
+
+    def _copy_last(self, trainer: pl.Trainer, target: Path) -> None:
+        if trainer.fast_dev_run:
+            return
+        last = Path(self.last_model_path)
+        if trainer.is_global_zero:
+            part = _part(target)
+            if last.is_dir():  # a sharded checkpoint
+                shutil.copytree(last, part)
+                shutil.rmtree(target, ignore_errors=True)
+            else:
+                # A second name suffices: `last` is replaced, never written into.
+                try:
+                    os.link(last, part)
+                except OSError:
+                    shutil.copyfile(last, part)
+            part.replace(target)
+        trainer.strategy.barrier("checkpoint copy")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "folder": str(self._folder),
+            "best_model_path": self.best_model_path,
+            "best_model_score": self.best_model_score,
+            "milestones": list(self.milestones),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["folder"] == str(self._folder):
+            self.best_model_path = state_dict["best_model_path"]
+            self.best_model_score = state_dict["best_model_score"]
+            self.milestones = list(state_dict["milestones"])
+
+
+def _part(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}.part")
+
+
+def _set_aside(folder: Path) -> None:
+    files = sorted(folder.glob("*.ckpt"))
+    if not files:
+        return
+    moment = time.strftime("%Y%m%d-%H%M%S", time.localtime(max(file.stat().st_mtime for file in files)))
+    target = folder.with_name(f"{folder.name}-{moment}")
+    count = 1
+    while target.exists():
+        count += 1
+        target = folder.with_name(f"{folder.name}-{moment}-{count}")
+    folder.rename(target)
+    log.warning("checkpoints of an earlier fit are now in %s", target)

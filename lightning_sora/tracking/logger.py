@@ -1,0 +1,333 @@
+"""The lightning logger that keeps runs in mlflow."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lightning_sora.errors import SoraError
+from lightning_sora.tracking import provenance, store
+from lightning_sora.tracking.flatten import flatten, metric_name
+from lightning_sora.tracking.outbox import Outbox
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+TAG_LENGTH = 5000
+DIGEST_LENGTH = 36
+ROWS_BEFORE_FLUSH = 1000
+
+
+class MLflowTracker(Logger):
+    """Keeps a run in mlflow: recipe, code, data, metrics, galleries and checkpoints.
+
+    The run begins at the first use. After that, nothing that goes wrong with the store stops the
+    training (see ``Outbox``).
+
+    Args:
+        uri: address of the store; None means ``MLFLOW_TRACKING_URI``, or else ``sqlite:///mlflow.db``.
+        experiment: name of the mlflow experiment, which is created where missing.
+        run_name: name of the run; None makes one of recipe, seed and time.
+        tags: more tags for the run.
+        enabled: False keeps no record.
+        checkpoints: which checkpoints are copied to mlflow after a fit: "all" is best, last and milestones.
+        rejoin: whether a resumed training goes on in the run that its checkpoint names.
+        flush_seconds: how long metrics may wait to be sent together.
+    """
+
+    def __init__(
+        self,
+        uri: str | None = None,
+        experiment: str = "lightning-sora",
+        run_name: str | None = None,
+        tags: dict[str, str] | None = None,
+        enabled: bool = True,
+        checkpoints: Literal["off", "best", "last", "all"] = "all",
+        rejoin: bool = True,
+        flush_seconds: float = 10.0,
+    ) -> None:
+        super().__init__()
+        self.uri = store.resolve_uri(uri) if enabled else ""
+        self.experiment_name, self.run_name, self.enabled = experiment, run_name, enabled
+        self.checkpoints, self.rejoin, self.flush_seconds = checkpoints, rejoin, flush_seconds
+        self.outcome: str | None = None
+        self._tags = dict(tags or {})
+        self._root = Path.cwd()
+        self._from_run: str | None = None
+        self._client: MlflowClient | None = None
+        self._outbox: Outbox | None = None
+        self._run_id: str | None = None
+        self._stage: str | None = None
+        self._earlier_status: str | None = None
+        self._from_step = self._last_step = 0
+        self._known_params: dict[str, str] = {}
+        self._rows: list[tuple[str, float, int, int]] = []
+        self._flushed_at = self._began_at = time.monotonic()
+        self._checkpoint_callback: Any = None
+
+    def prepare(self, root: Path, seed: int | bool, from_run: str | None = None, from_step: int = 0) -> MLflowTracker:
+        """Says what only the trainer knows, before the run begins.
+
+        Args:
+            root: folder of the run's local files.
+            seed: for the name of the run.
+            from_run: the run that the checkpoint to go on from belongs to.
+            from_step: the step of that checkpoint; what scores it is logged there.
+        """
+        self._root, self._from_run, self._from_step = root, from_run, from_step
+        if self.run_name is None:
+            moment = time.strftime("%Y%m%d-%H%M%S")
+            # Two runs may begin within one second.
+            self.run_name = f"{root.name}-seed{int(seed)}-{moment}-{os.urandom(2).hex()}"
+        return self
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> MlflowClient:
+        """The mlflow client; begins the run on first use.
+
+        Raises:
+            SoraError: the store cannot be reached.
+        """
+        if self._client is None:
+            self._begin()
+        assert self._client is not None
+        return self._client
+
+    def _begin(self) -> None:
+        client = store.connect(self.uri)
+        self._began_at = time.monotonic()
+        if self._from_run is not None and not (self.rejoin and self._join(client, self._from_run)):
+            self._tags.setdefault("resumed_from.run_id", self._from_run)
+        if self._run_id is None:
+            experiment = store.experiment_id(client, self.uri, self.experiment_name)
+            tags = {"mlflow.user": _user(), "mlflow.source.name": "lightning-sora", **self._tags}
+            self._run_id = client.create_run(experiment, run_name=self.run_name, tags=tags).info.run_id
+        self._outbox = Outbox(client, self._run_id, self._root / "tracking")
+        self._outbox.replay_earlier()
+        self._client = client
+
+    def _join(self, client: MlflowClient, run_id: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = client.get_run(run_id)
+        except MlflowException:
+            return False
+        if run.info.lifecycle_stage != "active":
+            return False
+        self._run_id, self.run_name = run_id, run.info.run_name
+        self._earlier_status = run.info.status
+        self._known_params = dict(run.data.params)
+        client.update_run(run_id, status="RUNNING")
+        for key, value in self._tags.items():
+            client.set_tag(run_id, key, value)
+        return True
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the run on rank zero once it has begun, else None."""
+        return self._run_id
+
+    @property
+    def rejoined(self) -> bool:
+        """Whether this run had begun before."""
+        return self._earlier_status is not None
+
+    @property
+    def name(self) -> str:
+        return self.experiment_name
+
+    @property
+    def version(self) -> str | None:
+        return self.run_name
+
+    @property
+    def save_dir(self) -> str:
+        return str(self._root)
+
+    @property
+    def _sender(self) -> Outbox:
+        _ = self.experiment
+        assert self._outbox is not None
+        return self._outbox
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Lightning's call with the module's arguments: recorded unless a recipe is, which holds them."""
+        if self._stage is None:
+            self.log_once(params if isinstance(params, Mapping) else vars(params))
+
+    @rank_zero_only
+    def log_once(self, params: Mapping[str, Any]) -> None:
+        """Records parameters that the run does not have yet; mlflow cannot change one."""
+        _ = self.experiment
+        new = {key: value for key, value in flatten(params).items() if key not in self._known_params}
+        self._known_params.update(new)
+        self._sender.params(new)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Takes values in; they are sent together, every ``flush_seconds``."""
+        now = int(time.time() * 1000)
+        self._last_step = max(int(step or 0), self._from_step)
+        self._rows += [(metric_name(name), float(value), now, self._last_step) for name, value in metrics.items()]
+        if len(self._rows) >= ROWS_BEFORE_FLUSH or time.monotonic() - self._flushed_at >= self.flush_seconds:
+            self.flush()
+
+    @rank_zero_only
+    def flush(self) -> None:
+        """Sends the metrics that wait."""
+        rows, self._rows = self._rows, []
+        self._flushed_at = time.monotonic()
+        if rows:
+            self._sender.metrics(rows)
+
+    @rank_zero_only
+    def log_tags(self, tags: Mapping[str, Any]) -> None:
+        """Records tags; a new value replaces an old one."""
+        self._sender.tags({key: str(value)[:TAG_LENGTH] for key, value in tags.items()})
+
+    @rank_zero_only
+    def log_text(self, text: str, artifact: str) -> None:
+        """Stores a text as an artifact, such as ``code/diff.patch``."""
+        self._sender.text(text, artifact)
+
+    @rank_zero_only
+    def log_files(self, path: str | Path, folder: str) -> None:
+        """Stores a file, or everything in a folder, under an artifact folder such as ``samples/step_000100``."""
+        self.flush()
+        self._sender.files(Path(path), folder)
+
+    @rank_zero_only
+    def log_recipe(self, stage: str, resolved: str, recipe: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+        """Records a recipe as parameters and as files under ``recipe/``.
+
+        A rejoined run keeps its parameters. A recipe that differs from the stored one is kept as
+        ``recipe/STAGE.revision-N.yaml``, and the tag ``recipe.revision-N`` says what changed.
+
+        Args:
+            stage: "fit", "validate", "test" or "predict".
+            resolved: the recipe as text that ``lightning-sora STAGE --config`` accepts.
+            recipe: the same as mappings.
+            sources: text of the files that it was made of, by name.
+        """
+        _ = self.experiment
+        self._stage = stage
+        flat = flatten(recipe)
+        changes = [
+            f"{key}: {self._known_params.get(key)} -> {value}"
+            for key, value in flat.items()
+            if self._known_params.get(key) != value and key != "ckpt_path"
+        ]
+        name, number = f"recipe/{stage}", 0
+        if self.rejoined:
+            stored = self._artifacts("recipe")
+            number = sum(path.startswith(f"{name}.revision-") for path in stored) + 1
+            if f"{name}.yaml" in stored:
+                if not changes:
+                    return
+                name = f"{name}.revision-{number}"
+                self.log_tags({f"recipe.revision-{number}": "; ".join(changes)})
+        self.log_text(resolved, f"{name}.yaml")
+        for file, text in sources.items():
+            self.log_text(text, f"{name}.sources/{file}")
+        if stage == "fit" or not self.rejoined:
+            self.log_once(recipe)
+
+    def _artifacts(self, folder: str) -> set[str]:
+        from mlflow.exceptions import MlflowException
+
+        assert self._client is not None
+        try:
+            return {item.path for item in self._client.list_artifacts(self._run_id, folder)}
+        except (MlflowException, OSError):
+            return set()
+
+    @rank_zero_only
+    def log_provenance(self) -> None:
+        """Records the state of the code, the installed packages and the machine."""
+        import yaml
+
+        code, machine = provenance.code_state(), provenance.machine()
+        suffix = f"-{time.strftime('%Y%m%d-%H%M%S')}" if self.rejoined else ""
+        self.log_tags({**code.tags(), "python": machine["python"], "torch": machine["torch"]})
+        if code.patch:
+            self.log_text(code.patch, f"code/diff{suffix}.patch")
+        listed = "".join(f"{name}=={version}\n" for name, version in provenance.packages().items())
+        self.log_text(listed, f"environment/packages{suffix}.txt")
+        self.log_text(yaml.safe_dump(machine, sort_keys=False), f"environment/machine{suffix}.yaml")
+
+    @rank_zero_only
+    def log_data(self, name: str, fingerprint: str, context: str) -> None:
+        """Records which data a run reads.
+
+        Args:
+            name: what the data are called.
+            fingerprint: a hash of them.
+            context: what they serve for, such as "fit".
+        """
+        self._sender.dataset(name[:500], fingerprint[:DIGEST_LENGTH], name, context)
+        self.log_tags({"data.fingerprint": fingerprint})
+
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        self._checkpoint_callback = checkpoint_callback
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Sends what is left and closes the run: FINISHED, FAILED, or ``outcome`` where that is set."""
+        if self._client is None:
+            return
+        succeeded = status in ("success", "finished") and self.outcome is None
+        spent = {
+            f"system/{self._stage or 'run'}_seconds": time.monotonic() - self._began_at,
+            "system/peak_memory_gib": provenance.peak_memory_gib(),
+        }
+        self.log_metrics(spent, self._last_step)
+        self.flush()
+        self._keep_checkpoints(copy=succeeded)
+        if self._earlier_status is not None and self._stage != "fit":
+            # Scoring a checkpoint changes nothing of how its training ended.
+            self._sender.status(self._earlier_status)
+        else:
+            self._sender.status("FINISHED" if succeeded else (self.outcome or "FAILED"))
+        self._sender.close()
+
+    def _keep_checkpoints(self, copy: bool) -> None:
+        callback = self._checkpoint_callback
+        if callback is None:
+            return
+        files = {"best": callback.best_model_path, "last": callback.last_model_path}
+        files = {kind: path for kind, path in files.items() if path}
+        self.log_tags({f"checkpoint.{kind}": path for kind, path in files.items()})
+        if not copy or self.checkpoints == "off":
+            return
+        if self.checkpoints == "all":
+            files |= {Path(path).stem: path for path in getattr(callback, "milestones", [])}
+        else:
+            files = {kind: path for kind, path in files.items() if kind == self.checkpoints}
+        for path in files.values():
+            self.log_files(path, "checkpoints")
+
+
+def _user() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+def find_tracker(loggers: list[Any]) -> MLflowTracker | None:
+    """The tracker among a trainer's loggers, if any."""
+    found = [logger for logger in loggers if isinstance(logger, MLflowTracker)]
+    if len(found) > 1:
+        raise SoraError("a trainer has two MLflowTrackers; configure one, in the section `tracking`")
+    return found[0] if found else None

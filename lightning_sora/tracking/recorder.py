@@ -1,0 +1,78 @@
+"""The callback that tells the tracker what is run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lightning_sora.tracking.logger import find_tracker
+
+
+class RunRecorder(pl.Callback):
+    """Records recipe, code, data, size, lineage and outcome of a run.
+
+    The resolved recipe also goes to ``STAGE.yaml`` in the trainer's ``default_root_dir``. Of the
+    data it asks ``fingerprint()``, of the model ``lineage()`` (a mapping of tags), where they have it.
+
+    Args:
+        resolved: the recipe as text.
+        recipe: the same as mappings.
+        sources: text of the files that it was made of, by name.
+        command: the command line.
+    """
+
+    def __init__(
+        self, resolved: str, recipe: Mapping[str, Any], sources: Mapping[str, str], command: tuple[str, ...]
+    ) -> None:
+        self.resolved, self.recipe, self.sources, self.command = resolved, recipe, sources, command
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if trainer.fast_dev_run or not trainer.is_global_zero:
+            return
+        _write(Path(trainer.default_root_dir) / f"{stage}.yaml", self.resolved)
+        tracker = find_tracker(trainer.loggers)
+        if tracker is None:
+            return
+        tracker.log_recipe(stage, self.resolved, self.recipe, self.sources)
+        tracker.log_provenance()
+        tracker.log_tags({f"command.{stage}": " ".join(self.command), "output": trainer.default_root_dir})
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if hasattr(data, "fingerprint"):
+            tracker.log_data(str(getattr(data, "spec", type(data).__name__)), data.fingerprint(), stage)
+        if hasattr(pl_module, "lineage"):
+            tracker.log_tags(pl_module.lineage())
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        tracker = find_tracker(trainer.loggers)
+        if tracker is not None:
+            parameters = list(pl_module.parameters())
+            tracker.log_once(
+                {
+                    "parameters": sum(p.numel() for p in parameters),
+                    "parameters_trained": sum(p.numel() for p in parameters if p.requires_grad),
+                }
+            )
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        tracker = find_tracker(trainer.loggers)
+        checkpoint["run_id"] = tracker.run_id if tracker is not None else None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        tracker = find_tracker(trainer.loggers)
+        if tracker is not None:
+            stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
+            tracker.outcome = "KILLED" if stopped else "FAILED"
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text)
+    part.replace(path)
