@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from einops import rearrange, repeat
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
@@ -164,17 +164,9 @@ def read_image(path: str | Path) -> UInt8[Tensor, "height width 3"]:
     Raises:
         SoraError: ``file: reason``.
     """
-    try:
-        with Image.open(path) as opened:
-            opened.load()
-            image = ImageOps.exif_transpose(opened)
-    except FileNotFoundError:
-        raise SoraError(f"{path}: no such file") from None
-    except UnidentifiedImageError:
-        raise SoraError(f"{path}: not an image in a known format") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
-        # Pillow reports damaged files by all of these.
-        raise SoraError(f"{path}: damaged or too large an image ({problem})") from problem
+    with _image(path) as opened:
+        opened.load()
+        image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I") or image.mode == "F":
         deep = np.asarray(image, dtype=np.float64)
         image = Image.fromarray(np.uint8(np.clip(deep / 257 if deep.max() > 255 else deep, 0, 255).round()))
@@ -182,6 +174,31 @@ def read_image(path: str | Path) -> UInt8[Tensor, "height width 3"]:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
     return torch.from_numpy(np.array(image.convert("RGB")))
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of a still image as shown, without reading its pixels.
+
+    Raises:
+        SoraError: ``file: reason``.
+    """
+    with _image(path) as opened:
+        turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (opened.width, opened.height) if turned else (opened.height, opened.width)
+
+
+@contextmanager
+def _image(path: str | Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as opened:
+            yield opened
+    except FileNotFoundError:
+        raise SoraError(f"{path}: no such file") from None
+    except UnidentifiedImageError:
+        raise SoraError(f"{path}: not an image in a known format") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
+        # Pillow reports damaged files by all of these.
+        raise SoraError(f"{path}: damaged, or too large an image ({problem})") from problem
 
 
 def _pixels(video: Video, name: str) -> Pixels:

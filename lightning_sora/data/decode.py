@@ -1,0 +1,373 @@
+"""Video files to pixels, by timestamp.
+
+Files lie: rates vary within a clip, containers announce frames that are not there, AVI has no
+presentation times, phones store turned pictures, pixels need not be square. Everything here is
+about *shown* pictures at *shown* times: rotation and pixel aspect are applied, time 0 is the first
+picture. One thread per file, as FFmpeg's own threads were seen to lock up whole processes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.reformatter import Interpolation
+from av.video.stream import VideoStream
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from lightning_sora import media
+from lightning_sora.data.sources.base import DecodeError
+from lightning_sora.errors import SoraError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp"}
+)
+STILL_FPS = 1.0  # a still has no rate; this one keeps arithmetic defined
+
+# Anti-aliased when shrinking. Without the last two flags swscale errs by up to 38 of 255 levels at edges.
+SCALER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+
+# Containers that store decoding times only.
+WITHOUT_SHOWN_TIMES = frozenset({"avi"})
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file holds, as shown.
+
+    Attributes:
+        frames: 1 for a still image.
+        height, width: in square pixels, after rotation.
+        fps: average frames per second; ``STILL_FPS`` for a still image.
+        rotation: degrees, counter-clockwise, that were applied to the stored pictures.
+    """
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+    rotation: int = 0
+
+    @property
+    def duration(self) -> float:
+        """Seconds, at the average rate."""
+        return self.frames / self.fps
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether the name is that of a still image."""
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Describes a file at the cost of one decoded frame (and of reading it through, where it has no frame count).
+
+    Raises:
+        DecodeError: no readable video; cut short; no frame rate.
+    """
+    path = Path(path)
+    if is_image(path):
+        with _stills(path):
+            height, width = media.image_size(path)
+        return VideoInfo(1, height, width, STILL_FPS)
+    with _opened(path) as (container, stream):
+        _refuse_cut_short(path, stream)
+        counted, first, times = 0, None, []
+        for packet in container.demux(stream):
+            if first is None:
+                first = next(iter(packet.decode()), None)
+            if stream.frames and first is not None:
+                break
+            if packet.size and not packet.is_discard:
+                counted += 1
+                times.extend(t for t in (packet.pts if packet.pts is not None else packet.dts,) if t is not None)
+        if first is None:
+            raise DecodeError(f"{path}: not one frame can be decoded")
+        height, width = _shown_size(first, stream)
+        rate = _announced_rate(stream)
+        frames = stream.frames or counted
+        if stream.frames and rate and stream.duration:
+            # An edit list may leave out frames that the count still includes.
+            frames = max(1, min(frames, round(stream.duration * float(stream.time_base or 0) * rate)))
+        if not stream.frames and len(times) > 1 and max(times) > min(times):
+            measured = (len(times) - 1) / ((max(times) - min(times)) * float(stream.time_base or 1))
+            # An announced rate is the exact one of a constant rate, and a guess otherwise.
+            rate = rate if rate and abs(rate / measured - 1) < 0.02 else measured
+        if not rate and frames > 1:
+            raise DecodeError(f"{path}: it tells neither a frame rate nor frame times; convert it to mp4 first")
+        return VideoInfo(frames, height, width, rate or STILL_FPS, _quarter_turns(first) * 90)
+
+
+def read_clip(
+    path: str | Path,
+    start_seconds: float,
+    frames: int,
+    fps: float | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+) -> UInt8[Tensor, "frames height width 3"]:
+    """Reads the pictures shown at ``start_seconds + k / fps`` for k = 0 .. frames - 1.
+
+    The picture of a time is the last one due by then, where "due" is lenient by just under half an average
+    frame: of a constant rate that is the nearest frame, whatever the rounding of the stored times.
+    A rate above the file's own repeats pictures, one below leaves some out.
+
+    Args:
+        start_seconds: 0 is the first picture.
+        fps: None for the file's average rate.
+        size: (height, width) to scale to, anti-aliased, aspect not kept; None for the shown size.
+
+    Returns:
+        uint8 in [0, 255]. Transparent parts are laid on white. High dynamic range is not tone-mapped.
+
+    Raises:
+        DecodeError: no readable video, damage within the window, or the file ends before the window does.
+    """
+    path = Path(path)
+    if frames < 1 or start_seconds < 0 or (fps is not None and fps <= 0):
+        raise SoraError(
+            f"cannot read {frames} frames from {start_seconds} s at {fps} frames per second: "
+            "the number and the rate must be positive, the start not negative"
+        )
+    if is_image(path):
+        return _read_still(path, frames, size)
+    for seek_to in dict.fromkeys((start_seconds, 0.0)):
+        with _opened(path) as (container, stream):
+            native = _announced_rate(stream) or STILL_FPS
+            times = [start_seconds + k / (fps or native) for k in range(frames)]
+            try:
+                timed = _timed(container, stream, seek_to)
+                pictures = _pick(path, timed, times, 0.49 / native, _Picture(stream, size), sought=seek_to > 0)
+            except _MissedError:
+                continue
+            return torch.from_numpy(np.stack(pictures))
+    raise AssertionError("reading from the start cannot miss")
+
+
+def check(path: str | Path) -> str | None:
+    """Decodes a whole file.
+
+    Returns:
+        The reason why it is unfit, in words, or None.
+    """
+    path = Path(path)
+    try:
+        if is_image(path):
+            _read_still(path, 1, None)
+        else:
+            _decode_through(path)
+    except DecodeError as problem:
+        return str(problem).removeprefix(f"{path}: ")
+    return None
+
+
+class _MissedError(Exception):
+    """A seek landed after the wanted time, or cannot tell where it landed."""
+
+
+def _decode_through(path: Path) -> None:
+    probe(path)
+    decoded, left_out, end = 0, 0, 0.0
+    with _opened(path) as (container, stream):
+        try:
+            for packet in container.demux(stream):
+                left_out += packet.is_discard
+                for frame in packet.decode():
+                    if frame.is_corrupt:
+                        raise DecodeError(f"{path}: frame {decoded} is damaged")
+                    decoded += 1
+                    end = max(end, frame.time or 0.0)
+        except av.FFmpegError as problem:
+            raise DecodeError(
+                f"{path}: decoding fails after frame {decoded} of {stream.frames or 'an unknown number'} "
+                f"({_words(problem)})"
+            ) from problem
+        announced = stream.frames - left_out
+        # Decoders may drop a leading picture or two that refer to what came before the file's first.
+        if decoded < announced - 2:
+            raise DecodeError(f"{path}: only {decoded} of {announced} frames are there; it was cut short")
+        alone = len(container.streams) == 1 and container.duration is not None
+        if not stream.frames and alone and end < (promised := (container.duration or 0) / av.time_base) * 0.95 - 0.5:
+            raise DecodeError(f"{path}: ends at {end:.2f} s of {promised:.2f} s; it was cut short")
+
+
+@contextmanager
+def _stills(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DecodeError:
+        raise
+    except SoraError as problem:
+        raise DecodeError(str(problem)) from problem
+
+
+def _read_still(path: Path, frames: int, size: tuple[int, int] | None) -> UInt8[Tensor, "1 height width 3"]:
+    with _stills(path):
+        image = media.read_image(path)
+    if frames != 1:
+        raise DecodeError(f"{path}: a still image has 1 frame, {frames} were asked for")
+    if size is not None and size != tuple(image.shape[:2]):
+        scaled = Image.fromarray(image.numpy()).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+        image = torch.from_numpy(np.array(scaled))
+    return image[None]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Opens a file at its first video stream; FFmpeg's complaints inside become DecodeErrors."""
+    try:
+        if path.stat().st_size == 0:
+            raise DecodeError(f"{path}: the file is empty")
+        # "file:" keeps a colon in the name from being read as a protocol.
+        with av.open(f"file:{path}", metadata_errors="ignore") as container:
+            films = (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
+            stream = next(films, None)
+            if stream is None:
+                kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+                raise DecodeError(f"{path}: it has no video, only {kinds}")
+            stream.thread_type = "NONE"
+            yield container, stream
+    except (av.FFmpegError, OSError) as problem:
+        raise DecodeError(f"{path}: {_words(problem)}") from problem
+
+
+def _words(problem: Exception) -> str:
+    if isinstance(problem, FileNotFoundError):
+        return "no such file"
+    if isinstance(problem, IsADirectoryError):
+        return "it is a folder"
+    if isinstance(problem, av.error.InvalidDataError):
+        return "damaged, incomplete, or no video at all"
+    return str(getattr(problem, "strerror", None) or problem)
+
+
+def _refuse_cut_short(path: Path, stream: VideoStream) -> None:
+    """The index of an mp4 says where the last frame ends: beyond the file's end if that was cut."""
+    needed = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    held = path.stat().st_size
+    if needed > held:
+        raise DecodeError(f"{path}: cut short, it holds {held:,} of {needed:,} bytes")
+
+
+def _announced_rate(stream: VideoStream) -> float | None:
+    rate: Fraction | None = stream.average_rate or stream.guessed_rate
+    return float(rate) if rate else None
+
+
+def _quarter_turns(frame: av.VideoFrame) -> int:
+    return round(frame.rotation / 90) % 4
+
+
+def _shown_size(frame: av.VideoFrame, stream: VideoStream) -> tuple[int, int]:
+    """Height and width in square pixels, turned."""
+    aspect = float(stream.sample_aspect_ratio or 1)
+    # Ratios near one come from rounded sizes, absurd ones from broken headers.
+    squeezed = 1 / 4 <= aspect <= 4 and abs(aspect - 1) > 0.02
+    width = round(frame.width * aspect) if squeezed else frame.width
+    return (width, frame.height) if _quarter_turns(frame) % 2 else (frame.height, width)
+
+
+class _Picture:
+    """Turns frames into pixels of one size, that of the first unless given."""
+
+    def __init__(self, stream: VideoStream, size: tuple[int, int] | None) -> None:
+        self.stream, self.size = stream, size
+
+    def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
+        if self.size is None:
+            self.size = _shown_size(frame, self.stream)
+        turns = _quarter_turns(frame)
+        height, width = self.size[::-1] if turns % 2 else self.size
+        transparent = any(component.is_alpha for component in frame.format.components)
+        pixels = frame.reformat(
+            width=width, height=height, format="rgba" if transparent else "rgb24", interpolation=SCALER, threads=1
+        ).to_ndarray()
+        if transparent:
+            alpha = pixels[..., 3:].astype(np.float32) / 255
+            pixels = np.uint8(np.round(pixels[..., :3] * alpha + 255 * (1 - alpha)))
+        return np.rot90(pixels, turns)
+
+
+def _timed(container: InputContainer, stream: VideoStream, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Frames in the order shown with their times in seconds, from a keyframe not after ``start``.
+
+    Raises:
+        _MissedError: frames carry no times, so that after a seek nobody knows where it landed.
+    """
+    tick = float(stream.time_base or 1)
+    origin = stream.start_time or 0
+    rate = _announced_rate(stream) or STILL_FPS
+    if start > 0:
+        try:
+            container.seek(origin + int(start / tick), stream=stream)
+        except av.FFmpegError as problem:
+            raise _MissedError from problem
+    ordered = container.format.name in WITHOUT_SHOWN_TIMES
+    decoding_times: deque[int] = deque()
+    shown = 0
+    for packet in container.demux(stream):
+        if packet.size and packet.dts is not None:
+            decoding_times.append(packet.dts)
+        for frame in packet.decode():
+            due = decoding_times.popleft() if decoding_times else None
+            # Frames come out in the order shown, so the n-th takes the n-th decoding time.
+            stamp = due if ordered else frame.pts
+            if stamp is None and start > 0:
+                raise _MissedError
+            yield ((stamp - origin) * tick if stamp is not None else shown / rate), frame
+            shown += 1
+
+
+def _pick(
+    path: Path,
+    timed: Iterator[tuple[float, av.VideoFrame]],
+    times: list[float],
+    lenience: float,
+    picture: Callable[[av.VideoFrame], UInt8[np.ndarray, "height width 3"]],
+    *,
+    sought: bool,
+) -> list[UInt8[np.ndarray, "height width 3"]]:
+    """For each of the rising ``times`` the last frame due by then."""
+    pictures: list[UInt8[np.ndarray, "height width 3"]] = []
+    held: av.VideoFrame | None = None
+    held_since = 0.0
+    hold = 2 * lenience
+
+    def show_until(moment: float) -> None:
+        due = sum(time + lenience < moment for time in times[len(pictures) :])
+        if held is not None and due:
+            pictures.extend([picture(held)] * due)
+
+    for time, frame in timed:
+        if held is None and sought and time > times[0] + lenience:
+            raise _MissedError
+        if held is not None:
+            if time <= held_since:
+                continue
+            show_until(time)
+            if len(pictures) == len(times):
+                return pictures
+        held, held_since = frame, time
+        hold = max(2 * lenience, float((frame.duration or 0) * (frame.time_base or 0)))
+    if held is None:
+        if sought:
+            raise _MissedError
+        raise DecodeError(f"{path}: not one frame can be decoded")
+    if times[-1] > held_since + hold:
+        raise DecodeError(
+            f"{path}: ends at {held_since + hold:.2f} s, but frames up to {times[-1]:.2f} s were asked for"
+        )
+    show_until(float("inf"))
+    return pictures

@@ -1,0 +1,265 @@
+"""A folder of real videos and images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+# The module, not its names: either of the two may be imported first.
+from lightning_sora.data import decode
+from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, DecodeError, Source
+from lightning_sora.data.sources.captions import SPLIT_NAMES, SPLITS, TABLES, Note, read_sidecar, read_tables
+from lightning_sora.errors import SoraError
+
+log = logging.getLogger(__name__)
+
+CAPTIONS = ("auto", "metadata", "sidecar", "none")
+SHOWN_REASONS = 10
+FINGERPRINTED_BYTES = 1 << 16  # of each end of a file
+
+
+@SOURCES.register("folder")
+class FolderSource(Source):
+    """Videos and images under a folder, at any depth, with captions beside them if there are any.
+
+    **Captions**: ``metadata.csv``, ``.jsonl`` or ``.parquet`` (columns ``file_name`` and ``text`` or ``caption``;
+    several tables at several depths are fine), else ``clip.txt`` beside ``clip.mp4``, else the empty caption.
+
+    **Splits**, in this order: the tables' column ``split``; folders ``train``, ``val`` (or ``validation``),
+    ``test`` right under the root; what neither names belongs to train. Whichever of val and test nobody
+    names is then taken out of train: the first clips in the order of a hash of their ids, a fixed share
+    and at least one, videos and stills each by themselves. This depends on the names alone, never on the
+    seed, so that runs stay comparable. Fewer than three clips cannot be divided: all splits then hold
+    all of them, with a warning.
+
+    Windows start at a frame drawn from those where they fit. Pictures are scaled to cover the asked size and
+    cut: at a drawn place in train, in the middle elsewhere.
+
+    Args:
+        root: the folder.
+        split: "train", "val" or "test".
+        seed: accepted by contract; nothing here depends on it.
+        captions: "auto" (tables, then sidecars), "metadata" (tables only, at least one), "sidecar", "none".
+        held_out: the share of clips that val and test each take out of train where nothing names them.
+        on_error: what to do with files that cannot be probed: "skip" leaves them out with a warning
+            that counts them and gives reasons, "raise" stops at the first.
+
+    Attributes:
+        failures: file -> reason, of those left out.
+
+    Raises:
+        SoraError: no such folder, nothing usable in it, wrong metadata.
+        DecodeError: a file cannot be probed and ``on_error`` is "raise".
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | None,
+        split: str = "train",
+        seed: int = 0,
+        captions: str = "auto",
+        held_out: float = 0.05,
+        on_error: str = "skip",
+    ) -> None:
+        if root is None:
+            raise SoraError("source 'folder' needs a root; give the folder of the videos, as in --data.root=FOLDER")
+        if split not in SPLITS:
+            raise SoraError(f"split={split!r} must be one of {', '.join(SPLITS)}")
+        if captions not in CAPTIONS:
+            raise SoraError(f"captions={captions!r} must be one of {', '.join(CAPTIONS)}")
+        if on_error not in ("skip", "raise"):
+            raise SoraError(f"on_error={on_error!r} must be 'skip' or 'raise'")
+        if not 0 < held_out < 0.5:
+            raise SoraError(f"held_out={held_out} must lie between 0 and 0.5: val and test take that share each")
+        self.root, self.split = Path(root), split
+        files, tables = find_media(self.root)
+        notes = self._notes(files, tables, captions)
+        found, self.failures = _probe_all(self.root, files, on_error)
+        if not found:
+            reasons = _listed(self.failures) if self.failures else "it holds no file of a known kind"
+            raise SoraError(f"no usable video or image under {self.root}: {reasons}")
+        if self.failures:
+            log.warning(
+                "%d of %d files under %s are left out: %s",
+                len(self.failures),
+                len(files),
+                self.root,
+                _listed(self.failures),
+            )
+        splits = assign_splits({i: n.split for i, n in notes.items() if i in found}, found, held_out)
+        self.infos: Sequence[ClipInfo] = [
+            ClipInfo(i, v.frames, v.height, v.width, v.fps, notes[i].caption, notes[i].split)
+            for i, v in sorted(found.items())
+            if split in splits[i]
+        ]
+        silent = sum(not info.caption for info in self.infos)
+        if silent and captions != "none":
+            log.warning("%d of %d clips of split %r have no caption", silent, len(self.infos), split)
+
+    def _notes(self, files: Sequence[str], tables: Sequence[Path], captions: str) -> dict[str, Note]:
+        """A note for every file."""
+        if captions == "metadata" and not tables:
+            raise SoraError(f"captions='metadata', but there is no {' or '.join(TABLES)} under {self.root}; add one")
+        listed = read_tables(self.root, tables, set(files)) if captions in ("auto", "metadata") else {}
+        notes = {}
+        for clip_id in files:
+            note = listed.get(clip_id, Note("", None))
+            if captions == "sidecar" or (captions == "auto" and clip_id not in listed):
+                note = replace(note, caption=read_sidecar(self.root / clip_id) or "")
+            first, *rest = clip_id.split("/")
+            if note.split is None and rest:
+                note = replace(note, split=SPLIT_NAMES.get(first.lower()))
+            notes[clip_id] = note
+        return notes
+
+    def load(
+        self, index: int, frames: int, height: int, width: int, *, generator: torch.Generator, fps: float | None
+    ) -> Clip:
+        info = self.infos[index]
+        path = self.root / info.id
+        rate = fps or info.fps
+        # In units of the clip's own frames, from the first to the last of the window.
+        span = (frames - 1) / rate * info.fps
+        if span > info.frames - 1 + 1e-6:
+            raise DecodeError(
+                f"{path}: {frames} frames at {rate:g} per second do not fit into its {info.frames} at {info.fps:g}; "
+                "ask for fewer frames or a higher rate"
+            )
+        start = _draw(int(info.frames - 1 - span + 1e-6), generator)
+        cover = max(height / info.height, width / info.width)
+        size = (max(height, round(info.height * cover)), max(width, round(info.width * cover)))
+        video = decode.read_clip(path, start / info.fps, frames, rate, size=size)
+        spare = size[0] - height, size[1] - width
+        drawn = [_draw(margin, generator) for margin in spare]
+        top, left = drawn if self.split == "train" else [margin // 2 for margin in spare]
+        return Clip(video[:, top : top + height, left : left + width].contiguous(), info.caption, rate)
+
+    def fingerprint(self) -> str:
+        """Hash of the ids, sizes, captions, and 64 KiB of either end of every clip of the split.
+
+        Copies of a folder agree, whatever their times; a change in the middle of a file of the same
+        size goes unseen.
+        """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.blake2b(f"folder {self.split}".encode(), digest_size=16)
+        for info in self.infos:
+            path = self.root / info.id
+            size = path.stat().st_size
+            digest.update(json.dumps([info.id, size, info.caption]).encode())
+            with path.open("rb") as content:
+                digest.update(content.read(FINGERPRINTED_BYTES))
+                content.seek(max(0, size - FINGERPRINTED_BYTES))
+                digest.update(content.read(FINGERPRINTED_BYTES))
+        return digest.hexdigest()
+
+
+def find_media(root: Path) -> tuple[list[str], list[Path]]:
+    """The media files under a folder, as sorted relative paths with slashes, and its metadata tables.
+
+    Hidden files and folders are passed over.
+
+    Raises:
+        SoraError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise SoraError(f"{root} is not a folder; give the folder that holds the videos")
+    files: list[str] = []
+    tables: list[Path] = []
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        here = Path(folder)
+        tables.extend(here / name for name in TABLES if name in names)
+        files.extend(
+            (here / name).relative_to(root).as_posix()
+            for name in names
+            if not name.startswith(".") and Path(name).suffix.lower() in decode.VIDEO_SUFFIXES | decode.IMAGE_SUFFIXES
+        )
+    return sorted(files), tables
+
+
+def assign_splits(
+    named: Mapping[str, str | None], found: Mapping[str, decode.VideoInfo], held_out: float
+) -> dict[str, tuple[str, ...]]:
+    """The splits of every clip; the rule is told at :class:`FolderSource`."""
+    splits = {i: named.get(i) or "train" for i in found}
+    missing = [split for split in ("val", "test") if split not in splits.values()]
+    train = [i for i, split in splits.items() if split == "train"]
+    if missing and len(train) <= len(missing):
+        if "train" in splits.values():
+            log.warning(
+                "%d clips cannot be divided: %s share them with train, so nothing is held out", len(train), missing
+            )
+        return {i: ("train", *missing) if split == "train" else (split,) for i, split in splits.items()}
+    for still in (False, True):
+        kind = sorted((i for i in train if (found[i].frames == 1) == still), key=_hash_order)
+        if len(kind) > len(missing):
+            share = max(1, round(held_out * len(kind)))
+            for place, split in enumerate(missing):
+                splits.update(dict.fromkeys(kind[place * share : (place + 1) * share], split))
+    if missing and not set(missing) <= set(splits.values()):
+        # Too few of either kind alone, enough together.
+        for split, clip_id in zip(missing, sorted(train, key=_hash_order), strict=False):
+            splits[clip_id] = split
+    return {i: (split,) for i, split in splits.items()}
+
+
+def _hash_order(clip_id: str) -> bytes:
+    return hashlib.blake2b(clip_id.encode(), digest_size=16).digest()
+
+
+def _draw(largest: int, generator: torch.Generator) -> int:
+    """A whole number from 0 to ``largest``."""
+    drawn: Tensor = torch.randint(largest + 1, (), generator=generator)
+    return int(drawn)
+
+
+@lru_cache(maxsize=1 << 18)
+def _probe(path: Path, size: int, changed: int) -> decode.VideoInfo | DecodeError:
+    # The three splits of a folder each ask; a changed file is asked anew.
+    try:
+        return decode.probe(path)
+    except DecodeError as problem:
+        return problem
+
+
+def _probe_all(root: Path, files: Sequence[str], on_error: str) -> tuple[dict[str, decode.VideoInfo], dict[str, str]]:
+    def look(clip_id: str) -> decode.VideoInfo | DecodeError:
+        path = root / clip_id
+        try:
+            state = path.stat()
+        except OSError as problem:
+            return DecodeError(f"{path}: {problem.strerror}")
+        return _probe(path, state.st_size, state.st_mtime_ns)
+
+    found: dict[str, decode.VideoInfo] = {}
+    failures: dict[str, str] = {}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for clip_id, answer in zip(files, pool.map(look, files), strict=True):
+            if isinstance(answer, decode.VideoInfo):
+                found[clip_id] = answer
+            elif on_error == "raise":
+                pool.shutdown(cancel_futures=True)
+                raise answer
+            else:
+                failures[clip_id] = str(answer).removeprefix(f"{root / clip_id}: ")
+    return found, failures
+
+
+def _listed(failures: Mapping[str, str]) -> str:
+    shown = [f"{name} ({reason})" for name, reason in list(failures.items())[:SHOWN_REASONS]]
+    more = len(failures) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more else "")
