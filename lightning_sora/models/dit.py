@@ -1,0 +1,246 @@
+"""DiT: a diffusion transformer over spacetime tokens.
+
+Peebles & Xie 2022 (arXiv:2212.09748), with text by cross-attention and shared modulation as in
+PixArt-alpha (Chen et al. 2023, arXiv:2310.00426). It predicts a row per token; what the row means is
+the objective's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_sora.errors import SoraError
+from lightning_sora.models.text import TextContext
+from lightning_sora.nn.attention import CrossAttention, create_attention, layer_specs
+from lightning_sora.nn.embed import TimestepEmbedding
+from lightning_sora.nn.layers import GatedMLP, Modulation, ZeroLinear, modulate, normalize
+from lightning_sora.nn.rope import Rope, axis_pairs, rotary
+from lightning_sora.registry import Spec
+from lightning_sora.spacetime import TokenLayout
+
+
+class OwnModulation(nn.Module):
+    """A projection of the condition that starts at zero (AdaLN-Zero, DiT section 3.2)."""
+
+    def __init__(self, dim: int, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.linear = ZeroLinear(dim, parts * dim)
+
+    def forward(self, condition: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch parts dim"]:
+        return self.linear(F.silu(condition)).unflatten(-1, (self.parts, -1))
+
+    def flops(self, conditions: int) -> int:
+        return 2 * conditions * self.linear.in_features * self.linear.out_features
+
+
+class ModulationTable(nn.Module):
+    """A layer's learned offset to the modulation that all layers share (AdaLN-single, PixArt-alpha section 2.3)."""
+
+    def __init__(self, dim: int, parts: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(parts, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.table)
+
+    def forward(self, shared: Float[Tensor, "*batch parts dim"]) -> Float[Tensor, "*batch parts dim"]:
+        return shared + self.table
+
+    def flops(self, conditions: int) -> int:
+        return 0
+
+
+class DiTBlock(nn.Module):
+    """Self-attention, cross-attention to text, gated MLP; the first and the last modulated and gated."""
+
+    parts = 2 * len(Modulation._fields)
+
+    def __init__(
+        self,
+        spec: Spec,
+        dim: int,
+        num_heads: int,
+        *,
+        layer: int,
+        depth: int,
+        mlp_ratio: float,
+        modulation: nn.Module,
+        kernel: str,
+    ) -> None:
+        super().__init__()
+        self.modulation = modulation
+        self.attention = create_attention(spec, dim, num_heads, layer=layer, depth=depth, kernel=kernel)
+        self.cross = CrossAttention(dim, num_heads, kernel)
+        self.mlp = GatedMLP(dim, mlp_ratio)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        condition: Tensor,
+        text: TextContext,
+        layout: TokenLayout,
+        rope: Rope,
+        per_token: bool,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        parts = self.modulation(condition)
+        parts = (parts if per_token else layout.per_token(parts)).unbind(dim=-2)
+        attention, mlp = Modulation(*parts[:3]), Modulation(*parts[3:])
+        y = self.attention(modulate(x, attention.shift, attention.scale), layout, rope)
+        x = x + attention.gate * y
+        x = x + self.cross(normalize(x), text.embeddings, text.mask, layout)
+        return x + mlp.gate * self.mlp(modulate(x, mlp.shift, mlp.scale))
+
+    def flops(self, layout: TokenLayout, text_tokens: int) -> int:
+        return (
+            self.modulation.flops(layout.clips)  # type: ignore[operator]
+            + self.attention.flops(layout)
+            + self.cross.flops(layout, text_tokens)
+            + self.mlp.flops(layout.total)
+        )
+
+
+class DiT(nn.Module):
+    """Predicts a row per token from noised rows, timesteps and text.
+
+    Args:
+        in_dim: width of a row, in and out.
+        dim: width of the tokens.
+        depth: number of layers.
+        num_heads: divides ``dim``; ``dim / num_heads`` is even and at least 6.
+        text_dim: width of the text encoder.
+        attention: spec of the self-attention, or a pattern over layers (see :func:`layer_specs`).
+        mlp_ratio: hidden width of the gated MLP over ``dim``.
+        modulation: ``"single"``: one projection of the condition for all layers, plus a learned table
+            per layer; ``"per_block"``: a projection per layer.
+        kernel: how attention is computed (see :mod:`lightning_sora.nn.attention.kernels`).
+        checkpoint: recompute each layer in the backward pass, to save memory.
+
+    Raises:
+        SoraError: widths that do not divide, an unknown block, kernel or modulation.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        *,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        text_dim: int,
+        attention: str | Sequence[str] = "full",
+        mlp_ratio: float = 2.67,
+        modulation: Literal["single", "per_block"] = "single",
+        kernel: str = "sdpa",
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        if modulation not in ("single", "per_block"):
+            raise SoraError(f"unknown modulation {modulation!r}; choose 'single' or 'per_block'")
+        specs = layer_specs(attention, depth)
+        self.in_dim, self.dim, self.text_dim, self.checkpoint = in_dim, dim, text_dim, checkpoint
+        self.embed = nn.Linear(in_dim, dim)
+        self.time = TimestepEmbedding(dim)
+        self.text = nn.Linear(text_dim, dim)
+        self.pooled = nn.Linear(dim, dim)
+        single = modulation == "single"
+        self.modulation = OwnModulation(dim, DiTBlock.parts) if single else nn.Identity()
+        self.blocks = nn.ModuleList(
+            DiTBlock(
+                spec,
+                dim,
+                num_heads,
+                layer=layer,
+                depth=depth,
+                mlp_ratio=mlp_ratio,
+                modulation=(ModulationTable if single else OwnModulation)(dim, DiTBlock.parts),
+                kernel=kernel,
+            )
+            for layer, spec in enumerate(specs)
+        )
+        self.final_modulation = OwnModulation(dim, 2)
+        self.unembed = ZeroLinear(dim, in_dim)
+        self.head_dim = dim // num_heads
+        axis_pairs(self.head_dim, axes=3)  # refuses a head too narrow for three axes now
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens in_dim"],
+        t: Float[Tensor, " clips"] | Float[Tensor, "batch tokens"],
+        text: TextContext,
+        layout: TokenLayout,
+    ) -> Float[Tensor, "batch tokens in_dim"]:
+        """One prediction.
+
+        Args:
+            x: noised rows.
+            t: timesteps in [0, 1], 0 is data and 1 is noise, per clip or per token.
+            text: one context per clip.
+            layout: where the tokens are; uniform or packed.
+
+        Raises:
+            SoraError: shapes that do not fit the layout or the model.
+        """
+        self._check(x, t, text, layout)
+        per_token = t.dim() == 2
+        text = self._project(text)
+        pooled = self.pooled(_mean(text))
+        condition = self.time(t) + (layout.per_token(pooled) if per_token else pooled)
+        one = layout.coordinates(x.device)[: layout.shape[1], 1:]  # the clips of a uniform batch are alike
+        rope = rotary(one, self.head_dim)
+        shared = self.modulation(condition)
+        x = self.embed(x)
+        for block in self.blocks:
+            run = partial(checkpoint, block, use_reentrant=False) if self.checkpoint and self.training else block
+            x = run(x, shared, text, layout, rope, per_token)
+        final = self.final_modulation(condition)
+        shift, scale = (final if per_token else layout.per_token(final)).unbind(dim=-2)
+        return self.unembed(modulate(x, shift, scale))
+
+    def flops(self, layout: TokenLayout, text_tokens: int) -> int:
+        """FLOPs of one forward pass with a timestep per clip, a multiplication and an addition counting as two.
+
+        Args:
+            text_tokens: length of the text, padding included.
+        """
+        rows = 4 * layout.total * self.in_dim * self.dim
+        text = 2 * layout.clips * self.dim * (text_tokens * self.text_dim + self.dim)
+        condition = self.time.flops(layout.clips) + self.final_modulation.flops(layout.clips)
+        if isinstance(self.modulation, OwnModulation):
+            condition += self.modulation.flops(layout.clips)
+        blocks = sum(block.flops(layout, text_tokens) for block in self.blocks)  # type: ignore[operator]
+        return rows + text + condition + blocks
+
+    def _project(self, text: TextContext) -> TextContext:
+        return TextContext(self.text(normalize(text.embeddings)), text.mask)
+
+    def _check(self, x: Tensor, t: Tensor, text: TextContext, layout: TokenLayout) -> None:
+        if tuple(x.shape) != (*layout.shape, self.in_dim):
+            raise SoraError(
+                f"rows of shape {tuple(x.shape)} do not fit: the layout and the model ask for "
+                f"{(*layout.shape, self.in_dim)} (batch, tokens, in_dim)"
+            )
+        if tuple(t.shape) not in ((layout.clips,), layout.shape):
+            raise SoraError(
+                f"t of shape {tuple(t.shape)} is neither per clip {(layout.clips,)} nor per token {layout.shape}"
+            )
+        clips, _, width = text.embeddings.shape
+        if clips != layout.clips or width != self.text_dim:
+            raise SoraError(
+                f"text of {clips} clips and width {width}, but the layout has {layout.clips} clips and the model "
+                f"text_dim={self.text_dim}"
+            )
+
+
+def _mean(text: TextContext) -> Float[Tensor, "clips dim"]:
+    weight = text.mask[..., None].to(text.embeddings.dtype)
+    return (text.embeddings * weight).sum(dim=1) / weight.sum(dim=1)

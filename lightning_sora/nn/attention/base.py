@@ -1,0 +1,187 @@
+"""AttentionBlock: self-attention among the tokens of each clip, whatever the layout.
+
+The base projects, normalises, rotates and projects back; a block says who attends to whom. Most
+do it by a partition: a block that only implements ``group`` attends within groups of tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lightning_sora.errors import SoraError
+from lightning_sora.nn.attention.kernels import kernel_for
+from lightning_sora.nn.attention.segments import gather, scatter
+from lightning_sora.nn.rope import Rope, rotate
+from lightning_sora.registry import Registry, Spec
+from lightning_sora.spacetime import Groups, TokenGrid, TokenLayout
+
+Heads = Float[Tensor, "batch tokens heads head_dim"]
+
+
+def head_width(dim: int, num_heads: int) -> int:
+    """``dim / num_heads``.
+
+    Raises:
+        SoraError: it is no whole number.
+    """
+    if num_heads < 1 or dim % num_heads:
+        raise SoraError(f"dim={dim} does not divide into num_heads={num_heads}; choose a divisor of {dim}")
+    return dim // num_heads
+
+
+class SelfProjection(nn.Module):
+    """Queries, keys and values of one sequence; queries and keys are RMS-normalised per head.
+
+    QK-norm keeps the logits bounded (Henry et al. 2020, arXiv:2010.04245; Dehghani et al. 2023,
+    arXiv:2302.05442, section 2); RMS norm is Zhang & Sennrich 2019, arXiv:1910.07467, equation 4.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.head_dim = head_width(dim, num_heads)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_norm = nn.RMSNorm(self.head_dim, eps=1e-6)
+        self.k_norm = nn.RMSNorm(self.head_dim, eps=1e-6)
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"], rope: Rope | None) -> tuple[Heads, Heads, Heads]:
+        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b n h d", three=3, d=self.head_dim).unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        return (q, k, v) if rope is None else (rotate(q, rope), rotate(k, rope), v)
+
+
+class AttentionBlock(nn.Module, ABC):
+    """One self-attention layer over spacetime tokens.
+
+    Args:
+        dim: width of the tokens.
+        num_heads: divides ``dim``.
+        layer, depth: which layer of how many this is; blocks may alternate with it.
+
+    A subclass adds its options as keyword arguments, declares the ``kernels`` that can honour it, and
+    implements ``attend``, ``receptive_field`` and ``pairs``.
+    """
+
+    kernels: ClassVar[tuple[str, ...]] = ("sdpa", "matmul")
+
+    def __init__(self, dim: int, num_heads: int, *, layer: int, depth: int) -> None:
+        super().__init__()
+        self.dim, self.num_heads, self.layer, self.depth = dim, num_heads, layer, depth
+        self.project = SelfProjection(dim, num_heads)
+        self.out = nn.Linear(dim, dim, bias=False)
+        self.use_kernel(self.kernels[0])
+
+    def use_kernel(self, name: str) -> None:
+        """Chooses the kernel.
+
+        Raises:
+            SoraError: unknown, or it cannot honour this block; those that can are named.
+        """
+        self.kernel = kernel_for(name, self.kernels, type(self).__name__)
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens dim"], layout: TokenLayout, rope: Rope | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Attends within each clip.
+
+        Args:
+            rope: rotations that broadcast against ``[batch, tokens]``; None for no positions.
+        """
+        q, k, v = self.project(x, rope)
+        return self.out(self.attend(q, k, v, layout).flatten(2))
+
+    @abstractmethod
+    def attend(self, q: Heads, k: Heads, v: Heads, layout: TokenLayout) -> Heads:
+        """Mixes values between the tokens of a clip."""
+
+    @abstractmethod
+    def receptive_field(self, layout: TokenLayout) -> Bool[Tensor, "total total"]:
+        """Which token (row) may see which (column), of all tokens of the batch in order."""
+
+    @abstractmethod
+    def pairs(self, layout: TokenLayout) -> int:
+        """Query-key pairs that are computed."""
+
+    def flops(self, layout: TokenLayout) -> int:
+        """Forward FLOPs of projections, scores and values, a multiplication and an addition counting as two."""
+        return 8 * layout.total * self.dim**2 + 4 * self.pairs(layout) * self.dim
+
+
+class PartitionBlock(AttentionBlock):
+    """Attention within the groups of a partition of the tokens.
+
+    A subclass implements ``group`` alone. Tokens are gathered by group, one kernel call is made per
+    distinct group length, and the results are put back in token order.
+    """
+
+    @abstractmethod
+    def group(
+        self, coordinates: Int[Tensor, "total 4"], grids: Sequence[TokenGrid]
+    ) -> Int[Tensor, "total *keys"]:
+        """Names the group of each token within its clip.
+
+        Args:
+            coordinates: (clip, t, y, x) of each token.
+            grids: of the clips.
+        """
+
+    @property
+    def plan_name(self) -> tuple[object, ...]:
+        """Identifies the partition: layers with equal names share one plan per layout.
+
+        By default the class, the layer and every plain option; a block whose groups do not depend
+        on the layer may name less.
+        """
+        options = {k: v for k, v in vars(self).items() if isinstance(v, int | float | str | tuple)}
+        del options["training"], options["dim"], options["num_heads"]
+        return (type(self), *sorted(options.items()))
+
+    def groups(self, layout: TokenLayout, device: torch.device | str = "cpu") -> Groups:
+        """The groups within one clip of a uniform layout, or within all clips of a packed one."""
+        if not layout.packed:
+            layout = _one_clip(layout.grids[0])
+        return layout.groups(self.group, self.plan_name, device)
+
+    def attend(self, q: Heads, k: Heads, v: Heads, layout: TokenLayout) -> Heads:
+        groups = self.groups(layout, q.device)
+        parts = zip(*(gather(x, groups) for x in (q, k, v)), strict=True)
+        return scatter([self.kernel(*part, None) for part in parts], groups, layout.shape)
+
+    def receptive_field(self, layout: TokenLayout) -> Bool[Tensor, "total total"]:
+        coordinates = layout.coordinates()
+        keys = torch.cat([coordinates[:, :1], self.group(coordinates, layout.grids).reshape(layout.total, -1)], dim=1)
+        return (keys[:, None] == keys[None]).all(dim=-1)
+
+    def pairs(self, layout: TokenLayout) -> int:
+        return self.groups(layout).pairs * (1 if layout.packed else layout.clips)
+
+
+@lru_cache(maxsize=1024)
+def _one_clip(grid: TokenGrid) -> TokenLayout:
+    """Shared by all batches, so that a grid's plans are made once."""
+    return TokenLayout.uniform(grid, 1)
+
+
+ATTENTION: Registry[AttentionBlock] = Registry("attention block")
+register_attention = ATTENTION.register
+list_attention = ATTENTION.list
+
+
+def create_attention(
+    spec: str | Spec, dim: int, num_heads: int, *, layer: int, depth: int, kernel: str = "sdpa"
+) -> AttentionBlock:
+    """Builds the block that a spec such as ``"window(size=(2, 4, 4))"`` asks for.
+
+    Raises:
+        SoraError: unknown name, option or kernel, or widths that do not divide.
+    """
+    block = ATTENTION.create(spec, dim, num_heads, layer=layer, depth=depth)
+    block.use_kernel(kernel)
+    return block

@@ -1,0 +1,62 @@
+"""Cross-attention from the tokens of each clip to the tokens of its text."""
+
+from __future__ import annotations
+
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from lightning_sora.nn.attention.base import head_width
+from lightning_sora.nn.attention.kernels import kernel_for
+from lightning_sora.nn.attention.segments import gather, scatter
+from lightning_sora.nn.layers import ZeroLinear
+from lightning_sora.spacetime import TokenLayout
+
+
+class CrossAttention(nn.Module):
+    """Text enters every layer (PixArt-alpha, Chen et al. 2023, arXiv:2310.00426, section 2.3).
+
+    The output starts at zero, so that a layer begins without text. Queries and keys are
+    RMS-normalised.
+    """
+
+    def __init__(self, dim: int, num_heads: int, kernel: str = "sdpa") -> None:
+        super().__init__()
+        self.dim, self.head_dim = dim, head_width(dim, num_heads)
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key_value = nn.Linear(dim, 2 * dim, bias=False)
+        self.q_norm = nn.RMSNorm(self.head_dim, eps=1e-6)
+        self.k_norm = nn.RMSNorm(self.head_dim, eps=1e-6)
+        self.out = ZeroLinear(dim, dim, bias=False)
+        self.kernel = kernel_for(kernel, ("sdpa", "matmul"), "cross-attention")
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        text: Float[Tensor, "clips text_tokens dim"],
+        mask: Bool[Tensor, "clips text_tokens"],
+        layout: TokenLayout,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Attends from each clip to its text.
+
+        Args:
+            mask: True where there is text; at least once per clip.
+        """
+        q = self.q_norm(rearrange(self.query(x), "b n (h d) -> b n h d", d=self.head_dim))
+        k, v = rearrange(self.key_value(text), "c n (two h d) -> two c n h d", two=2, d=self.head_dim).unbind(0)
+        k = self.k_norm(k)
+        if not layout.packed:
+            return self.out(self.kernel(q, k, v, mask).flatten(2))
+        # One kernel call per distinct clip length; the clips of a segment are those of its first tokens.
+        groups = layout.groups(lambda coordinates, _: coordinates[:, :1], "clip", q.device)
+        clip = layout.coordinates(q.device)[:, 0]
+        mixed = []
+        for segment, queries in zip(groups.segments, gather(q, groups), strict=True):
+            clips = clip.index_select(0, segment[:, 0])
+            mixed.append(self.kernel(queries, *(context.index_select(0, clips) for context in (k, v, mask))))
+        return self.out(scatter(mixed, groups, layout.shape).flatten(2))
+
+    def flops(self, layout: TokenLayout, text_tokens: int) -> int:
+        """Forward FLOPs, a multiplication and an addition counting as two."""
+        projections = 4 * self.dim**2 * (layout.total + layout.clips * text_tokens)
+        return projections + 4 * layout.total * text_tokens * self.dim

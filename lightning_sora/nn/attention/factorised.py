@@ -1,0 +1,32 @@
+"""Factorised attention: within frames, or along time; commonly in turns, ``"spatial, temporal"``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Int
+from torch import Tensor
+
+from lightning_sora.nn.attention.base import PartitionBlock, register_attention
+from lightning_sora.spacetime import TokenGrid
+
+
+@register_attention("spatial")
+class SpatialAttention(PartitionBlock):
+    """Within each row of tokens in time (TimeSformer, Bertasius et al. 2021, arXiv:2102.05095, section 3;
+    Latte, Ma et al. 2024, arXiv:2401.03048, variant 1)."""
+
+    plan_name = ("spatial",)
+
+    def group(self, coordinates: Int[Tensor, "total 4"], grids: Sequence[TokenGrid]) -> Int[Tensor, "total keys"]:
+        return coordinates[:, 1:2]
+
+
+@register_attention("temporal")
+class TemporalAttention(PartitionBlock):
+    """Along time, at each place (the other half of TimeSformer's divided attention and of Latte)."""
+
+    plan_name = ("temporal",)
+
+    def group(self, coordinates: Int[Tensor, "total 4"], grids: Sequence[TokenGrid]) -> Int[Tensor, "total keys"]:
+        return coordinates[:, 2:]

@@ -1,0 +1,22 @@
+"""Full attention: every token of a clip sees every other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Int
+from torch import Tensor
+
+from lightning_sora.nn.attention.base import PartitionBlock, register_attention
+from lightning_sora.spacetime import TokenGrid
+
+
+@register_attention("full")
+class FullAttention(PartitionBlock):
+    """Joint spacetime attention, as in ViViT model 1 (Arnab et al. 2021, arXiv:2103.15691, section 3.3)
+    and in Sora-class transformers (CogVideoX, arXiv:2408.06072, section 2.2)."""
+
+    plan_name = ("full",)
+
+    def group(self, coordinates: Int[Tensor, "total 4"], grids: Sequence[TokenGrid]) -> Int[Tensor, "total keys"]:
+        return coordinates[:, :1]

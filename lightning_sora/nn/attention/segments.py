@@ -1,0 +1,42 @@
+"""From token order to group order and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from lightning_sora.spacetime import Groups
+
+Tokens = Shaped[Tensor, "batch tokens heads head_dim"]
+Segment = Shaped[Tensor, "segments length heads head_dim"]
+
+
+def gather(x: Tokens, groups: Groups) -> list[Segment]:
+    """The tokens of each group side by side: one tensor per distinct group length."""
+    if groups.contiguous:
+        return [x.reshape(-1, groups.segments[0].shape[1], *x.shape[2:])]
+    sizes = [segment.numel() for segment in groups.segments]
+    parts = x.index_select(1, _order(groups)).split(sizes, dim=1)
+    return [
+        part.reshape(-1, segment.shape[1], *x.shape[2:]) for part, segment in zip(parts, groups.segments, strict=True)
+    ]
+
+
+def scatter(segments: Sequence[Segment], groups: Groups, shape: tuple[int, int]) -> Tokens:
+    """The inverse of :func:`gather`.
+
+    Args:
+        shape: (batch, tokens) of the result.
+    """
+    rest = segments[0].shape[2:]
+    if groups.contiguous:
+        return segments[0].reshape(*shape, *rest)
+    mixed = torch.cat([segment.reshape(shape[0], -1, *rest) for segment in segments], dim=1)
+    return torch.empty_like(mixed).index_copy(1, _order(groups), mixed)
+
+
+def _order(groups: Groups) -> Tensor:
+    return torch.cat([segment.flatten() for segment in groups.segments])

@@ -1,0 +1,40 @@
+"""Window attention: within boxes of spacetime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Int
+from torch import Tensor
+
+from lightning_sora.errors import SoraError
+from lightning_sora.nn.attention.base import PartitionBlock, register_attention
+from lightning_sora.spacetime import TokenGrid
+
+
+@register_attention("window")
+class WindowAttention(PartitionBlock):
+    """Shifted 3D windows (Video Swin, Liu et al. 2021, arXiv:2106.13230, section 3.2).
+
+    Windows of odd layers are shifted by half a window. Those at the border are smaller, where Swin
+    wraps around and masks: nothing mixes with the opposite border.
+
+    Args:
+        size: tokens per window along frames, height and width.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, *, layer: int, depth: int, size: tuple[int, int, int] = (2, 4, 4)
+    ) -> None:
+        super().__init__(dim, num_heads, layer=layer, depth=depth)
+        if len(size) != 3 or not all(isinstance(s, int) and s >= 1 for s in size):
+            raise SoraError(f"window size={size} must be three whole numbers of at least 1: (frames, height, width)")
+        self.size = tuple(size)
+        self.shift = tuple(s // 2 if layer % 2 else 0 for s in size)
+
+    @property
+    def plan_name(self) -> tuple[object, ...]:
+        return ("window", self.size, self.shift)
+
+    def group(self, coordinates: Int[Tensor, "total 4"], grids: Sequence[TokenGrid]) -> Int[Tensor, "total keys"]:
+        return (coordinates[:, 1:] + coordinates.new_tensor(self.shift)) // coordinates.new_tensor(self.size)
