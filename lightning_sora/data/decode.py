@@ -249,7 +249,7 @@ def _words(problem: Exception) -> str:
     if isinstance(problem, IsADirectoryError):
         return "it is a folder"
     if isinstance(problem, av.error.InvalidDataError):
-        return "damaged, incomplete, or no video at all"
+        return "its data is damaged, incomplete or no video"
     return str(getattr(problem, "strerror", None) or problem)
 
 
@@ -350,24 +350,30 @@ def _pick(
         if held is not None and due:
             pictures.extend([picture(held)] * due)
 
-    for time, frame in timed:
-        if held is None and sought and time > times[0] + lenience:
-            raise _MissedError
-        if held is not None:
-            if time <= held_since:
-                continue
-            show_until(time)
-            if len(pictures) == len(times):
-                return pictures
-        held, held_since = frame, time
-        hold = max(2 * lenience, float((frame.duration or 0) * (frame.time_base or 0)))
+    damage: av.FFmpegError | None = None
+    try:
+        for time, frame in timed:
+            if held is None and sought and time > times[0] + lenience:
+                raise _MissedError
+            if held is not None:
+                if time <= held_since:
+                    continue
+                show_until(time)
+                if len(pictures) == len(times):
+                    return pictures
+            held, held_since = frame, time
+            hold = max(2 * lenience, float((frame.duration or 0) * (frame.time_base or 0)))
+    except av.error.InvalidDataError as problem:
+        # Harmless if it only hits what comes after the window.
+        damage, hold = problem, lenience
+    if held is None and sought:
+        raise _MissedError
+    if damage is not None and (held is None or times[-1] > held_since + hold):
+        raise DecodeError(f"{path}: its data is damaged after {held_since:.2f} s") from damage
     if held is None:
-        if sought:
-            raise _MissedError
         raise DecodeError(f"{path}: not one frame can be decoded")
     if times[-1] > held_since + hold:
-        raise DecodeError(
-            f"{path}: ends at {held_since + hold:.2f} s, but frames up to {times[-1]:.2f} s were asked for"
-        )
+        end = held_since + hold
+        raise DecodeError(f"{path}: ends at {end:.2f} s, but frames up to {times[-1]:.2f} s were asked for")
     show_until(float("inf"))
     return pictures
