@@ -4,6 +4,7 @@ from lightning_sora.world.config import CAMERAS, COLORS, DIRECTIONS, LEVELS, MOT
 from lightning_sora.world.facts import Facts
 from lightning_sora.world.measure import Measurement, measure
 from lightning_sora.world.render import Rendering
+from lightning_sora.world.trajectory import Trajectory
 from lightning_sora.world.world import World
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Facts",
     "Measurement",
     "Rendering",
+    "Trajectory",
     "World",
     "WorldConfig",
     "measure",

@@ -1,13 +1,19 @@
-"""Captions from facts."""
+"""Captions from facts, at three levels, as seen by the viewer.
+
+``tags`` is a list of words; ``short`` a sentence of a small vocabulary; ``dense`` tells everything
+in varied words. A key chooses the wording; key 0 is the plainest.
+"""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 
+from lightning_sora.errors import SoraError
 from lightning_sora.randomness import stream_seed
-from lightning_sora.world.facts import Facts
+from lightning_sora.world.facts import Facts, ObjectFacts
 
-# The first wording of each list is the plainest; key 0 takes it.
+# The first wording of each is the plainest.
 SHORT_MOTIONS: dict[str, tuple[str, ...]] = {
     "right": ("moves right", "moves to the right"),
     "left": ("moves left", "moves to the left"),
@@ -20,20 +26,118 @@ SHORT_MOTIONS: dict[str, tuple[str, ...]] = {
     "still": ("stays still", "does not move"),
     "bounce": ("bounces", "bounces up and down"),
     "spin": ("spins", "spins in place"),
-    "orbit": ("moves in a circle", "circles around"),
+    "orbit": ("moves in a circle", "goes round in a circle"),
     "fall": ("falls down", "falls to the ground"),
-    "behind": ("passes behind a wall", "moves behind a wall"),
+    "behind": ("moves {way} behind a wall", "passes behind a wall to the {way}"),
 }
+
+DENSE_MOTIONS: dict[str, tuple[str, ...]] = {
+    "right": ("slides to the right at a steady pace", "glides across the ground toward the right"),
+    "left": ("slides to the left at a steady pace", "glides across the ground toward the left"),
+    "away": ("slides straight away from the viewer", "recedes into the distance"),
+    "toward": ("slides straight toward the viewer", "approaches the viewer head on"),
+    "away_right": ("slides away from the viewer and to the right", "recedes diagonally to the right"),
+    "away_left": ("slides away from the viewer and to the left", "recedes diagonally to the left"),
+    "toward_right": ("slides toward the viewer and to the right", "approaches diagonally to the right"),
+    "toward_left": ("slides toward the viewer and to the left", "approaches diagonally to the left"),
+    "still": ("rests motionless on the ground", "stays exactly where it is"),
+    "bounce": ("bounces up and down on the spot", "hops in place like a rubber ball"),
+    "spin": ("spins about its vertical axis, leaning to one side", "turns round and round in place, tilted"),
+    "orbit": ("travels counter-clockwise along a circle on the ground", "circles round on the ground"),
+    "fall": ("falls from above and comes to rest on the ground", "drops down out of the air and lands"),
+    "behind": ("passes behind a grey wall, moving {way}", "disappears behind a grey wall on its way to the {way}"),
+}
+
+CAMERA_MOTIONS: dict[str, tuple[str, ...]] = {
+    "static": ("the camera is still", "the camera does not move"),
+    "pan_left": ("the camera pans left", "the camera turns to the left"),
+    "pan_right": ("the camera pans right", "the camera turns to the right"),
+    "tilt_up": ("the camera tilts up", "the camera turns upward"),
+    "tilt_down": ("the camera tilts down", "the camera turns downward"),
+    "dolly_in": ("the camera moves in", "the camera moves closer"),
+    "dolly_out": ("the camera moves out", "the camera moves back"),
+    "zoom_in": ("the camera zooms in", "the view zooms in"),
+    "zoom_out": ("the camera zooms out", "the view zooms out"),
+    "orbit_left": ("the camera circles to the left", "the camera moves round to the left"),
+    "orbit_right": ("the camera circles to the right", "the camera moves round to the right"),
+}
+
+SIZE_WORDS: dict[str, tuple[str, ...]] = {
+    "small": ("small", "little"),
+    "medium": ("medium-sized", "mid-sized"),
+    "big": ("big", "large"),
+}
+SURFACES = ("glossy", "shiny", "smooth", "polished")
+COUNTS = ("no", "one", "two", "three", "four")
+
+Choose = Callable[[Sequence[str]], str]
 
 
 def caption(facts: Facts, level: str = "short", key: int = 0) -> str:
+    """Words for the facts; see ``World.caption``.
+
+    Raises:
+        SoraError: unknown level.
+    """
+    writers = {"tags": _tags, "short": _short, "dense": _dense}
+    if level not in writers:
+        raise SoraError(f"unknown caption level {level!r}; choose one of: {', '.join(writers)}")
     rng = random.Random(stream_seed(key, "caption", level, facts.index))
-    parts = [
-        f"a {thing.size} {thing.color} {thing.shape} {_pick(rng, SHORT_MOTIONS[thing.motion], key)}"
-        for thing in facts.objects
-    ]
-    return ", ".join(parts)
+    return writers[level](facts, rng.choice if key else lambda wordings: wordings[0])
 
 
-def _pick(rng: random.Random, choices: tuple[str, ...], key: int) -> str:
-    return rng.choice(choices) if key else choices[0]
+def _heading(thing: ObjectFacts) -> str:
+    return "right" if thing.heading[0] > 0 else "left"
+
+
+def _tags(facts: Facts, choose: Choose) -> str:
+    groups = [[thing.size, thing.color, thing.shape, thing.motion.replace("_", " ")] for thing in facts.objects]
+    groups.append([f"camera {facts.camera.motion.replace('_', ' ')}"])
+    if facts.occluder is not None:
+        groups.append(["wall"])
+    # Varied by order: which object, or the camera, comes first.
+    first = int(choose([str(place) for place in range(len(groups))]))
+    return ", ".join(tag for group in groups[first:] + groups[:first] for tag in group)
+
+
+def _short(facts: Facts, choose: Choose) -> str:
+    told = []
+    for thing in facts.objects:
+        motion = choose(SHORT_MOTIONS[thing.motion]).format(way=_heading(thing))
+        told.append(f"{choose(('a', 'the'))} {thing.size} {thing.color} {thing.shape} {motion}")
+    # A camera at rest goes without saying.
+    if facts.camera.motion != "static":
+        told.append(choose(CAMERA_MOTIONS[facts.camera.motion]))
+    return ", ".join(told)
+
+
+def _dense(facts: Facts, choose: Choose) -> str:
+    count = len(facts.objects)
+    scene = choose(("A grey ground", "A plain of grey tiles", "A softly chequered grey floor"))
+    light = choose(("under even light", "lit from the front", "with soft shadows"))
+    noun = choose(("object", "solid")) + ("s" if count > 1 else "")
+    sentences = [f"{scene} {light} carries {COUNTS[count]} {noun}"]
+    for thing in facts.objects:
+        size, surface = choose(SIZE_WORDS[thing.size]), choose(SURFACES)
+        motion = choose(DENSE_MOTIONS[thing.motion]).format(way=_heading(thing))
+        sentences.append(f"A {size}, {surface} {thing.color} {thing.shape} {_place(thing, facts)} {motion}")
+    if facts.occluder is not None and all(thing.motion != "behind" for thing in facts.objects):
+        sentences.append(choose(("A grey wall stands on the ground", "There is also an upright grey wall")))
+    camera = choose(CAMERA_MOTIONS[facts.camera.motion])
+    pitch = (
+        "from high above"
+        if facts.camera.pitch > 42
+        else "from somewhat above"
+        if facts.camera.pitch > 30
+        else "from near the ground"
+    )
+    sentences.append(f"{camera[0].upper()}{camera[1:]}, looking at the scene {pitch}")
+    return ". ".join(sentences) + "."
+
+
+def _place(thing: ObjectFacts, facts: Facts) -> str:
+    """Where on the stage the object is, in the middle of its motion."""
+    near = 0.12 * facts.camera.distance
+    x, y = thing.center
+    side = "on the left" if x < -near else "on the right" if x > near else "in the middle"
+    return f"{side}, {'at the back' if y > near else 'in front'}," if abs(y) > near else side

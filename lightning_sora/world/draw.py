@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import random
 
+import torch
+
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import stream_seed
 from lightning_sora.world.config import DIRECTIONS, SIZES, WorldConfig
 from lightning_sora.world.facts import CameraFacts, Facts, ObjectFacts, OccluderFacts, SceneFacts
-from lightning_sora.world.motion import positions
+from lightning_sora.world.motion import camera_path, positions
 from lightning_sora.world.shapes import CUBE_HALF, SOLIDS
 
 # Everything stays this far apart, edge to edge of the upright bounding cylinders.
 CLEARANCE = 0.1
-ATTEMPTS = 200
+ATTEMPTS = 24
+IN_FRAME_SHARE = 0.7  # of the moments at which an object's centre must be in the frame
 
 
 def draw_facts(config: WorldConfig, seed: int, split: str, index: int) -> Facts:
@@ -34,17 +37,41 @@ def draw_facts(config: WorldConfig, seed: int, split: str, index: int) -> Facts:
         chosen.append(rng.choice([pair for pair in pairs if pair[0] not in taken]))
     camera = _draw_camera(rng, config)
     scene = _draw_scene(rng, config)
-    for attempt in range(ATTEMPTS):
-        # A crowded stage is thinned out rather than refused: late attempts place everything at rest.
-        motions = config.motions if attempt < ATTEMPTS // 2 or "still" not in config.motions else ("still",)
-        objects = tuple(_draw_object(rng, config, color, shape, motions) for color, shape in chosen)
-        occluder = _draw_occluder(rng, config, objects)
-        if count == 1 or not _collide(objects, occluder, config.duration):
-            return Facts(index, config.duration, objects, occluder, camera, scene)
+    for _ in range(ATTEMPTS):
+        placed = _place(rng, config, chosen, camera)
+        if placed is not None:
+            return Facts(index, config.duration, *placed, camera, scene)
     raise SoraError(
         f"no room for {count} objects on a stage with spread={config.spread} (clip {index}); "
         "raise the world's spread and stage, or lower objects"
     )
+
+
+def _place(
+    rng: random.Random, config: WorldConfig, chosen: list[tuple[str, str]], camera: CameraFacts
+) -> tuple[tuple[ObjectFacts, ...], OccluderFacts | None] | None:
+    """Puts objects on the stage one by one; None if one finds no place."""
+    crowded = config.objects[1] > 1
+    objects: list[ObjectFacts] = []
+    wall: OccluderFacts | None = None
+    for color, shape in chosen:
+        # One wall, one object behind it.
+        motions = [m for m in config.motions if m != "behind" or wall is None]
+        for _ in range(ATTEMPTS):
+            thing = _draw_object(rng, config, color, shape, motions)
+            own_wall = _wall_before(thing) if thing.motion == "behind" else wall
+            if not crowded or _fits(thing, objects, own_wall, camera, config.duration):
+                break
+        else:
+            return None
+        objects.append(thing)
+        wall = own_wall
+    if wall is None and rng.random() < config.occluder:
+        for _ in range(ATTEMPTS):
+            candidate = _draw_wall(rng, config)
+            if not any(_touches(thing, candidate, config.duration) for thing in objects):
+                return tuple(objects), candidate
+    return tuple(objects), wall
 
 
 def _draw_camera(rng: random.Random, config: WorldConfig) -> CameraFacts:
@@ -65,9 +92,7 @@ def _draw_scene(rng: random.Random, config: WorldConfig) -> SceneFacts:
     )
 
 
-def _draw_object(
-    rng: random.Random, config: WorldConfig, color: str, shape: str, motions: tuple[str, ...]
-) -> ObjectFacts:
+def _draw_object(rng: random.Random, config: WorldConfig, color: str, shape: str, motions: list[str]) -> ObjectFacts:
     # A spinning sphere would look still.
     motion = rng.choice([m for m in motions if not (m == "spin" and shape == "sphere")] or ["still"])
     size = rng.choice(config.sizes)
@@ -76,7 +101,7 @@ def _draw_object(
     center = (rng.uniform(-config.spread, config.spread), rng.uniform(-config.spread, config.spread))
     travel = {
         "bounce": 1.3 * radius,
-        "fall": 0.4 * config.stage,
+        "fall": 0.33 * config.stage,
         "orbit": 0.22 * config.stage,
         "behind": 1.15 * config.travel,
     }.get(motion, config.travel)
@@ -85,36 +110,47 @@ def _draw_object(
     )
 
 
-def _draw_occluder(rng: random.Random, config: WorldConfig, objects: tuple[ObjectFacts, ...]) -> OccluderFacts | None:
-    hidden = [thing for thing in objects if thing.motion == "behind"]
-    wanted = rng.random() < config.occluder
-    if hidden:
-        thing = hidden[0]
-        # Wide enough to hide the object for a while, near enough in front of its path to do so.
-        half = (1.05 * thing.radius, 0.18, 1.25 * thing.radius)
-        return OccluderFacts((thing.center[0], thing.center[1] - 1.35 * thing.radius - half[1]), half)
-    if not wanted:
-        return None
+def _wall_before(thing: ObjectFacts) -> OccluderFacts:
+    """A wall that hides the object in the middle of its path: as wide, and close in front."""
+    half = (1.05 * thing.radius, 0.18, 1.25 * thing.radius)
+    return OccluderFacts((thing.center[0], thing.center[1] - 1.35 * thing.radius - half[1]), half)
+
+
+def _draw_wall(rng: random.Random, config: WorldConfig) -> OccluderFacts:
     half = (rng.uniform(0.5, 1.1), rng.uniform(0.15, 0.3), rng.uniform(0.6, 1.2))
-    return OccluderFacts((rng.uniform(-0.5, 0.5) * config.spread, rng.uniform(-0.9, 0.2) * config.spread), half)
+    center = (rng.uniform(-0.8, 0.8) * config.spread, rng.uniform(-1.0, 0.4) * config.spread)
+    return OccluderFacts(center, half)
 
 
-def _collide(objects: tuple[ObjectFacts, ...], occluder: OccluderFacts | None, duration: float) -> bool:
-    times = [duration * step / 8 for step in range(9)]
-    paths = [positions(thing, times, duration) for thing in objects]
-    for first, thing in enumerate(objects):
-        reach = footprint(thing)
-        for second in range(first):
-            gap = (paths[first] - paths[second])[:, :2].norm(dim=-1).min()
-            if gap < reach + footprint(objects[second]) + CLEARANCE:
-                return True
-        if occluder is not None:
-            x, y = (paths[first][:, axis] - occluder.center[axis] for axis in (0, 1))
-            outside_x = (x.abs() - occluder.half[0]).clamp(min=0)
-            outside_y = (y.abs() - occluder.half[1]).clamp(min=0)
-            if (outside_x.hypot(outside_y) < reach + CLEARANCE).any():
-                return True
-    return False
+def _moments(duration: float) -> list[float]:
+    return [duration * step / 6 for step in range(7)]
+
+
+def _fits(
+    thing: ObjectFacts,
+    others: list[ObjectFacts],
+    wall: OccluderFacts | None,
+    camera: CameraFacts,
+    duration: float,
+) -> bool:
+    """Whether the object meets nothing and its centre is in the middle square of the frame most of the time."""
+    times = torch.tensor(_moments(duration))
+    path = positions(thing, times, duration)
+    spot, depth = camera_path(camera, times, duration).project(path, 2, 2)
+    inside = ((spot - 1).abs().amax(-1) < 0.9) & (depth > 0)
+    if inside.float().mean() < IN_FRAME_SHARE:
+        return False
+    for other in others:
+        gap = (path - positions(other, times, duration))[:, :2].norm(dim=-1).min()
+        if gap < footprint(thing) + footprint(other) + CLEARANCE:
+            return False
+    return wall is None or not any(_touches(one, wall, duration) for one in (*others, thing))
+
+
+def _touches(thing: ObjectFacts, wall: OccluderFacts, duration: float) -> bool:
+    path = positions(thing, _moments(duration), duration)[:, :2]
+    outside = ((path - torch.tensor(wall.center)).abs() - torch.tensor(wall.half[:2])).clamp(min=0)
+    return bool((outside.norm(dim=-1) < footprint(thing) + CLEARANCE).any())
 
 
 def footprint(thing: ObjectFacts) -> float:

@@ -22,6 +22,8 @@ from torch import Tensor
 from lightning_sora.errors import SoraError
 from lightning_sora.world.config import COLORS, DIRECTIONS, WorldConfig, world_config
 from lightning_sora.world.draw import draw_facts
+from lightning_sora.world.facts import CameraFacts
+from lightning_sora.world.measure_camera import camera_motion, unproject
 from lightning_sora.world.motion import CameraPath, camera_path
 from lightning_sora.world.render import render
 
@@ -75,13 +77,15 @@ def measure(
     color, coverage = find_object(pixels, config.colors)
     if color is None:
         return Measurement()
-    reference = draw_facts(replace(config, cameras=("static",)), 0, "all", 0)
-    path = camera_path(reference.camera, torch.arange(frames) / fps, config.duration)
+    times = torch.arange(frames) / fps
+    paths = {name: camera_path(pose, times, config.duration) for name, pose in camera_poses(config).items()}
+    camera = camera_motion(pixels, paths)
+    path = paths[camera or "static"]
     centers, mass = centroids(coverage)
     motion = ground_motion(centers, mass, path, height, width, config, fps)
     patch = mean_patch(coverage, centers, mass, config)
     shape, size = best_match(patch, motion or "still", config, frames, height, width, fps)
-    return Measurement(color, shape, size, motion, None)
+    return Measurement(color, shape, size, motion, camera)
 
 
 def find_object(
@@ -113,16 +117,14 @@ def centroids(
     return torch.stack([x, y], dim=1), mass * (mass > SEEN_SHARE * mass.median())
 
 
-def unproject(
-    points: Float[Tensor, "frames 2"], path: CameraPath, height: int, width: int, level: float
-) -> Float[Tensor, "frames 2"]:
-    """Where the rays through pixels cross the plane at a height above ground."""
-    half = min(height, width) / 2
-    x, y = (points[:, 0] - width / 2) / half, (height / 2 - points[:, 1]) / half
-    right, up, forward = path.axes.unbind(1)
-    ray = forward + path.tangent[:, None] * (x[:, None] * right + y[:, None] * up)
-    depth = (level - path.position[:, 2:]) / ray[:, 2:].clamp(max=-1e-3)
-    return (path.position + depth * ray)[:, :2]
+def camera_poses(config: WorldConfig) -> dict[str, CameraFacts]:
+    """The camera motions to tell apart, each from the middle of the world's poses."""
+    pitch = (sum(config.pitch) / 2,) * 2
+    names = dict.fromkeys(("static", "pan_left", "pan_right", *config.cameras))
+    return {
+        name: draw_facts(replace(config, cameras=(name,), pitch=pitch, occluder=0.0), 0, "all", 0).camera
+        for name in names
+    }
 
 
 def ground_motion(
@@ -139,7 +141,9 @@ def ground_motion(
     weight = mass / mass.sum()
     if (mass > 0).sum() < 2:
         return None
-    place = unproject(centers, path, height, width, CENTROID_HEIGHT)
+    half = min(height, width) / 2
+    x, y = (centers[:, :1] - width / 2) / half, (height / 2 - centers[:, 1:]) / half
+    place = unproject(x, y, path, CENTROID_HEIGHT)[:, 0, :2]
     centered = times - (weight * times).sum()
     slope = (weight * centered) @ (place - weight @ place) / (weight @ centered.square())
     seconds = min(float(times[-1]), config.duration)

@@ -95,7 +95,7 @@ class CameraPath:
         frames = points.shape[0]
         shape = (frames, *[1] * (points.ndim - 2))
         offset = points - self.position.view(*shape, 3)
-        right, up, depth = einsum(self.axes, offset, "frames axis i, frames ... i -> frames ... axis").unbind(-1)
+        right, up, depth = einsum(self.axes, offset, "frames basis i, frames ... i -> frames ... basis").unbind(-1)
         scale = min(height, width) / 2 / (self.tangent.view(shape) * depth)
         return torch.stack([width / 2 + right * scale, height / 2 - up * scale], dim=-1), depth
 

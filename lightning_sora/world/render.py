@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_sora.world.config import COLORS
 from lightning_sora.world.facts import Facts, SceneFacts
 from lightning_sora.world.motion import CameraPath, camera_path, positions, rotations
-from lightning_sora.world.shapes import SOLIDS, Solid
+from lightning_sora.world.shapes import SOLIDS, Solid, dot
 
 SUPERSAMPLE = 2  # rays per pixel and axis
 RAYS_AT_ONCE = 1 << 17  # keeps the working set near the cache
@@ -23,7 +23,7 @@ AMBIENT, DIFFUSE, SHINE = 0.42, 0.62, 0.22
 SHADOW = 0.5  # what is left of the ground's brightness in full shadow
 OCCLUDER_GREY = 0.42
 BACKGROUND, OCCLUDER = -1, -2  # object ids of what is no coloured object
-HAZE = 0.035  # share of the ground's pattern lost per unit of distance beyond the stage
+HAZE = 25.0  # world units beyond the scene's centre over which the ground fades into the sky
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,17 @@ class Rendering:
 
 @dataclass(frozen=True)
 class Body:
-    """One solid in motion. ``scale`` stretches the unit solid along its own axes."""
+    """One solid in motion.
+
+    Attributes:
+        scale: stretches the unit solid along its own axes.
+        rotation: its axes as columns, per frame, or one for all frames.
+    """
 
     solid: Solid
     scale: Float[Tensor, 3]
     center: Float[Tensor, "frames 3"]
-    rotation: Float[Tensor, "frames 3 3"]
+    rotation: Float[Tensor, "poses 3 3"]
     color: tuple[float, float, float]
     id: int
 
@@ -58,14 +63,21 @@ class Body:
 
     def local(self, offset: Float[Tensor, "3 rays"], frame: Int[Tensor, " rays"]) -> Float[Tensor, "3 rays"]:
         """World vectors in the axes of the unit solid."""
-        turned = (self.rotation[frame] * rearrange(offset, "i rays -> rays i 1")).sum(1)
-        return rearrange(turned / self.scale, "rays i -> i rays").contiguous()
+        return _combine(offset, self._axes(frame).unbind(1)) / self.scale[:, None]
 
     def world_normal(self, point: Float[Tensor, "3 rays"], frame: Int[Tensor, " rays"]) -> Float[Tensor, "3 rays"]:
         """Unit normals in world axes at local surface points."""
-        local = rearrange(self.solid.normal(point), "i rays -> rays 1 i") / self.scale
-        turned = rearrange((self.rotation[frame] * local).sum(-1), "rays i -> i rays")
-        return turned / turned.norm(dim=0).clamp(min=1e-6)
+        turned = _combine(self.solid.normal(point) / self.scale[:, None], self._axes(frame).unbind(0))
+        return turned / dot(turned, turned).sqrt().clamp(min=1e-6)
+
+    def _axes(self, frame: Int[Tensor, " rays"]) -> Float[Tensor, "own world rays"]:
+        axes = rearrange(self.rotation, "frames world own -> own world frames")
+        return axes[:, :, frame] if len(self.rotation) > 1 else axes
+
+
+def _combine(weights: Float[Tensor, "3 rays"], columns: tuple[Tensor, ...]) -> Float[Tensor, "3 rays"]:
+    """The columns of a matrix per ray, weighted and summed; unrolled, for tensors of three are slow to reduce."""
+    return weights[0] * columns[0] + weights[1] * columns[1] + weights[2] * columns[2]
 
 
 def bodies(facts: Facts, times: Float[Tensor, " frames"]) -> list[Body]:
@@ -75,7 +87,7 @@ def bodies(facts: Facts, times: Float[Tensor, " frames"]) -> list[Body]:
             SOLIDS[thing.shape],
             torch.full((3,), thing.radius),
             positions(thing, times, facts.duration),
-            rotations(thing, times),
+            rotations(thing, times if thing.motion == "spin" else times[:1]),
             COLORS[thing.color],
             index,
         )
@@ -86,7 +98,7 @@ def bodies(facts: Facts, times: Float[Tensor, " frames"]) -> list[Body]:
         center = torch.tensor([*wall.center, wall.half[2]]).expand(len(times), 3)
         scale = torch.tensor(wall.half) / SOLIDS["cube"].half_height
         grey = (OCCLUDER_GREY,) * 3
-        found.append(Body(SOLIDS["cube"], scale, center, torch.eye(3).expand(len(times), 3, 3), grey, OCCLUDER))
+        found.append(Body(SOLIDS["cube"], scale, center, torch.eye(3)[None], grey, OCCLUDER))
     return found
 
 
@@ -177,15 +189,17 @@ def ground_depth(origin: Float[Tensor, "3 frames 1"], direction: Float[Tensor, "
     return torch.where(direction[2] < -1e-4, -origin[2] / direction[2].clamp(max=-1e-4), torch.inf)
 
 
-def ground_tone(point: Float[Tensor, "2 frames rays"], distance: Tensor, scene: SceneFacts) -> Tensor:
-    """Grey of the ground: a checker with soft edges, cloudy, fading with distance."""
+def ground_tone(
+    point: Float[Tensor, "2 frames rays"], footprint: Float[Tensor, "frames rays"], scene: SceneFacts
+) -> Float[Tensor, "frames rays"]:
+    """Grey of the ground: a cloudy checker with soft edges, even where a ray covers much of a cell."""
     turn = math.radians(scene.turn)
     x = (point[0] * math.cos(turn) - point[1] * math.sin(turn)) / scene.cell + scene.shift[0]
     y = (point[0] * math.sin(turn) + point[1] * math.cos(turn)) / scene.cell + scene.shift[1]
     checker = (4 * (math.pi * x).sin() * (math.pi * y).sin()).clamp(-1, 1)
     clouds = (1.7 * x + 0.6 * y + 1.1 * (0.9 * y).sin()).sin() + (2.3 * y - 0.8 * x + 1.3 * (0.7 * x).cos()).sin()
-    fade = (-HAZE * (distance - distance.amin()).clamp(min=0)).exp()
-    return scene.tone * (1 + scene.contrast * fade * (0.75 * checker + 0.3 * clouds))
+    resolved = (-((3 * footprint / scene.cell) ** 2)).exp()
+    return scene.tone * (1 + scene.contrast * resolved * (0.75 * checker + 0.3 * clouds))
 
 
 def render_chunk(facts: Facts, camera: CameraPath, things: list[Body], height: int, width: int) -> Tensor:
@@ -201,9 +215,11 @@ def render_chunk(facts: Facts, camera: CameraPath, things: list[Body], height: i
     is_ground = plane.isfinite()
     far = torch.where(is_ground, plane, 0.0)
     ground = origin + far * direction
-    grey = ground_tone(ground[:2], far, facts.scene)
+    ray_width = rearrange(view.tangent, "frames -> frames 1") * 2 / (min(height, width) * SUPERSAMPLE)
+    footprint = far * ray_width * dot(direction, direction).sqrt() / direction[2].abs().clamp(min=1e-4)
+    grey = ground_tone(ground[:2], footprint, facts.scene)
     sky = 0.80 - 0.10 * direction[2].clamp(0, 1)
-    haze = torch.where(is_ground, (-((far - facts.camera.distance) / 25).clamp(min=0)).exp(), 0.0)
+    haze = torch.where(is_ground, (-((far - facts.camera.distance) / HAZE).clamp(min=0)).exp(), 0.0)
     grey = (grey * haze + sky * (1 - haze)).expand(frames, -1)
 
     lit = torch.ones(frames, direction.shape[2])
@@ -221,14 +237,14 @@ def render_chunk(facts: Facts, camera: CameraPath, things: list[Body], height: i
         where = _pick(origin, frame, ray) + hits.depth[frame, ray] * step
         lights = light[:, 0, ray]
         normal = body.world_normal(point, frame)
-        cosine = (normal * lights).sum(0)
+        cosine = dot(normal, lights)
         shaded = torch.zeros_like(cosine, dtype=torch.bool)
         for other in things:
             if other is not body:
                 shaded |= _blocked(other, where, lights, frame)
         cosine = torch.where(shaded, 0.0, cosine.clamp(min=0))
-        halfway = lights - step / step.norm(dim=0)
-        highlight = ((normal * halfway).sum(0) / halfway.norm(dim=0)).clamp(min=0) ** 24
+        halfway = lights - step / dot(step, step).sqrt()
+        highlight = (dot(normal, halfway) / dot(halfway, halfway).sqrt()).clamp(min=0) ** 24
         shine = SHINE * highlight * (cosine > 0) * (body.id != OCCLUDER)
         image[:, frame, ray] = torch.tensor(body.color)[:, None] * (AMBIENT + DIFFUSE * cosine) + shine
     pixels = reduce(image, "rgb frames (s h w) -> frames h w rgb", "mean", h=height, w=width)

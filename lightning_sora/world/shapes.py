@@ -45,12 +45,13 @@ def _where_hit(hit: Tensor, distance: Scalars) -> Scalars:
     return torch.where(hit & (distance > 0), distance, torch.inf)
 
 
-def _dot(a: Points, b: Points) -> Scalars:
+def dot(a: Points, b: Points) -> Scalars:
+    """Inner products, unrolled: torch reduces a leading axis of three slowly."""
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 def _sphere(origin: Points, direction: Points) -> Scalars:
-    a, b, c = _dot(direction, direction), _dot(origin, direction), _dot(origin, origin) - 1
+    a, b, c = dot(direction, direction), dot(origin, direction), dot(origin, origin) - 1
     discriminant = b * b - a * c
     return _where_hit(discriminant > 0, (-b - discriminant.clamp(min=0).sqrt()) / a)
 
@@ -115,10 +116,10 @@ def _cone_normal(point: Points) -> Points:
 
 
 def _torus(origin: Points, direction: Points) -> Scalars:
-    length = _dot(direction, direction).sqrt()
+    length = dot(direction, direction).sqrt()
     dx, dy, dz = direction / length
     (ox, oy, oz) = origin
-    b, c = ox * dx + oy * dy + oz * dz, _dot(origin, origin) - (TORUS_RING + TORUS_TUBE) ** 2
+    b, c = ox * dx + oy * dy + oz * dz, dot(origin, origin) - (TORUS_RING + TORUS_TUBE) ** 2
     distance = (-b - (b * b - c).clamp(min=0).sqrt()).clamp(min=1e-3)
     gap = torch.full_like(distance, torch.inf)
     for _ in range(TORUS_STEPS):

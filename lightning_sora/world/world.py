@@ -13,6 +13,7 @@ from lightning_sora.world.config import WorldConfig, world_config
 from lightning_sora.world.draw import draw_facts
 from lightning_sora.world.facts import Facts
 from lightning_sora.world.render import Rendering, render
+from lightning_sora.world.trajectory import Trajectory, trajectory
 
 
 class World:
@@ -63,6 +64,11 @@ class World:
         """The clip's pixels with its depth and object maps; arguments and errors as in ``render``."""
         _check(frames, height, width, fps)
         return render(facts, frames, height, width, fps, depth=True)
+
+    def trajectory(self, facts: Facts, frames: int, fps: float, height: int, width: int) -> Trajectory:
+        """Per-frame places of the objects in space and image, and their visibility; errors as in ``render``."""
+        _check(frames, height, width, fps)
+        return trajectory(facts, frames, fps, height, width)
 
 
 def _check(frames: int, height: int, width: int, fps: float) -> None:
