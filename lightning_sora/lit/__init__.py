@@ -1,0 +1,7 @@
+"""LightningModules and callbacks: thin, over models, diffusion and metrics."""
+
+from lightning_sora.lit.dit import LitDiT
+from lightning_sora.lit.module import LitModule
+from lightning_sora.lit.vae import LitVAE
+
+__all__ = ["LitDiT", "LitModule", "LitVAE"]

@@ -17,7 +17,7 @@ from lightning_sora.diffusion.samplers import SAMPLERS, Progress, time_schedule
 from lightning_sora.diffusion.timesteps import TIMESTEPS
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.module import LitModule
-from lightning_sora.lit.vae import LitVAE
+from lightning_sora.lit.vae import LitVAE, to_uint8
 from lightning_sora.metrics.adherence import WorldAdherence
 from lightning_sora.models.dit import DiT
 from lightning_sora.models.text import TEXT_ENCODERS
@@ -46,7 +46,7 @@ class LitDiT(LitModule):
         optimizer, schedule, ema_decay, seed: see :class:`LitModule`.
     """
 
-    boundary = ("dit.embed", "dit.unembed", "text.")
+    boundary = ("dit.embed.*", "dit.unembed.*", "dit.*modulation*", "text.embedding.*")
 
     def __init__(
         self,
@@ -137,8 +137,7 @@ class LitDiT(LitModule):
     def decode_rows(self, rows: Float[Tensor, "clips tokens latent_dim"], grid: TokenGrid) -> list[Video]:
         """Videos of rows on one grid."""
         latent = rearrange(unpatchify(rows, grid, self.patch_size), "b t h w c -> b c t h w")
-        video = self.vae.decode_latent(latent.to(self.dtype)).float()
-        return list(((video.movedim(1, -1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
+        return to_uint8(self.vae.decode_latent(latent.to(self.dtype)))
 
     # Training.
     def diffusion_loss(
@@ -200,7 +199,7 @@ class LitDiT(LitModule):
             frames, height, width = batch.layout.grids[0].size(self.patch)
             keys = [("test", i) for i in batch.ids]
             generated = self.sample(batch.captions, frames, height, width, seed=self.seed, keys=keys)
-            self.adherence.update(generated, batch.facts)
+            self.adherence.update(generated, batch.facts, batch.fps)
 
     def on_test_epoch_end(self) -> None:
         if self.adherence.update_called:

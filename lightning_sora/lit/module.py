@@ -29,7 +29,7 @@ class LitModule(pl.LightningModule):
         seed: of initial values and of every keyed draw.
     """
 
-    #: Prefixes of the parameters at either end of the network, for optimizers that treat them apart.
+    #: Wildcards of parameters at either end of the network, for optimizers that treat them apart.
     boundary: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, optimizer: str, schedule: str, ema_decay: float | None, seed: int) -> None:
@@ -39,7 +39,7 @@ class LitModule(pl.LightningModule):
         self.ema = ExponentialMovingAverage(ema_decay) if ema_decay is not None else None
         self.native_size: tuple[int, int, int] | None = None  # frames, height, width of the first batch
         self.native_fps = 8.0
-        self.run_id: str | None = None  # of the tracker, so that what is built on this run can name it
+        self.run_id: str | None = None  # the tracked run that a loaded checkpoint came from
         self.skipped_clips = 0
         self._last_step = 0
 
@@ -99,9 +99,6 @@ class LitModule(pl.LightningModule):
         if self.ema is not None:
             self.ema.to(self.device)
 
-        if self.trainer.logger is not None and isinstance(getattr(self.trainer.logger, "run_id", None), str):
-            self.run_id = self.trainer.logger.run_id
-
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.check_batch(batch)
         if self.native_size is None:
@@ -126,7 +123,6 @@ class LitModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["module"] = type(self).__name__
         checkpoint["skipped_clips"] = self.skipped_clips
-        checkpoint["run_id"] = self.run_id
         checkpoint["native"] = {"size": list(self.native_size or ()), "fps": self.native_fps}
         if self.ema is not None:
             checkpoint["ema"] = self.ema.state_dict()
@@ -134,7 +130,7 @@ class LitModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_module(checkpoint, type(self).__name__)
         self.skipped_clips = checkpoint["skipped_clips"]
-        self.run_id = checkpoint["run_id"]
+        self.run_id = checkpoint.get("run_id")
         self.native_size, self.native_fps = tuple(checkpoint["native"]["size"]) or None, checkpoint["native"]["fps"]
         self._last_step = checkpoint["global_step"]
         if self.ema is not None and "ema" in checkpoint:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
 import inspect
 import math
 from collections.abc import Callable, Iterable
@@ -29,8 +31,8 @@ def create_optimizer(
     Args:
         spec: such as "adamw(lr=1e-3, weight_decay=0.01)", "muon(lr=0.02)" or "RAdam(lr=1e-3)".
             ``muon(adamw_lr=...)`` sets the rate of the parameters that Muon leaves to AdamW.
-        boundary: names (or prefixes) of the layers at either end of the network, which
-            :data:`MATRIX_OPTIMIZERS` leave to AdamW.
+        boundary: wildcards of the parameters that :data:`MATRIX_OPTIMIZERS` leave to AdamW: the layers
+            at either end of the network, tables and embeddings.
 
     Raises:
         SoraError: unknown optimizer or option.
@@ -43,8 +45,9 @@ def create_optimizer(
     matrices = [(n, p) for n, p in named if p.ndim >= 2]
     vectors = [p for _, p in named if p.ndim < 2]
     if parsed.name in MATRIX_OPTIMIZERS:
-        inner = [p for n, p in matrices if not n.startswith(boundary)] if boundary else [p for _, p in matrices]
-        outer = [p for n, p in matrices if n.startswith(boundary)] if boundary else []
+        left_out = {n for n, _ in matrices if any(fnmatch.fnmatchcase(n, pattern) for pattern in boundary)}
+        inner = [p for n, p in matrices if n not in left_out]
+        outer = [p for n, p in matrices if n in left_out]
         groups: list[dict[str, Any]] = [
             {"params": inner, "weight_decay": weight_decay},
             {"params": outer, "weight_decay": weight_decay, "use_fallback": True},
@@ -71,8 +74,6 @@ def _builder(name: str) -> str | type[torch.optim.Optimizer]:
     candidate = getattr(torch.optim, name, None)
     if inspect.isclass(candidate) and issubclass(candidate, torch.optim.Optimizer):
         return candidate
-    import difflib
-
     known = [*timm.optim.list_optimizers(), *(n for n in dir(torch.optim) if n[0].isupper())]
     near = difflib.get_close_matches(name, known, n=3)
     raise SoraError(

@@ -1,0 +1,1 @@
+"""Metrics: functions and torchmetrics shells."""

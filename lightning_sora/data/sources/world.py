@@ -93,7 +93,7 @@ class WorldSource(Source):
             if key not in self._caches:
                 self._caches[key] = _ClipCache(Path(self._cache_root), self.fingerprint(), self._length, key)
             video = self._caches[key].get(index, lambda: self.world.render(facts, *key))
-        return Clip(video, caption, rate, facts.as_dict())
+        return Clip(video, caption, rate, {**facts.as_dict(), "config": self.world.config})
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_caches": {}}  # a pickled memory map would be a copy, not the file

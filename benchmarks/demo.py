@@ -1,0 +1,95 @@
+"""The main job, end to end: fit a VAE, fit a DiT on its latents, test on held-out prompts, sample.
+
+    make demo                     # or: python benchmarks/demo.py
+
+Runs the commands that a user types, one after the other, and ends with a table of what mlflow
+recorded and the line that opens it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lightning_sora.cli import main
+from lightning_sora.lit.callbacks.speed import peak_memory_gib
+
+ROOT = Path(__file__).resolve().parents[1]
+CHECKPOINT = "outputs/world_dit/checkpoints/last.ckpt"
+# Combinations of colour and shape that training never shows.
+PROMPTS = (
+    "a big red cube moves right",
+    "a small green torus moves away to the left",
+    "a big blue sphere comes toward us",
+    "a big yellow cylinder moves left",
+)
+STEPS = {
+    "fit VAE": ("fit", "--config=recipes/world_vae.yaml"),
+    "fit DiT": ("fit", "--config=recipes/world_dit.yaml"),
+    "test": ("test", "--config=recipes/world_dit.yaml", "--ckpt_path=last"),
+    "sample": (
+        "sample", f"--ckpt={CHECKPOINT}", *(f"--prompt={p}" for p in PROMPTS), "--out=outputs/world_dit/demo",
+    ),
+}  # fmt: skip
+SHOWN = {
+    "val/psnr": "VAE reconstruction, PSNR [dB]",
+    "val/ssim": "VAE reconstruction, SSIM",
+    "test/adherence_color": "colour as asked",
+    "test/adherence_motion": "motion direction as asked",
+    "test/adherence_shape": "shape as asked",
+    "test/adherence_color_shuffled": "colour, captions shuffled",
+    "test/adherence_motion_shuffled": "motion, captions shuffled",
+    "test/adherence_shape_shuffled": "shape, captions shuffled",
+}
+
+
+def run(command: tuple[str, ...]) -> float:
+    """Runs one command of lightning-sora in this process; the seconds it took."""
+    words = " ".join(f'"{c}"' if " " in c else c for c in command)
+    print(f"\n$ lightning-sora {words}", flush=True)
+    begun = time.perf_counter()
+    status = main(list(command))
+    if status:
+        sys.exit(status)
+    return time.perf_counter() - begun
+
+
+def recorded() -> dict[str, float]:
+    """The latest value of every metric, from the newest VAE and DiT runs of the store."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"))
+    experiment = client.get_experiment_by_name("world")
+    assert experiment is not None, "the two fits above have recorded to it"
+    metrics: dict[str, float] = {}
+    for run in reversed(client.search_runs([experiment.experiment_id], max_results=2)):
+        metrics |= {name: value for name, value in run.data.metrics.items() if name not in metrics}
+    return metrics
+
+
+def demo() -> None:
+    os.chdir(ROOT)
+    begun = time.perf_counter()
+    seconds = {name: run(command) for name, command in STEPS.items()}
+    metrics = recorded()
+    table = Table("what", "value", title="lightning-sora demo: 128 held-out prompts, fresh noise")
+    for key, words in SHOWN.items():
+        table.add_row(words, f"{metrics[key]:.1%}" if "adherence" in key else f"{metrics[key]:.2f}")
+    for name, value in seconds.items():
+        table.add_row(f"{name} [s]", f"{value:.0f}")
+    table.add_row("all [min]", f"{(time.perf_counter() - begun) / 60:.1f}")
+    table.add_row("peak memory [GiB]", f"{peak_memory_gib():.1f}")
+    console = Console(width=max(80, shutil.get_terminal_size().columns))
+    console.print(table)
+    console.print("samples: outputs/world_dit/demo and outputs/world_dit/samples/test/contact_sheet.png")
+    console.print("everything else, in the browser:  .venv/bin/lightning-sora ui")
+
+
+if __name__ == "__main__":
+    demo()

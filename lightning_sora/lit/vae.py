@@ -1,0 +1,241 @@
+"""LitVAE: trains a video VAE, and measures the latents that a DiT will see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_sora.errors import SoraError
+from lightning_sora.lit.module import LitModule
+from lightning_sora.lit.optimizers import create_optimizer
+from lightning_sora.metrics.reconstruction import ReconstructionQuality
+from lightning_sora.models.vae import VAES, LatentStatistics, Posterior
+from lightning_sora.models.vae.losses import VAELoss, active_channels
+from lightning_sora.randomness import initialize, normal_per_clip
+from lightning_sora.spacetime import PatchSize, SpacetimeBatch
+
+STATISTICS_MEMORY = 0.98
+"""Per step: the latent statistics forget what earlier weights made."""
+
+
+class LitVAE(LitModule):
+    """A video VAE under reconstruction, KL and, where asked for, perceptual and adversarial losses.
+
+    Args:
+        vae: spec of the VAE.
+        reconstruction, kl_weight: see :class:`VAELoss`, as the next five.
+        perceptual_weight, perceptual_weights: the second is the path of VGG-16 weights.
+        adversarial_weight, adversarial_start, discriminator_dim, discriminator_levels: the discriminator
+            trains by the same optimizer spec as the VAE.
+        gallery_clips: clips of the validation split that the gallery shows.
+        optimizer, schedule, ema_decay, seed: see :class:`LitModule`.
+    """
+
+    boundary = ("vae.encoder.input.*", "vae.encoder.output.*", "vae.decoder.input.*", "vae.decoder.output.*")
+
+    def __init__(
+        self,
+        vae: str = "causal_conv(stride=(4, 8, 8), latent_channels=16)",
+        *,
+        reconstruction: str = "l1",
+        kl_weight: float = 1e-4,
+        perceptual_weight: float = 0.0,
+        perceptual_weights: str | None = None,
+        adversarial_weight: float = 0.0,
+        adversarial_start: int = 0,
+        discriminator_dim: int = 32,
+        discriminator_levels: int = 2,
+        gallery_clips: int = 6,
+        optimizer: str = "adamw(lr=1e-3)",
+        schedule: str = "trapezoid(warmup=20)",
+        ema_decay: float | None = 0.99,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(optimizer=optimizer, schedule=schedule, ema_decay=ema_decay, seed=seed)
+        self.save_hyperparameters()
+        self.vae = VAES.create(vae)
+        if not any(p.requires_grad for p in self.vae.parameters()):
+            raise SoraError(f"the VAE {vae!r} has nothing to train; use it directly in a DiT recipe: model.vae={vae}")
+        initialize(self.vae, seed, "vae.")
+        self.loss = VAELoss(
+            reconstruction,
+            kl_weight,
+            perceptual_weight,
+            perceptual_weights,
+            adversarial_weight,
+            adversarial_start,
+            discriminator_dim,
+            discriminator_levels,
+        )
+        if self.loss.discriminator is not None:
+            initialize(self.loss.discriminator, seed, "loss.discriminator.")
+            self.automatic_optimization = False
+        self.gallery_clips = gallery_clips
+        self.statistics = LatentStatistics(self.vae.latent_channels)
+        self.quality = ReconstructionQuality()
+        self._gallery_batches: list[SpacetimeBatch] = []
+
+    @property
+    def patch(self) -> PatchSize:
+        return self.vae.stride
+
+    def check_batch(self, batch: SpacetimeBatch) -> None:
+        """Refuses latents, packed clips, and patches that are no multiple of the VAE's stride.
+
+        Raises:
+            SoraError: any of these.
+        """
+        if batch.space != "pixel":
+            raise SoraError("a VAE trains on pixels, but this source yields latents; give a source of pixels")
+        if any(b % s for b, s in zip(batch.patch, self.patch, strict=True)):
+            raise SoraError(
+                f"data.patch={list(batch.patch)} is no multiple of the VAE's stride {list(self.patch)}; "
+                f"set data.patch to {list(self.patch)}, or to the stride times the patch size of the DiT to come"
+            )
+
+    # Training.
+    def training_step(self, batch: SpacetimeBatch, batch_idx: int) -> Tensor | None:
+        video = self.videos(batch)
+        posterior = self.vae.encode(video)
+        made = self.vae.decode(posterior.sample(self._noise(posterior, batch)))
+        step = self._vae_steps()
+        terms = self.loss(video, made, posterior, step, getattr(self.vae, "last_layer", None))
+        for name, value in terms.items():
+            self.log(f"train/{name}", value.detach(), prog_bar=name == "reconstruction", batch_size=len(batch))
+        self.log("train/active_channels", active_channels(posterior).sum().float(), batch_size=len(batch))
+        self.statistics.sums *= STATISTICS_MEMORY
+        self.statistics.update(posterior.mean)
+        self.adopt_statistics()  # at every step, so that every checkpoint is scaled
+        if self.automatic_optimization:
+            return terms["loss"]
+        self._adversarial_step(video, made, terms["loss"], step)
+        return None
+
+    def _noise(self, posterior: Posterior, batch: SpacetimeBatch) -> Float[Tensor, "clips channels t h w"]:
+        sizes = [tuple(posterior.mean.shape[1:])] * len(batch)
+        return torch.stack(normal_per_clip(sizes, self.seed, "posterior", batch.keys)).to(posterior.mean)
+
+    def _vae_steps(self) -> int:
+        # With two optimizers, lightning's global step counts the steps of both.
+        return self.trainer.global_step if self.automatic_optimization else self._steps_of_vae
+
+    _steps_of_vae = 0
+
+    def _adversarial_step(self, video: Tensor, made: Tensor, loss: Tensor, step: int) -> None:
+        """One step of the VAE, then one of the discriminator on the same clips."""
+        (optimizer, judge), (schedule, judge_schedule) = self.optimizers(), self.lr_schedulers()  # type: ignore[misc]
+        self.toggle_optimizer(optimizer)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        self.untoggle_optimizer(optimizer)
+        schedule.step()
+        self._steps_of_vae += 1
+        if self.loss.adversarial(step):
+            self.toggle_optimizer(judge)
+            terms = self.loss.discriminator_loss(video, made)
+            judge.zero_grad()
+            self.manual_backward(terms["loss"])
+            judge.step()
+            self.untoggle_optimizer(judge)
+            for name, value in terms.items():
+                self.log(f"train/discriminator_{name}", value.detach(), batch_size=len(video))
+        judge_schedule.step()
+
+    def configure_optimizers(self) -> Any:
+        def optimizer(prefix: str) -> Any:
+            named = [(n, p) for n, p in self.named_parameters() if n.startswith(prefix)]
+            return self.scheduled(create_optimizer(self._optimizer_spec, named, self.boundary))
+
+        if self.automatic_optimization:
+            return optimizer("vae.")
+        return [optimizer("vae."), optimizer("loss.discriminator.")]
+
+    def adopt_statistics(self) -> None:
+        """Scales the latent by what recent training batches measured, over all ranks.
+
+        Raises:
+            SoraError: a latent channel is constant.
+        """
+        total = LatentStatistics(self.vae.latent_channels)
+        total.sums = self.trainer.strategy.reduce(self.statistics.sums.to(self.device), reduce_op="sum").cpu()
+        self.vae.set_latent_statistics(total)
+
+    # Evaluation.
+    def on_validation_epoch_start(self) -> None:
+        self._gallery_batches.clear()
+
+    def on_test_epoch_start(self) -> None:
+        self._gallery_batches.clear()
+
+    def validation_step(self, batch: SpacetimeBatch, batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: SpacetimeBatch, batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: SpacetimeBatch, split: str) -> None:
+        with self.averaged():
+            video = self.videos(batch)
+            posterior = self.vae.encode(video)
+            made = self.vae.decode(posterior.mean)
+        self.quality.update(made, video)
+        values = {
+            f"{split}/l1": (made - video).abs().mean(),
+            f"{split}/active_channels": active_channels(posterior).sum().float(),
+            f"{split}/latent_std": self.vae.scale(posterior.mean).std(),
+            **{f"kl/{split}_channel_{i:02d}": v for i, v in enumerate(posterior.kl_per_channel())},
+        }
+        self.log_dict(values, batch_size=len(batch), on_step=False, on_epoch=True, sync_dist=True)
+        if sum(map(len, self._gallery_batches)) < self.gallery_clips:
+            self._gallery_batches.append(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_quality("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_quality("test")
+
+    def _log_quality(self, split: str) -> None:
+        self.log_dict({f"{split}/{name}": value for name, value in self.quality.compute().items()}, prog_bar=True)
+        self.quality.reset()
+
+    @torch.no_grad()
+    def predict_step(self, batch: SpacetimeBatch, batch_idx: int) -> list[Tensor]:
+        """Reconstructions, uint8 [frames height width 3]."""
+        with self.averaged():
+            made = self.vae.decode(self.vae.encode(self.videos(batch)).mean)
+        return to_uint8(made)
+
+    @torch.no_grad()
+    def gallery(self) -> tuple[dict[str, list[Tensor]], list[str]]:
+        real, made, captions = [], [], []
+        for batch in self._gallery_batches:
+            real += [video.cpu() for video in batch.videos()]
+            made += self.predict_step(batch, 0)
+            captions += batch.captions
+        shown = slice(self.gallery_clips)
+        return {"real": real[shown], "reconstruction": made[shown]}, captions[shown]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["latent_sums"] = self.statistics.sums
+        checkpoint["vae_steps"] = self._steps_of_vae
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.statistics.sums = checkpoint["latent_sums"]
+        self._steps_of_vae = checkpoint["vae_steps"]
+
+    def lineage(self) -> dict[str, str]:
+        """What the run is, for the record."""
+        return {"vae.spec": str(self.hparams["vae"])}
+
+
+def to_uint8(video: Float[Tensor, "clips 3 frames height width"]) -> list[Tensor]:
+    """Videos in [-1, 1] as a list of uint8 [frames height width 3]."""
+    pixels = ((video.float().movedim(1, -1) + 1) * 127.5).round().clamp(0, 255)
+    return list(pixels.to(torch.uint8).cpu())
