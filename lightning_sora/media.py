@@ -17,6 +17,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from av.video.stream import VideoStream
 from einops import rearrange, repeat
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
@@ -53,7 +54,7 @@ def write_mp4(path: str | Path, video: Video, fps: float, *, scale: int = 1) -> 
     rate = _rate(fps)
     encoder = _encoder()
     with _whole(path) as partial, av.open(str(partial), "w", format="mp4") as container:
-        stream = container.add_stream(encoder, rate=rate)
+        stream: VideoStream = container.add_stream(encoder, rate=rate)  # type: ignore[assignment]
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         stream.thread_type = "NONE"
         if encoder == "libx264":
@@ -254,9 +255,14 @@ def _whole(path: str | Path) -> Iterator[Path]:
 
 
 def _palette(frames: Pixels) -> Image.Image:
-    pixels = rearrange(frames, "f h w c -> (f h w) c")
-    step = max(1, len(pixels) // 400_000)
-    return Image.fromarray(pixels[None, ::step]).quantize(256, method=Image.Quantize.MEDIANCUT)
+    """An image whose palette holds the clip's colours: all of them if they are few."""
+    red, green, blue = rearrange(frames.astype(np.uint32), "f h w c -> c (f h w)")
+    colours = red << 16 | green << 8 | blue
+    different = np.unique(colours)
+    if len(different) > 256:
+        different = np.random.default_rng(0).choice(colours, 30_000)
+    sample = np.stack([different >> shift & 255 for shift in (16, 8, 0)], axis=-1).astype(np.uint8)
+    return Image.fromarray(sample[None]).quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=2)
 
 
 def _strip(frames: Pixels, columns: int, scale: int | None) -> Image.Image:

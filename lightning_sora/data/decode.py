@@ -84,7 +84,9 @@ def probe(path: str | Path) -> VideoInfo:
         return VideoInfo(1, height, width, STILL_FPS)
     with _opened(path) as (container, stream):
         _refuse_cut_short(path, stream)
-        counted, first, times = 0, None, []
+        counted = 0
+        first: av.VideoFrame | None = None
+        times: list[int] = []
         for packet in container.demux(stream):
             if first is None:
                 first = next(iter(packet.decode()), None)
@@ -291,7 +293,7 @@ class _Picture:
         turns = _quarter_turns(frame)
         height, width = self.size[::-1] if turns % 2 else self.size
         transparent = any(component.is_alpha for component in frame.format.components)
-        pixels = frame.reformat(
+        pixels: np.ndarray = frame.reformat(
             width=width, height=height, format="rgba" if transparent else "rgb24", interpolation=SCALER, threads=1
         ).to_ndarray()
         if transparent:

@@ -83,7 +83,7 @@ def _identity(root: Path, table: Path, name: str) -> str:
     return "/".join(parts)
 
 
-def _rows(table: Path) -> list[Mapping[str, Any]]:
+def _rows(table: Path) -> Sequence[Mapping[str, Any]]:
     """The rows, each with the file column and a caption column for certain."""
     try:
         rows = _READERS[table.suffix](table)
@@ -99,7 +99,7 @@ def _rows(table: Path) -> list[Mapping[str, Any]]:
     return rows
 
 
-def _csv(table: Path) -> list[Mapping[str, Any]]:
+def _csv(table: Path) -> Sequence[Mapping[str, Any]]:
     with table.open(encoding="utf-8-sig", newline="") as lines:
         try:
             rows = list(csv.DictReader(lines, strict=True))
@@ -110,10 +110,10 @@ def _csv(table: Path) -> list[Mapping[str, Any]]:
             raise SoraError(
                 f"{table}, row {number}: it has more or fewer cells than the header; put captions with commas in quotes"
             )
-    return list(rows)
+    return rows
 
 
-def _jsonl(table: Path) -> list[Mapping[str, Any]]:
+def _jsonl(table: Path) -> Sequence[Mapping[str, Any]]:
     rows = []
     for number, line in enumerate(table.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if line.strip():
@@ -127,7 +127,7 @@ def _jsonl(table: Path) -> list[Mapping[str, Any]]:
     return rows
 
 
-def _parquet(table: Path) -> list[Mapping[str, Any]]:
+def _parquet(table: Path) -> Sequence[Mapping[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 

@@ -170,18 +170,28 @@ class FolderSource(Source):
 def find_media(root: Path) -> tuple[list[str], list[Path]]:
     """The media files under a folder, as sorted relative paths with slashes, and its metadata tables.
 
-    Hidden files and folders are passed over.
+    Hidden files and folders are passed over; links are followed.
 
     Raises:
-        SoraError: there is no such folder.
+        SoraError: there is no such folder, or one in it cannot be listed.
     """
     if not root.is_dir():
         raise SoraError(f"{root} is not a folder; give the folder that holds the videos")
     files: list[str] = []
     tables: list[Path] = []
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+    visited: set[Path] = set()
+
+    def refuse(problem: OSError) -> None:
+        raise SoraError(f"{problem.filename} cannot be listed ({problem.strerror}); make it readable or move it away")
+
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=refuse):
         here = Path(folder)
+        if here.resolve() in visited:
+            # A link back up would go round for ever.
+            subfolders.clear()
+            continue
+        visited.add(here.resolve())
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         tables.extend(here / name for name in TABLES if name in names)
         files.extend(
             (here / name).relative_to(root).as_posix()
