@@ -6,7 +6,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -129,8 +128,10 @@ class _TextBlock(nn.Module):
 
 
 @TEXT_ENCODERS.register("hf")
-def frozen_transformer(name: str, *, max_tokens: int = 256, dtype: str = "float32", cache: str | None = None) -> Any:
-    """See :class:`lightning_sora.models.text_hf.FrozenTransformer`."""
+def frozen_transformer(
+    name: str, *, max_tokens: int = 256, dtype: str = "float32", cache: str | None = None, memory: int = 4096
+) -> TextEncoder:
+    """A :class:`lightning_sora.models.text_hf.FrozenTransformer`, whose options these are."""
     from lightning_sora.models.text_hf import FrozenTransformer
 
-    return FrozenTransformer(name, max_tokens=max_tokens, dtype=dtype, cache=cache)
+    return FrozenTransformer(name, max_tokens=max_tokens, dtype=dtype, cache=cache, memory=memory)

@@ -54,9 +54,7 @@ def rotary(coordinates: Int[Tensor, "*batch tokens axes"], head_dim: int, theta:
     return torch.polar(torch.ones_like(angle), angle)
 
 
-def rotate(
-    x: Float[Tensor, "batch tokens heads head_dim"], rope: Rope
-) -> Float[Tensor, "batch tokens heads head_dim"]:
+def rotate(x: Float[Tensor, "batch tokens heads head_dim"], rope: Rope) -> Float[Tensor, "batch tokens heads head_dim"]:
     """Turns neighbouring pairs of ``x``: one complex product, in float32."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rope).flatten(-2).type_as(x)

@@ -52,7 +52,7 @@ class SelfProjection(nn.Module):
         self.k_norm = nn.RMSNorm(self.head_dim, eps=1e-6)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"], rope: Rope | None) -> tuple[Heads, Heads, Heads]:
-        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b n h d", three=3, d=self.head_dim).unbind(0)
+        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> b n three h d", three=3, d=self.head_dim).unbind(2)
         q, k = self.q_norm(q), self.k_norm(k)
         return (q, k, v) if rope is None else (rotate(q, rope), rotate(k, rope), v)
 
@@ -122,9 +122,7 @@ class PartitionBlock(AttentionBlock):
     """
 
     @abstractmethod
-    def group(
-        self, coordinates: Int[Tensor, "total 4"], grids: Sequence[TokenGrid]
-    ) -> Int[Tensor, "total *keys"]:
+    def group(self, coordinates: Int[Tensor, "total 4"], grids: Sequence[TokenGrid]) -> Int[Tensor, "total *keys"]:
         """Names the group of each token within its clip.
 
         Args:

@@ -43,7 +43,7 @@ class CrossAttention(nn.Module):
             mask: True where there is text; at least once per clip.
         """
         q = self.q_norm(rearrange(self.query(x), "b n (h d) -> b n h d", d=self.head_dim))
-        k, v = rearrange(self.key_value(text), "c n (two h d) -> two c n h d", two=2, d=self.head_dim).unbind(0)
+        k, v = rearrange(self.key_value(text), "c n (two h d) -> c n two h d", two=2, d=self.head_dim).unbind(2)
         k = self.k_norm(k)
         if not layout.packed:
             return self.out(self.kernel(q, k, v, mask).flatten(2))

@@ -1,0 +1,182 @@
+"""A frozen text encoder from Hugging Face transformers, with its embeddings cached."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lightning_sora.errors import SoraError
+from lightning_sora.models.text import TextContext, TextEncoder
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class FrozenTransformer(TextEncoder):
+    """The last hidden states of a pretrained encoder (T5, BERT, CLIP's text tower, ...).
+
+    Its weights belong to no checkpoint, optimizer or average of ours: a checkpoint records their
+    fingerprint alone, and refuses to load beside other weights. Each caption is encoded once and kept
+    on the CPU, the most recent ``memory`` ones; with ``cache``, also as one file per caption, for
+    later runs.
+
+    Args:
+        name: a local directory, or a name on the hub.
+        max_tokens: longer captions are cut, with one warning.
+        dtype: in which the encoder runs: float32, bfloat16 or float16. Embeddings come out in float32.
+        cache: directory of encoded captions, keyed by fingerprint and caption; made if absent.
+        memory: how many captions to keep in memory.
+
+    Raises:
+        SoraError: transformers is not installed, the model cannot be loaded, or an option is out of range.
+    """
+
+    trainable = False
+
+    def __init__(
+        self, name: str, *, max_tokens: int = 256, dtype: str = "float32", cache: str | None = None, memory: int = 4096
+    ) -> None:
+        super().__init__()
+        if dtype not in DTYPES:
+            raise SoraError(f"dtype={dtype!r} of the text encoder is unknown; choose one of {', '.join(DTYPES)}")
+        if max_tokens < 1 or memory < 1:
+            raise SoraError(f"max_tokens={max_tokens} and memory={memory} must be at least 1")
+        self.name, self.max_tokens, self.memory = name, max_tokens, memory
+        self.cache = None if cache is None else Path(cache)
+        backbone, self.tokenizer = _load(name, DTYPES[dtype])
+        positions = getattr(backbone.config, "max_position_embeddings", None)
+        if positions is not None and max_tokens > positions:
+            raise SoraError(
+                f"max_tokens={max_tokens} but {name!r} has {positions} positions; set max_tokens={positions}"
+            )
+        # Out of reach of parameters(), state_dict() and initialisation; _apply moves it between devices.
+        self._hidden: tuple[nn.Module] = (backbone.requires_grad_(False).eval(),)
+        self.dim = int(backbone.config.hidden_size)
+        self._fingerprint = _fingerprint(backbone, self.tokenizer, f"{max_tokens} {dtype}")
+        self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self._warned = False
+        self.register_buffer("_device", torch.empty(0), persistent=False)
+
+    def fingerprint(self) -> str:
+        """A hash of weights, configuration, tokenizer and settings."""
+        return self._fingerprint
+
+    @torch.no_grad()
+    def forward(self, captions: Sequence[str]) -> TextContext:
+        missing = [c for c in dict.fromkeys(captions) if c not in self._known and not self._read(c)]
+        for rows in (missing[i : i + 64] for i in range(0, len(missing), 64)):
+            for caption, embedding in zip(rows, self._encode(rows), strict=True):
+                self._known[caption] = embedding
+                self._write(caption, embedding)
+        embeddings = []
+        for caption in captions:
+            self._known.move_to_end(caption)
+            embeddings.append(self._known[caption])
+        while len(self._known) > self.memory:
+            self._known.popitem(last=False)
+        padded = nn.utils.rnn.pad_sequence(embeddings, batch_first=True).to(self._device.device)
+        lengths = torch.tensor([len(e) for e in embeddings], device=padded.device)
+        return TextContext(padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None])
+
+    def _encode(self, captions: Sequence[str]) -> list[Float[Tensor, "text_tokens dim"]]:
+        ids: list[list[int]] = self.tokenizer(list(captions))["input_ids"]
+        if not self._warned and any(len(row) > self.max_tokens for row in ids):
+            longest = max(map(len, ids))
+            logger.warning("captions of up to %d tokens are cut to max_tokens=%d", longest, self.max_tokens)
+            self._warned = True
+        ids = self.tokenizer(list(captions), truncation=True, max_length=self.max_tokens)["input_ids"]
+        # A tokenizer without special tokens gives nothing for the empty caption; one token stands for it.
+        ids = [row or [self.tokenizer.pad_token_id] for row in ids]
+        lengths = torch.tensor([len(row) for row in ids])
+        rows = [torch.tensor(row) for row in ids]
+        tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        tokens = tokens.to(self._device.device)
+        mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).to(tokens)
+        hidden = self._hidden[0](input_ids=tokens, attention_mask=mask).last_hidden_state
+        return [row[:length].float().cpu() for row, length in zip(hidden, lengths.tolist(), strict=True)]
+
+    # The cache on disk.
+    def _path(self, caption: str) -> Path | None:
+        if self.cache is None:
+            return None
+        key = hashlib.blake2b(caption.encode("utf-8", errors="replace"), digest_size=16).hexdigest()
+        return self.cache / self._fingerprint / f"{key}.safetensors"
+
+    def _read(self, caption: str) -> bool:
+        path = self._path(caption)
+        if path is None or not path.exists():
+            return False
+        self._known[caption] = load_file(path)["embedding"]
+        return True
+
+    def _write(self, caption: str, embedding: Tensor) -> None:
+        path = self._path(caption)
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        save_file({"embedding": embedding.contiguous()}, partial)
+        partial.replace(path)
+
+    # What nn.Module must know of weights that it does not own.
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenTransformer:
+        super()._apply(fn, recurse)
+        self._hidden[0].to(self._device.device)
+        return self
+
+    def get_extra_state(self) -> UInt8[Tensor, " bytes"]:
+        return torch.tensor(list(self._fingerprint.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: UInt8[Tensor, " bytes"]) -> None:
+        recorded = bytes(state.tolist()).decode()
+        if recorded != self._fingerprint:
+            raise SoraError(
+                f"the checkpoint was trained with the text encoder {recorded}, but {self.name!r} with these settings "
+                f"is {self._fingerprint}; use the same weights, tokenizer, max_tokens and dtype"
+            )
+
+
+def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    try:
+        from transformers import AutoModel, AutoTokenizer
+    except ImportError as problem:
+        raise SoraError(
+            "the text encoder 'hf' needs transformers, which is not installed: pip install 'lightning-sora[hf]'"
+        ) from problem
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModel.from_pretrained(name, dtype=dtype)
+    except (OSError, ValueError, ImportError) as problem:
+        reason = str(problem).strip().splitlines()[0]
+        raise SoraError(
+            f"cannot load the text encoder {name!r} ({reason}); give a directory that holds a transformers model with "
+            "its tokenizer, or a name on the hub that this machine can reach"
+        ) from problem
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.is_encoder_decoder:
+        return model.get_encoder(), tokenizer
+    return getattr(model, "text_model", model), tokenizer
+
+
+def _fingerprint(backbone: nn.Module, tokenizer: Any, settings: str) -> str:
+    digest = hashlib.blake2b(settings.encode(), digest_size=8)
+    config = {k: v for k, v in backbone.config.to_dict().items() if not k.startswith("_")}  # type: ignore[operator, union-attr]
+    config.pop("transformers_version", None)
+    digest.update(repr(sorted(config.items(), key=lambda item: item[0])).encode())
+    digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
+    for name, tensor in sorted(backbone.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
