@@ -298,7 +298,7 @@ class _Picture:
         ).to_ndarray()
         if transparent:
             alpha = pixels[..., 3:].astype(np.float32) / 255
-            pixels = np.uint8(np.round(pixels[..., :3] * alpha + 255 * (1 - alpha)))
+            pixels = (pixels[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
         return np.rot90(pixels, turns)
 
 

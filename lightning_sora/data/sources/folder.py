@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 CAPTIONS = ("auto", "metadata", "sidecar", "none")
 SHOWN_REASONS = 10
+BRIEF = 16  # frames
 FINGERPRINTED_BYTES = 1 << 16  # of each end of a file
 
 
@@ -38,9 +39,9 @@ class FolderSource(Source):
     **Splits**, in this order: the tables' column ``split``; folders ``train``, ``val`` (or ``validation``),
     ``test`` right under the root; what neither names belongs to train. Whichever of val and test nobody
     names is then taken out of train: the first clips in the order of a hash of their ids, a fixed share
-    and at least one, videos and stills each by themselves. This depends on the names alone, never on the
-    seed, so that runs stay comparable. Fewer than three clips cannot be divided: all splits then hold
-    all of them, with a warning.
+    and at least one of stills, of videos under 16 frames, and of longer ones (of a kind with enough to
+    divide). The seed has no part in this, so that runs stay comparable. Fewer than three clips cannot
+    be divided: all splits then hold all of them, with a warning.
 
     Windows start at a frame drawn from those where they fit. Pictures are scaled to cover the asked size and
     cut: at a drawn place in train, in the middle elsewhere.
@@ -214,14 +215,17 @@ def assign_splits(
                 "%d clips cannot be divided: %s share them with train, so nothing is held out", len(train), missing
             )
         return {i: ("train", *missing) if split == "train" else (split,) for i, split in splits.items()}
-    for still in (False, True):
-        kind = sorted((i for i in train if (found[i].frames == 1) == still), key=_hash_order)
+    # Each kind by itself: a lone still or three-frame clip would be a poor judge of videos.
+    kinds: dict[tuple[bool, bool], list[str]] = {}
+    for clip_id in sorted(train, key=_hash_order):
+        kinds.setdefault((found[clip_id].frames == 1, found[clip_id].frames < BRIEF), []).append(clip_id)
+    for kind in kinds.values():
         if len(kind) > len(missing):
             share = max(1, round(held_out * len(kind)))
             for place, split in enumerate(missing):
                 splits.update(dict.fromkeys(kind[place * share : (place + 1) * share], split))
     if missing and not set(missing) <= set(splits.values()):
-        # Too few of either kind alone, enough together.
+        # Too few of any kind alone, enough together.
         for split, clip_id in zip(missing, sorted(train, key=_hash_order), strict=False):
             splits[clip_id] = split
     return {i: (split,) for i, split in splits.items()}
