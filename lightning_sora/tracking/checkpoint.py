@@ -79,6 +79,7 @@ class Checkpoint(LightningCheckpoint):
         self.milestones: list[str] = []
         self._folder = Path()
         self._saved_step = -1
+        self._resumed = False
         self._lock: TextIO | None = None
 
     def folder(self, root: str | Path) -> Path:
@@ -93,11 +94,6 @@ class Checkpoint(LightningCheckpoint):
         self._folder = self.folder(trainer.default_root_dir)
         if trainer.is_global_zero:
             self._hold()
-            resumed = Path(trainer.ckpt_path).absolute() if trainer.ckpt_path else None
-            if resumed is None or resumed.parent != self._folder:
-                _set_aside(self._folder)
-            self._folder.mkdir(parents=True, exist_ok=True)
-        trainer.strategy.barrier("checkpoint folder")
 
     def _hold(self) -> None:
         import fcntl
@@ -119,6 +115,12 @@ class Checkpoint(LightningCheckpoint):
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not earlier: only now is every strategy done with reading the checkpoint to go on from.
+        if trainer.is_global_zero and not trainer.fast_dev_run and not self._resumed:
+            _set_aside(self._folder)
+        trainer.strategy.barrier("checkpoint folder")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -171,7 +173,7 @@ class Checkpoint(LightningCheckpoint):
         if trainer.fast_dev_run or trainer.global_step == self._saved_step:
             return
         self.last_model_path = str(self._folder / "last.ckpt")
-        trainer.save_checkpoint(self.last_model_path)
+        trainer.save_checkpoint(self.last_model_path, weights_only=False)
         self._saved_step = trainer.global_step
         for logger in trainer.loggers:
             logger.after_save_checkpoint(self)  # type: ignore[arg-type]
@@ -203,10 +205,12 @@ class Checkpoint(LightningCheckpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["folder"] == str(self._folder):
-            self.best_model_path = state_dict["best_model_path"]
-            self.best_model_score = state_dict["best_model_score"]
+        self._resumed = state_dict["folder"] == str(self._folder)
+        if self._resumed:
             self.milestones = list(state_dict["milestones"])
+            if Path(state_dict["best_model_path"]).is_file():
+                self.best_model_path = state_dict["best_model_path"]
+                self.best_model_score = state_dict["best_model_score"]
 
 
 def _part(target: Path) -> Path:

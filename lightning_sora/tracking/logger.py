@@ -66,6 +66,7 @@ class MLflowTracker(Logger):
         self._stage: str | None = None
         self._earlier_status: str | None = None
         self._from_step = self._last_step = 0
+        self._advanced = False
         self._known_params: dict[str, str] = {}
         self._rows: list[tuple[str, float, int, int]] = []
         self._flushed_at = self._began_at = time.monotonic()
@@ -145,8 +146,8 @@ class MLflowTracker(Logger):
         return self.experiment_name
 
     @property
-    def version(self) -> str | None:
-        return self.run_name
+    def version(self) -> str:
+        return ""  # the progress bar would show its end
 
     @property
     def save_dir(self) -> str:
@@ -177,6 +178,7 @@ class MLflowTracker(Logger):
         """Takes values in; they are sent together, every ``flush_seconds``."""
         now = int(time.time() * 1000)
         self._last_step = max(int(step or 0), self._from_step)
+        self._advanced = True
         self._rows += [(metric_name(name), float(value), now, self._last_step) for name, value in metrics.items()]
         if len(self._rows) >= ROWS_BEFORE_FLUSH or time.monotonic() - self._flushed_at >= self.flush_seconds:
             self.flush()
@@ -220,16 +222,17 @@ class MLflowTracker(Logger):
         """
         _ = self.experiment
         self._stage = stage
-        flat = flatten(recipe)
+        # Where a run went on from is no part of what it is.
+        recipe = {key: value for key, value in recipe.items() if key != "ckpt_path"}
         changes = [
             f"{key}: {self._known_params.get(key)} -> {value}"
-            for key, value in flat.items()
-            if self._known_params.get(key) != value and key != "ckpt_path"
+            for key, value in flatten(recipe).items()
+            if self._known_params.get(key) != value
         ]
         name, number = f"recipe/{stage}", 0
         if self.rejoined:
             stored = self._artifacts("recipe")
-            number = sum(path.startswith(f"{name}.revision-") for path in stored) + 1
+            number = sum(path.startswith(f"{name}.revision-") and path.endswith(".yaml") for path in stored) + 1
             if f"{name}.yaml" in stored:
                 if not changes:
                     return
@@ -256,6 +259,10 @@ class MLflowTracker(Logger):
         import yaml
 
         code, machine = provenance.code_state(), provenance.machine()
+        if self.rejoined and self._stage != "fit":
+            # The run stands for its training; what scores it leaves only its own mark.
+            self.log_tags({f"{self._stage}.git.commit": code.commit, f"{self._stage}.git.dirty": code.dirty})
+            return
         suffix = f"-{time.strftime('%Y%m%d-%H%M%S')}" if self.rejoined else ""
         self.log_tags({**code.tags(), "python": machine["python"], "torch": machine["torch"]})
         if code.patch:
@@ -289,11 +296,12 @@ class MLflowTracker(Logger):
             f"system/{self._stage or 'run'}_seconds": time.monotonic() - self._began_at,
             "system/peak_memory_gib": provenance.peak_memory_gib(),
         }
+        advanced = self._advanced
         self.log_metrics(spent, self._last_step)
         self.flush()
         self._keep_checkpoints(copy=succeeded)
-        if self._earlier_status is not None and self._stage != "fit":
-            # Scoring a checkpoint changes nothing of how its training ended.
+        if self._earlier_status is not None and (self._stage != "fit" or not advanced):
+            # Scoring a checkpoint, or failing to go on from it, changes nothing of how its training ended.
             self._sender.status(self._earlier_status)
         else:
             self._sender.status("FINISHED" if succeeded else (self.outcome or "FAILED"))

@@ -92,11 +92,12 @@ class Outbox:
 
     def _send(self, record: Record) -> None:
         record["run_id"] = self.run_id
-        waiting = self.spool.exists()
-        if waiting and (time.monotonic() < self._retry_at or not self._replay(self.spool)):
+        if self._must_wait() or not self._deliver(record):
             self._keep(record)
-        elif not self._deliver(record):
-            self._keep(record)
+
+    def _must_wait(self) -> bool:
+        """Whether earlier records wait and cannot be sent now; records keep their order."""
+        return self.spool.exists() and (time.monotonic() < self._retry_at or not self._replay(self.spool))
 
     def _keep(self, record: Record) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -34,13 +34,16 @@ class RunRecorder(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.fast_dev_run or not trainer.is_global_zero:
             return
+        stage = str(getattr(stage, "value", stage))  # lightning passes an enum
         _write(Path(trainer.default_root_dir) / f"{stage}.yaml", self.resolved)
         tracker = find_tracker(trainer.loggers)
         if tracker is None:
             return
         tracker.log_recipe(stage, self.resolved, self.recipe, self.sources)
         tracker.log_provenance()
-        tracker.log_tags({f"command.{stage}": " ".join(self.command), "output": trainer.default_root_dir})
+        tracker.log_tags(
+            {f"command.{stage}": " ".join(self.command), "output": os.path.abspath(trainer.default_root_dir)}
+        )
         data = trainer.datamodule  # type: ignore[attr-defined]
         if hasattr(data, "fingerprint"):
             tracker.log_data(str(getattr(data, "spec", type(data).__name__)), data.fingerprint(), stage)

@@ -1,0 +1,181 @@
+"""Recipes as files and flags, looked at before lightning parses them.
+
+The parser's own words for a mistake are long, do not say which file it is in, and know nothing of
+near matches; what can be told beforehand is told here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_sora.errors import SoraError
+
+#: Sections that name a class; an overlay may not change which.
+CLASS_SECTIONS = ("model", "data")
+
+#: The names that a section accepts, given the class that it names; None where anything goes.
+Accepted = Callable[[str, str | None], Sequence[str] | None]
+
+
+def recipe_files(arguments: Sequence[str]) -> list[Path]:
+    """The files given by ``--config`` or ``-c``, in order.
+
+    Raises:
+        SoraError: a file is missing; its nearest neighbours are named.
+    """
+    files = [Path(value) for flag, value in _flags(arguments) if flag in ("--config", "-c")]
+    for file in files:
+        if file.is_file():
+            continue
+        folder = file.parent if file.parent.is_dir() else Path()
+        present = sorted(path.name for path in folder.glob("*.y*ml"))
+        near = difflib.get_close_matches(file.name, present, n=3, cutoff=0.5)
+        if near:
+            hint = f"did you mean {' or '.join(str(file.parent / name) for name in near)}?"
+        else:
+            hint = f"{folder.absolute()} holds {', '.join(present[:10]) or 'no recipe'}"
+        raise SoraError(f"no recipe at {file}; {hint}")
+    return files
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A recipe file as nested mappings, interpolations unresolved; dotted names are taken apart.
+
+    Raises:
+        SoraError: not YAML, or no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+        raise SoraError(f"{path} is not readable YAML: {problem}") from problem
+    if not isinstance(content, Mapping):
+        raise SoraError(f"{path} must hold sections such as `model:` and `data:`, not {type(content).__name__}")
+    nested: dict[str, Any] = {}
+    for key, value in content.items():
+        first, *rest = str(key).split(".")
+        for part in reversed(rest):
+            value = {part: value}
+        nested = _merge(nested, {first: value})
+    return nested
+
+
+def check_recipe(files: Sequence[Path], arguments: Sequence[str], accepted: Accepted) -> None:
+    """Refuses misspelt names and changes of class, in files and flags.
+
+    Where the class of a section changes, the parser would drop what the base recipe said of it.
+
+    Args:
+        accepted: ``accepted("", None)`` are the sections; ``accepted(section, class_path)`` what
+            may stand in one.
+
+    Raises:
+        SoraError: with the file or flag, near matches and the names that are accepted.
+    """
+    recipes = [(str(file), read_recipe(file)) for file in files]
+    classes: dict[str, str] = {}
+    for place, recipe in [*recipes, *_flag_classes(arguments)]:
+        for section in CLASS_SECTIONS:
+            name = _class_path(recipe.get(section))
+            before = classes.setdefault(section, name) if name is not None else None
+            if before is not None and name is not None and _short(before) != _short(name):
+                raise SoraError(
+                    f"{place} changes {section}.class_path from {before} to {name}, which would drop the options "
+                    f"of {_short(before)}; write a recipe of its own for {_short(name)}"
+                )
+    for place, names in [*((p, n) for p, r in recipes for n in _names(r)), *_flag_names(arguments)]:
+        _check_name(place, names[0], "", accepted("", None))
+        if len(names) > 1:
+            _check_name(place, names[1], names[0], accepted(names[0], classes.get(names[0])))
+
+
+@contextmanager
+def merged_vars(files: Sequence[Path], arguments: Sequence[str]) -> Iterator[list[str]]:
+    """The command line with the ``vars`` of several recipes merged, while the context lasts.
+
+    The parser would let the ``vars`` of an overlay replace those of the recipe below it.
+    """
+    layers = [recipe["vars"] for recipe in map(read_recipe, files) if isinstance(recipe.get("vars"), Mapping)]
+    if len(layers) < 2:
+        yield list(arguments)
+        return
+    last = max(i for i, a in enumerate(arguments) if a.partition("=")[0] in ("--config", "-c"))
+    after = last + (1 if "=" in arguments[last] else 2)
+    with tempfile.TemporaryDirectory() as folder:
+        merged = Path(folder) / "vars.yaml"
+        merged.write_text(yaml.safe_dump({"vars": functools.reduce(_merge, layers)}))
+        yield [*arguments[:after], f"--config={merged}", *arguments[after:]]
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _check_name(place: str, name: str, section: str, accepted: Sequence[str] | None) -> None:
+    if accepted is None or name in accepted:
+        return
+    dotted = f"{section}.{name}" if section else name
+    near = difflib.get_close_matches(name, accepted, n=3, cutoff=0.5)
+    prefix = f"{section}." if section else ""
+    hint = f"did you mean {' or '.join(prefix + match for match in near)}? " if near else ""
+    where = f"in {section}" if section else "at this level"
+    raise SoraError(f"{place}: no option {dotted!r}; {hint}accepted {where}: {', '.join(sorted(accepted))}")
+
+
+def _names(recipe: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """(section,) and (section, option) for all that a recipe sets."""
+    for section, content in recipe.items():
+        yield (section,)
+        if not isinstance(content, Mapping):
+            continue
+        options = dict(content)
+        inner = options.pop("init_args", None)
+        options.pop("class_path", None)
+        for option in [*options, *(inner if isinstance(inner, Mapping) else ())]:
+            yield section, str(option).split(".")[0].removesuffix("+")
+
+
+def _flag_names(arguments: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for flag, _ in _flags(arguments):
+        if flag.startswith("--") and "help" not in flag:
+            names = [part for part in flag[2:].removesuffix("+").split(".") if part != "init_args"]
+            if names[1:] != ["class_path"]:
+                yield flag, tuple(names[:2])
+
+
+def _flag_classes(arguments: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for flag, value in _flags(arguments):
+        section = flag.removeprefix("--").removesuffix(".class_path")
+        if section in CLASS_SECTIONS and value is not None and not value.endswith((".yaml", ".yml")):
+            yield flag, {section: value}
+
+
+def _flags(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Every flag with its value, or with an empty one."""
+    for index, argument in enumerate(arguments):
+        if not argument.startswith("-") or argument.lstrip("-")[:1].isdigit():
+            continue
+        flag, equals, value = argument.partition("=")
+        following = arguments[index + 1] if index + 1 < len(arguments) else ""
+        yield flag, value if equals else ("" if following.startswith("--") else following)
+
+
+def _class_path(section: Any) -> str | None:
+    if isinstance(section, Mapping):
+        section = section.get("class_path")
+    return section if isinstance(section, str) else None
+
+
+def _short(name: str) -> str:
+    return name.rsplit(".", 1)[-1]

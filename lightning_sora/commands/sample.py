@@ -1,0 +1,110 @@
+"""sample: videos from prompts, by a trained model."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning_sora.errors import SoraError
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("sample", help="make videos from prompts", description=__doc__)
+    parser.add_argument("--ckpt", required=True, type=Path, help="checkpoint of a LitDiT run")
+    parser.add_argument("--prompt", action="append", default=[], help="what to show; may be given several times")
+    parser.add_argument("--prompts", type=Path, help="a text file with one prompt per line")
+    parser.add_argument("--frames", type=_whole, help="default: as trained")
+    parser.add_argument("--height", type=_whole, help="pixels; default: as trained")
+    parser.add_argument("--width", type=_whole, help="pixels; default: as trained")
+    parser.add_argument("--fps", type=_positive, help="frames per second of the files; default: as trained")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise; the same seed gives the same videos")
+    parser.add_argument("--steps", type=_whole, help="sampling steps; default: those of the recipe")
+    parser.add_argument("--guidance", type=float, help="classifier-free scale, 1 is off; default: that of the recipe")
+    parser.add_argument("--out", type=Path, default=Path("outputs/samples"), help="folder (default: %(default)s)")
+    parser.add_argument("--scale", type=_whole, default=1, help="enlarge by this whole number (default: %(default)s)")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 ...; default: cuda where there is one")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes an MP4 and a GIF per prompt and one contact sheet, and prints their paths."""
+    prompts = [*args.prompt, *(_read_prompts(args.prompts) if args.prompts else [])]
+    if not prompts:
+        raise SoraError("nothing to sample; give --prompt TEXT or --prompts FILE")
+    if not args.ckpt.is_file():
+        raise SoraError(f"no checkpoint at {args.ckpt}; give the path of a .ckpt file that `lightning-sora fit` wrote")
+    if args.out.exists() and not args.out.is_dir():
+        raise SoraError(f"--out {args.out} is a file; give a folder")
+    import torch
+    from tqdm import tqdm
+
+    device = _device(args.device)
+    from lightning_sora import media
+    from lightning_sora.lit.dit import LitDiT
+
+    model = LitDiT.load(args.ckpt, device)
+    videos = model.sample(
+        prompts,
+        args.frames,
+        args.height,
+        args.width,
+        seed=args.seed,
+        steps=args.steps,
+        guidance=args.guidance,
+        progress=lambda steps: tqdm(steps, desc="sampling", unit="step", file=sys.stderr),
+    )
+    fps = args.fps or model.native_fps
+    written = []
+    for index, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):
+        name = args.out / f"{index:03d}_{_slug(prompt)}_seed{args.seed}"
+        written += [name.with_suffix(".mp4"), name.with_suffix(".gif")]
+        media.write_mp4(written[-2], video, fps, scale=args.scale)
+        media.write_gif(written[-1], video, fps, scale=args.scale)
+    written.append(args.out / "contact_sheet.png")
+    media.contact_sheet(written[-1], [video.to(torch.uint8) for video in videos], prompts)
+    sys.stdout.write("".join(f"{path}\n" for path in written))
+    return 0
+
+
+def _device(name: str | None) -> Any:
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise SoraError(f"--device {name} cannot be used here ({reason}); cpu always can") from problem
+    return device
+
+
+def _read_prompts(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise SoraError(f"--prompts {path} cannot be read ({problem}); give a text file, one prompt per line") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _slug(prompt: str) -> str:
+    return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:40] or "empty"
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number between 0 and 1000")
+    return value

@@ -1,0 +1,253 @@
+"""fit, validate, test, predict: a recipe, run by lightning."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import logging
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning.pytorch as pl
+import yaml
+from jsonargparse import set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from omegaconf.errors import OmegaConfBaseException
+
+import lightning_sora.data.datamodule  # recipes may name the classes of these without their module
+import lightning_sora.lit.dit
+import lightning_sora.lit.vae  # noqa: F401
+from lightning_sora.commands.recipes import check_recipe, merged_vars, recipe_files
+from lightning_sora.errors import SoraError
+from lightning_sora.lit.module import check_module, read_checkpoint
+from lightning_sora.tracking import Checkpoint, MLflowTracker, RunRecorder, StopBetweenSteps
+
+TERMINATED = 143
+#: What to give as ``--ckpt_path`` to score a model with its initial weights.
+UNTRAINED = "none"
+BASES = {"model": pl.LightningModule, "data": pl.LightningDataModule}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs a recipe.
+
+    Args:
+        arguments: the command line, from the command on.
+
+    Returns:
+        the exit status: 0, or 143 after SIGTERM.
+
+    Raises:
+        SoraError: a mistake in the recipe, the flags or the checkpoint.
+        KeyboardInterrupt: Ctrl-C during training, once a checkpoint is kept.
+    """
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
+    # Lightning on a torch newer than it knows.
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    stopper = StopBetweenSteps()
+    try:
+        SoraCLI(list(arguments), stopper)
+    except SIGTERMException:
+        if not stopper.requested:
+            return TERMINATED
+    except MisconfigurationException as problem:
+        raise SoraError(f"lightning cannot run this recipe: {problem}") from problem
+    except RuntimeError as problem:
+        if "loading state_dict" not in str(problem):
+            raise
+        raise SoraError(
+            f"the checkpoint does not fit the model of the recipe: {str(problem)[:400]}; use the recipe that it "
+            "was trained by (in mlflow: recipe/fit.yaml)"
+        ) from problem
+    if stopper.requested:
+        raise KeyboardInterrupt("what was trained is kept; `--ckpt_path last` goes on from there")
+    return 0
+
+
+class OneLineRecipeParser(LightningArgumentParser):
+    """The recipe parser, with errors of one line instead of the usage of a hundred."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # asked by another parser, which tries alternatives
+            super().error(message, ex)
+        raise SoraError(_explain(message)) from ex
+
+
+class SoraCLI(LightningCLI):
+    """LightningCLI for the recipes of this package.
+
+    Args:
+        arguments: the command line, from the command on.
+        stopper: gets Ctrl-C during training.
+    """
+
+    def __init__(self, arguments: list[str], stopper: StopBetweenSteps) -> None:
+        self.arguments, self.stopper = arguments, stopper
+        self.files = recipe_files(arguments)
+        self._from_run: str | None = None
+        self._from_step = 0
+        super().__init__(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_class=OneLineRecipeParser,
+            parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
+            auto_configure_optimizers=False,
+            # Modules save their own arguments; what the parser would add cannot be passed to them.
+            load_from_checkpoint_support=False,
+            args=arguments,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--vars", type=dict, default={}, help="Values for interpolation: ${vars.name}.")
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_class_arguments(MLflowTracker, "tracking")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        command = self.arguments[0]
+        if not any(argument in ("-h", "--help") or "help" in argument for argument in self.arguments):
+            if not self.files and not any(a.startswith("--model") for a in self.arguments):
+                raise SoraError(f"{command} needs a recipe; give one by --config recipes/NAME.yaml")
+            check_recipe(self.files, self.arguments[1:], self._accepted)
+        name = self.files[0].stem if self.files else command
+        self._subcommand_parsers[command].set_defaults({"trainer.default_root_dir": f"outputs/{name}"})
+        try:
+            with merged_vars(self.files, self.arguments) as arguments:
+                self.config = parser.parse_args(arguments)
+        except OmegaConfBaseException as problem:
+            raise SoraError(_explain_interpolation(problem)) from problem
+
+    def _accepted(self, section: str, name: str | None) -> list[str] | None:
+        """The names that may stand in a section of a recipe; see ``check_recipe``."""
+        known = [action.dest for action in self._subcommand_parsers[self.arguments[0]]._actions]
+        if not section:
+            return sorted({"c", "print_config", *(dest.split(".")[0] for dest in known)})
+        if section in BASES:
+            if name is None:
+                return None
+            parameters = inspect.signature(find_class(name, BASES[section])).parameters.values()
+            if any(p.kind is p.VAR_KEYWORD for p in parameters):
+                return None
+            return [p.name for p in parameters]
+        inside = [dest.split(".")[1] for dest in known if dest.startswith(f"{section}.")]
+        return sorted(set(inside)) or None
+
+    def _parse_ckpt_path(self) -> None:
+        """Finds and reads the checkpoint; its hyper-parameters change nothing of what the user wrote."""
+        command = self.config.subcommand
+        config = self.config[command]
+        asked = config.get("ckpt_path")
+        if asked is None:
+            if command == "fit":
+                return
+            raise SoraError(
+                f"{command} needs --ckpt_path: best, last, a path, or {UNTRAINED} to take the untrained model"
+            )
+        if str(asked) == UNTRAINED:
+            config.ckpt_path = None
+            return
+        path = Path(asked)
+        if str(asked) in ("best", "last"):
+            folder = Checkpoint(dirpath=config.checkpoint.dirpath).folder(config.trainer.default_root_dir or "")
+            path = folder / f"{asked}.ckpt"
+            if not path.exists():
+                present = ", ".join(sorted(file.name for file in folder.glob("*.ckpt"))) or "no checkpoint"
+                raise SoraError(f"--ckpt_path {asked}: {folder} holds {present}; fit this recipe first, or give a path")
+        config.ckpt_path = str(path)
+        if path.is_dir():  # a sharded checkpoint, which the strategy reads
+            return
+        checkpoint = read_checkpoint(path)
+        check_module(checkpoint, config.model.class_path.rsplit(".", 1)[-1])
+        self._from_run, self._from_step = checkpoint.get("run_id"), checkpoint["global_step"]
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        command = str(self.subcommand)
+        config = self.config[command]
+        parser = self._parser(command)
+        if config.trainer.enable_checkpointing is False:
+            parser.callback_keys = [key for key in parser.callback_keys if key != "checkpoint"]
+        resolved = parser.dump(config, skip_none=False)
+        recorder = RunRecorder(
+            resolved=resolved,
+            recipe=yaml.safe_load(resolved),
+            sources={f"{index}_{file.name}": file.read_text() for index, file in enumerate(self.files)},
+            command=("lightning-sora", *self.arguments),
+        )
+        self.trainer_defaults["callbacks"] = [recorder, self.stopper]
+        tracker: MLflowTracker = self._get(self.config_init, "tracking")
+        given = self._get(self.config_init, "trainer").get("logger")
+        loggers = given if isinstance(given, list) else [given] if given not in (None, True, False) else []
+        if tracker.enabled and given is not False:
+            root = Path(config.trainer.default_root_dir or "").absolute()
+            loggers = [tracker.prepare(root, config.seed_everything, self._from_run, self._from_step), *loggers]
+        return super().instantiate_trainer(logger=loggers or False, **kwargs)
+
+
+def find_class(name: str, base: type) -> type:
+    """A class by its full path, or by its name alone where its module is imported.
+
+    Raises:
+        SoraError: there is none; near matches are named.
+    """
+    known = {c.__name__: c for c in _subclasses(base) if not c.__module__.startswith("lightning.")}
+    short = name.rpartition(".")[2]
+    found = known.get(name)
+    reason = ""
+    if "." in name:
+        try:
+            found = _imported(name)
+        except ModuleNotFoundError as problem:
+            reason = f" ({problem})"
+    if isinstance(found, type) and issubclass(found, base):
+        return found
+    near = difflib.get_close_matches(short, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise SoraError(
+        f"class_path {name!r} is no {base.__name__} that can be found{reason}; {hint}known: {', '.join(sorted(known))}"
+    )
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name, None)
+
+
+def _subclasses(base: type) -> set[type]:
+    direct = base.__subclasses__()
+    return set(direct).union(*(_subclasses(c) for c in direct))
+
+
+def _no_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip: " not in str(record.msg)
+
+
+def _explain(message: str) -> str:
+    """A parser's message without its nesting and its listing of types tried."""
+    text = " ".join(message.split())
+    if unknown := re.search(r"given class_path '([^']+)': Option '([^']+)' is not accepted", text):
+        accepted = list(inspect.signature(_imported(unknown[1])).parameters)
+        near = difflib.get_close_matches(unknown[2], accepted, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        return f"{unknown[1]} has no option {unknown[2]!r}; {hint}accepted: {', '.join(accepted)}"
+    if wrong := re.search(r"(Expected .*?)\. (?:Got|Given) value: (.*?)(?= - |$)", text):
+        keys = re.findall(r'Parser key "([^"]+)"', text[: wrong.start()])
+        expected = re.sub(r"a <class '(?:\w+\.)*(\w+)'>", r"\1", wrong[1]).lower()
+        return f"{'.'.join(keys)}: {expected}, but got {wrong[2]!r}"
+    return text if len(text) <= 600 else f"{text[:600]} ..."
+
+
+def _explain_interpolation(problem: OmegaConfBaseException) -> str:
+    text = str(problem)
+    first = text.splitlines()[0]
+    place = re.search(r"full_key: (?:fit|validate|test|predict)\.(\S+)", text)
+    where = f"{place[1].replace('init_args.', '')}: " if place else ""
+    return f"{where}{first}; an interpolation names a key from the top of the recipe, such as ${{vars.dim}}"

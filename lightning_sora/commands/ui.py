@@ -1,0 +1,122 @@
+"""ui: the mlflow pages of past runs, in a browser."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from contextlib import closing, suppress
+from typing import Any
+
+from lightning_sora.errors import SoraError
+from lightning_sora.tracking.store import database_path, resolve_uri
+
+FIRST_PORT = 5000
+PORTS_TRIED = 50
+START_SECONDS = 180
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("ui", help="open the mlflow pages of past runs", description=__doc__)
+    parser.add_argument("--uri", help="store; default: MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    parser.add_argument("--port", type=int, help=f"default: the first free one from {FIRST_PORT}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves the store until Ctrl-C; of a remote store it prints the address."""
+    uri = resolve_uri(args.uri)
+    database = database_path(uri)
+    if database is None:
+        sys.stdout.write(f"{uri} has its own pages: {uri.rstrip('/')}/\n")
+        return 0
+    if not database.is_file():
+        raise SoraError(
+            f"no mlflow store at {database}; run `lightning-sora fit` in this folder first, or give --uri "
+            "sqlite:///PATH/mlflow.db"
+        )
+    page = latest_page(uri)
+    port = _port(args.host, args.port)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
+    command += ["--host", args.host, "--port", str(port), "--workers", "1"]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    sys.stdout.write("starting mlflow, which takes up to a minute ...\n")
+    sys.stdout.flush()
+    with tempfile.TemporaryFile() as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        try:
+            _wait(server, f"http://{args.host}:{port}/health")
+            if server.poll() is None:
+                sys.stdout.write(f"http://{args.host}:{port}/{page}\nCtrl-C stops it\n")
+                sys.stdout.flush()
+            server.wait()
+        except KeyboardInterrupt:
+            return 0  # the usual way to leave
+        finally:
+            _end(server)
+        log.seek(0)
+        last = log.read().decode(errors="replace").strip().splitlines()[-1:] or ["it gave no reason"]
+    raise SoraError(f"mlflow ended with status {server.returncode}: {last[0]}; try `{' '.join(command[2:])}`")
+
+
+def latest_page(uri: str) -> str:
+    """The page of the experiment that was run last, read without loading mlflow.
+
+    Raises:
+        SoraError: the file is no mlflow store.
+    """
+    database = database_path(uri)
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+            query = "SELECT experiment_id FROM runs WHERE lifecycle_stage = 'active' ORDER BY start_time DESC LIMIT 1"
+            row = connection.execute(query).fetchone()
+    except sqlite3.Error as problem:
+        raise SoraError(f"{database} is not an mlflow store ({problem}); give --uri of one") from problem
+    # mlflow opens in another mode without this parameter.
+    return f"#/experiments/{row[0]}/runs?workflowType=machine_learning" if row else "#/experiments"
+
+
+def _port(host: str, asked: int | None) -> int:
+    for port in [asked] if asked is not None else range(FIRST_PORT, FIRST_PORT + PORTS_TRIED):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except (OSError, OverflowError):
+                continue
+            return port
+    raise SoraError(
+        f"port {asked or f'{FIRST_PORT} and the next {PORTS_TRIED}'} at {host} cannot be used; give another --port"
+    )
+
+
+def _wait(server: subprocess.Popen[bytes], address: str) -> None:
+    """Returns when the server answers or has ended."""
+    deadline = time.monotonic() + START_SECONDS
+    while server.poll() is None:
+        if time.monotonic() > deadline:
+            raise SoraError(f"mlflow did not answer within {START_SECONDS} s at {address}; see `mlflow doctor`")
+        try:
+            with urllib.request.urlopen(address, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.3)
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    # Its workers are in its group and would outlive it.
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        server.wait(timeout=10)
+        return
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
