@@ -123,7 +123,8 @@ class _TextBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "clips text_tokens dim"], mask: Bool[Tensor, "clips text_tokens"], rope: Rope
     ) -> Float[Tensor, "clips text_tokens dim"]:
-        x = x + self.out(self.kernel(*self.project(self.norm(x), rope), mask).flatten(2))
+        q, k, v = self.project(self.norm(x), rope)
+        x = x + self.out(self.kernel(q, k, v, mask).flatten(2))
         return x + self.mlp(self.mlp_norm(x))
 
 

@@ -43,6 +43,7 @@ class FrozenTransformer(TextEncoder):
     """
 
     trainable = False
+    _device: Tensor
 
     def __init__(
         self, name: str, *, max_tokens: int = 256, dtype: str = "float32", cache: str | None = None, memory: int = 4096

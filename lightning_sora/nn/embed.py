@@ -28,12 +28,12 @@ class TimestepEmbedding(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        self.dim = dim
         self.mlp = nn.Sequential(nn.Linear(self.frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape dim"]:
         """Embeds timesteps in [0, 1], where 0 is data and 1 is noise."""
-        return self.mlp(sinusoidal(t, self.frequencies).to(self.mlp[0].weight.dtype))
+        return self.mlp(sinusoidal(t, self.frequencies).type_as(t))
 
     def flops(self, timesteps: int) -> int:
-        dim = self.mlp[2].out_features
-        return 2 * timesteps * dim * (self.frequencies + dim)
+        return 2 * timesteps * self.dim * (self.frequencies + self.dim)

@@ -58,11 +58,17 @@ def test_an_impossible_pattern_says_why(pattern: str | list[str], words: str) ->
         ("full", 0, lambda a, b: True),
         ("spatial", 1, lambda a, b: a[0] == b[0]),
         ("temporal", 0, lambda a, b: a[1:] == b[1:]),
-        ("window(size=(2, 2, 3))", 0, lambda a, b: all(i // s == j // s for i, j, s in zip(a, b, (2, 2, 3)))),
+        (
+            "window(size=(2, 2, 3))",
+            0,
+            lambda a, b: all(i // s == j // s for i, j, s in zip(a, b, (2, 2, 3), strict=True)),
+        ),
         (
             "window(size=(2, 2, 3))",
             1,
-            lambda a, b: all((i + o) // s == (j + o) // s for i, j, s, o in zip(a, b, (2, 2, 3), (1, 1, 1))),
+            lambda a, b: all(
+                (i + o) // s == (j + o) // s for i, j, s, o in zip(a, b, (2, 2, 3), (1, 1, 1), strict=True)
+            ),
         ),
     ],
 )

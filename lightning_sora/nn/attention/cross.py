@@ -6,7 +6,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from lightning_sora.nn.attention.base import head_width
+from lightning_sora.nn.attention.base import head_norm, head_width
 from lightning_sora.nn.attention.kernels import kernel_for
 from lightning_sora.nn.attention.segments import gather, scatter
 from lightning_sora.nn.layers import ZeroLinear
@@ -16,8 +16,7 @@ from lightning_sora.spacetime import TokenLayout
 class CrossAttention(nn.Module):
     """Text enters every layer (PixArt-alpha, Chen et al. 2023, arXiv:2310.00426, section 2.3).
 
-    The output starts at zero, so that a layer begins without text. Queries and keys are
-    RMS-normalised.
+    The output starts at zero, so that a layer begins without text.
     """
 
     def __init__(self, dim: int, num_heads: int, kernel: str = "sdpa") -> None:
@@ -25,8 +24,7 @@ class CrossAttention(nn.Module):
         self.dim, self.head_dim = dim, head_width(dim, num_heads)
         self.query = nn.Linear(dim, dim, bias=False)
         self.key_value = nn.Linear(dim, 2 * dim, bias=False)
-        self.q_norm = nn.RMSNorm(self.head_dim, eps=1e-6)
-        self.k_norm = nn.RMSNorm(self.head_dim, eps=1e-6)
+        self.q_norm, self.k_norm = head_norm(self.head_dim), head_norm(self.head_dim)
         self.out = ZeroLinear(dim, dim, bias=False)
         self.kernel = kernel_for(kernel, ("sdpa", "matmul"), "cross-attention")
 
@@ -53,7 +51,8 @@ class CrossAttention(nn.Module):
         mixed = []
         for segment, queries in zip(groups.segments, gather(q, groups), strict=True):
             clips = clip.index_select(0, segment[:, 0])
-            mixed.append(self.kernel(queries, *(context.index_select(0, clips) for context in (k, v, mask))))
+            keys, values, keep = (context.index_select(0, clips) for context in (k, v, mask))
+            mixed.append(self.kernel(queries, keys, values, keep))
         return self.out(scatter(mixed, groups, layout.shape).flatten(2))
 
     def flops(self, layout: TokenLayout, text_tokens: int) -> int:
