@@ -123,7 +123,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
         self.spec, self.root, self.fps, self.seed = source, root, fps, seed
         self.batch_size, self.num_workers, self.on_error = batch_size, num_workers, on_error
         self._sources: dict[str, Source] = {}
-        self._resume: dict[str, int] = {}
+        self._consumed = 0
 
     def source(self, split: str) -> Source:
         """The source of a split, made on first use."""
@@ -149,10 +149,15 @@ class SpacetimeDataModule(pl.LightningDataModule):
         train = split == "train"
         trainer = self.trainer
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        sampler = PlanSampler(grids, self.batch_size, seed=self.seed, shuffle=train, rank=rank, ranks=ranks)
-        if train and self._resume:
-            sampler.epoch = self._resume["epoch"]
-            sampler.start = self._resume["batches"] // ranks
+        sampler = PlanSampler(
+            grids,
+            self.batch_size,
+            seed=self.seed,
+            shuffle=train,
+            rank=rank,
+            ranks=ranks,
+            consumed=self._consumed if train else 0,
+        )
         clips = PlannedClips(source, grids, self.patch, fps=self.fps, seed=self.seed, on_error=self.on_error)
         return DataLoader(
             clips,
@@ -180,11 +185,11 @@ class SpacetimeDataModule(pl.LightningDataModule):
         return self.loader("test")
 
     def state_dict(self) -> dict[str, Any]:
-        """One integer of progress, in batches of all ranks, so that the number of ranks may change."""
+        """Progress as one integer: batches consumed by all ranks, whose number may change."""
         if self.trainer is None:
-            return {}
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
-        return {"epoch": self.trainer.current_epoch, "batches": progress * self.trainer.world_size}
+            return {"consumed": self._consumed}
+        processed = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        return {"consumed": processed * self.trainer.world_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._resume = dict(state_dict)
+        self._consumed = state_dict["consumed"]

@@ -83,36 +83,46 @@ def plan_epoch(
 
 
 class PlanSampler(Sampler[PlannedBatch]):
-    """Deals the batches of the plan to one rank.
+    """Deals the batches of the plan to one rank, epoch after epoch.
 
     Training deals every rank the same number of batches, by starting the epoch over where they do not
     divide; evaluation gives each clip once, so ranks may differ by one batch.
 
-    Attributes:
-        epoch: set by the trainer through :meth:`set_epoch`.
-        start: batches of this epoch, on this rank, to pass over (resumption).
+    Args:
+        consumed: batches of all ranks that were used before: where training begins.
     """
 
     def __init__(
-        self, grids: Sequence[TokenGrid], batch_size: int, *, seed: int, shuffle: bool, rank: int = 0, ranks: int = 1
+        self,
+        grids: Sequence[TokenGrid],
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        rank: int = 0,
+        ranks: int = 1,
+        consumed: int = 0,
     ) -> None:
         self.grids, self.batch_size, self.seed, self.shuffle = list(grids), batch_size, seed, shuffle
         self.rank, self.ranks = rank, ranks
-        self.epoch, self.start = 0, 0
+        # Every epoch has as many batches as the first: the sizes of the clips do not change.
+        self._length = len(self.batches(0))
+        self.epoch, self._start = divmod(consumed // ranks, self._length) if self._length else (0, 0)
 
-    def set_epoch(self, epoch: int) -> None:
-        if epoch != self.epoch:
-            self.epoch, self.start = epoch, 0
-
-    def batches(self) -> list[PlannedBatch]:
-        """The whole epoch of this rank."""
-        batches = plan_epoch(self.grids, self.batch_size, seed=self.seed, epoch=self.epoch, shuffle=self.shuffle)
+    def batches(self, epoch: int) -> list[PlannedBatch]:
+        """One epoch of this rank."""
+        batches = plan_epoch(self.grids, self.batch_size, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
         if self.shuffle and batches:
             batches += batches[: -len(batches) % self.ranks]
         return batches[self.rank :: self.ranks]
 
     def __iter__(self) -> Iterator[PlannedBatch]:
-        yield from self.batches()[self.start :]
+        """What is left of the present epoch, which ends with its last batch (nobody asks for one more)."""
+        rest = self.batches(self.epoch)[self._start :]
+        for left, batch in zip(reversed(range(len(rest))), rest, strict=True):
+            if self.shuffle and not left:
+                self.epoch, self._start = self.epoch + 1, 0
+            yield batch
 
     def __len__(self) -> int:
-        return len(self.batches())
+        return self._length

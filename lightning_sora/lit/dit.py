@@ -27,12 +27,14 @@ from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid, Token
 
 Video = UInt8[Tensor, "frames height width 3"]
 
+UNTRAINED = "untrained:"
+
 
 class LitDiT(LitModule):
     """A diffusion transformer over spacetime patches.
 
     Args:
-        vae: path of a checkpoint of a LitVAE run, or the spec of a VAE without weights ("identity").
+        vae: path of a checkpoint of a LitVAE run; "identity", for a model of pixels; or "untrained:" and a spec.
         patch_size: latent positions per token (frames, height, width).
         dim, depth, num_heads, mlp_ratio: of the transformer.
         attention: a block's spec, or a pattern over layers such as "spatial, temporal".
@@ -79,7 +81,7 @@ class LitDiT(LitModule):
             raise SoraError(f"text_drop={text_drop} must lie in [0, 1)")
         if val_timesteps < 1:
             raise SoraError(f"val_timesteps={val_timesteps} must be at least 1")
-        self.vae, self.vae_spec, self.vae_run_id = load_vae(vae)
+        self.vae, self.vae_spec, self.vae_run_id = load_vae(vae, seed)
         self.vae.requires_grad_(False).eval()
         self.patch_size = PatchSize.of(patch_size)
         latent_dim = self.patch_size.volume * self.vae.latent_channels
@@ -281,20 +283,28 @@ class LitDiT(LitModule):
     @classmethod
     def rebuild_arguments(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
         # The VAE's weights are in the checkpoint: its own run need not be at hand.
-        return {**super().rebuild_arguments(checkpoint), "vae": checkpoint["vae"]["spec"]}
+        return {**super().rebuild_arguments(checkpoint), "vae": UNTRAINED + checkpoint["vae"]["spec"]}
 
     def lineage(self) -> dict[str, str]:
         """What this run stands on, for the record."""
         return {"vae.hash": self.vae.fingerprint(), "vae.run_id": self.vae_run_id or "none"}
 
 
-def load_vae(source: str) -> tuple[VideoVAE, str, str | None]:
+def load_vae(source: str, seed: int) -> tuple[VideoVAE, str, str | None]:
     """A VAE from a LitVAE checkpoint or from a spec, its spec, and the mlflow run that trained it, if recorded.
 
     Raises:
-        SoraError: a path that is no checkpoint, or an unknown spec.
+        SoraError: a path that is no checkpoint, an unknown spec, or a VAE that would need training.
     """
-    if source.endswith(".ckpt") or Path(source).exists():
-        module = LitVAE.load(source)
+    spec = source.removeprefix(UNTRAINED)
+    if spec.endswith(".ckpt") or Path(spec).exists():
+        module = LitVAE.load(spec)
         return module.vae, str(module.hparams["vae"]), module.run_id
-    return VAES.create(source), source, None
+    vae = VAES.create(spec)
+    if any(True for _ in vae.parameters()) and not source.startswith(UNTRAINED):
+        raise SoraError(
+            f"model.vae={source!r} names a VAE without its weights; give the path of a checkpoint of a LitVAE run, "
+            f"or '{UNTRAINED}{source}' if random weights are what you want"
+        )
+    initialize(vae, seed, "vae.")
+    return vae, spec, None
