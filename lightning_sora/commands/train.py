@@ -175,7 +175,7 @@ class SoraCLI(LightningCLI):
         parser = self._parser(command)
         if config.trainer.enable_checkpointing is False:
             parser.callback_keys = [key for key in parser.callback_keys if key != "checkpoint"]
-        resolved = parser.dump(config, skip_none=False)
+        resolved = parser.dump(config, skip_unset=False)
         recorder = RunRecorder(
             resolved=resolved,
             recipe=yaml.safe_load(resolved),

@@ -47,8 +47,10 @@ def run(args: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     command += ["--host", args.host, "--port", str(port), "--workers", "1"]
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    sys.stdout.write("starting mlflow, which takes up to a minute ...\n")
+    sys.stdout.write("starting mlflow, which may take a minute ...\n")
     sys.stdout.flush()
+    # Ended by SIGTERM, it must still end the server.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:

@@ -1,0 +1,437 @@
+"""The record: what a run leaves in mlflow, read back through the client, and what a failing store does to it."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import logging
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lightning_sora.cli import main
+from lightning_sora.errors import SoraError
+from lightning_sora.tracking import provenance, store
+from lightning_sora.tracking.flatten import VALUE_LENGTH, flatten, metric_name
+from lightning_sora.tracking.outbox import Outbox
+
+RECIPE = """
+seed_everything: 5
+vars: {width: 4}
+model:
+  class_path: tracking_toys.ToyModel
+  init_args: {dim: "${vars.width}", lr: 0.02, note: "%s"}
+data:
+  class_path: tracking_toys.ToyData
+  init_args: {dim: "${vars.width}"}
+trainer:
+  max_steps: 8
+  val_check_interval: 2
+  num_sanity_val_steps: 0
+  log_every_n_steps: 1
+  accelerator: cpu
+  enable_progress_bar: false
+  enable_model_summary: false
+tracking: {experiment: toys, tags: {study: tests}}
+"""
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """A sqlite store made once; making one takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    store.connect(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def client(empty_store, tmp_path, monkeypatch):
+    """A fresh working directory whose `mlflow.db` is the default store, and a client of it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return store.connect(store.resolve_uri())
+
+
+@pytest.fixture
+def fit(client, tmp_path, monkeypatch):
+    """Runs a command on the toy recipe, in this process."""
+    sys.path.append(str(Path(__file__).parent))
+    monkeypatch.setattr(sys, "argv", ["lightning-sora"])
+    (tmp_path / "toy.yaml").write_text(RECIPE % "")
+
+    def run(*flags: str, command: str = "fit", config: str = "toy.yaml") -> int:
+        return main([command, "--config", config, *flags])
+
+    yield run
+    sys.path.remove(str(Path(__file__).parent))
+
+
+def only_run(client):
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    return run
+
+
+def series(client, run, name):
+    return [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
+
+
+def artifact(client, run, path):
+    return Path(client.download_artifacts(run.info.run_id, path)).read_text()
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["state_dict"]["net.weight"]
+
+
+# What a run leaves.
+
+
+def test_a_fit_leaves_its_whole_record(client, fit, tmp_path):
+    note = "a long note. " * 100
+    (tmp_path / "toy.yaml").write_text(RECIPE % note)
+    assert fit("--model.lr=0.03") == 0
+    run = only_run(client)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name.startswith("toy-seed5-")
+
+    # The recipe: as parameters, whole as a file, and the file that it was made of.
+    assert run.data.params["model.lr"] == "0.03"
+    assert run.data.params["model.dim"] == "4"
+    assert run.data.params["parameters"] == "4"
+    assert len(run.data.params["model.note"]) == VALUE_LENGTH
+    assert f"({len(note)} characters; whole in recipe/)" in run.data.params["model.note"]
+    assert yaml.safe_load(artifact(client, run, "recipe/fit.yaml"))["model"]["init_args"]["note"] == note
+    assert artifact(client, run, "recipe/fit.sources/0_toy.yaml") == RECIPE % note
+
+    # Metrics of every step.
+    assert [step for step, _ in series(client, run, "train/loss")] == list(range(8))
+    assert [value for _, value in series(client, run, "val/loss")] == [2.0, 0.0, 2.0, 4.0]
+    assert run.data.metrics["system/peak_memory_gib"] > 0.1
+    assert run.data.metrics["system/fit_seconds"] > 0
+
+    # Where it came from.
+    tags = run.data.tags
+    assert tags["data.fingerprint"] == "f" * 64
+    assert tags["vae.hash"] == "the-hash"
+    assert tags["vae.run_id"] == "the-run"
+    assert tags["study"] == "tests"
+    assert tags["command.fit"].endswith("--model.lr=0.03")
+    assert tags["git.commit"]
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.digest == "f" * 36
+    assert "torch==" in artifact(client, run, "environment/packages.txt")
+    assert yaml.safe_load(artifact(client, run, "environment/machine.yaml"))["torch"] == torch.__version__
+
+    # Checkpoints: by step, in the folder and in the store, whose files are beside the database.
+    for name, step in (("best", 4), ("last", 8)):
+        local = tmp_path / "outputs/toy/checkpoints" / f"{name}.ckpt"
+        kept = tmp_path / "mlruns/toys" / run.info.run_id / f"artifacts/checkpoints/{name}.ckpt"
+        assert torch.load(local, weights_only=True)["global_step"] == step
+        assert kept.read_bytes() == local.read_bytes()
+    assert not list(tmp_path.glob("outputs/**/*.part"))
+
+
+def test_the_stored_recipe_run_again_gives_the_same_losses(client, fit, tmp_path):
+    assert fit("--vars.width=5", "--trainer.max_steps=4") == 0
+    first = only_run(client)
+    stored = client.download_artifacts(first.info.run_id, "recipe/fit.yaml")
+    assert fit(config=stored) == 0
+    second = next(r for r in client.search_runs([first.info.experiment_id]) if r.info.run_id != first.info.run_id)
+    assert second.data.params == first.data.params
+    assert series(client, second, "train/loss") == series(client, first, "train/loss")
+    assert artifact(client, second, "recipe/fit.yaml") == Path(stored).read_text()
+    # The first run's checkpoints are still there, under another name.
+    (aside,) = tmp_path.glob("outputs/toy/checkpoints-*")
+    assert torch.load(aside / "last.ckpt", weights_only=True)["run_id"] == first.info.run_id
+
+
+def test_resuming_rejoins_the_run_and_tells_what_changed(client, fit, tmp_path):
+    assert fit("--trainer.max_steps=4") == 0
+    # What the user writes wins over what the checkpoint remembers.
+    assert fit("--trainer.max_steps=6", "--model.lr=0.5", "--ckpt_path=last") == 0
+    run = only_run(client)
+    assert [step for step, _ in series(client, run, "train/loss")] == list(range(6))
+    assert run.data.params["model.lr"] == "0.02"
+    assert run.data.tags["recipe.revision-1"] == "trainer.max_steps: 4 -> 6; model.lr: 0.02 -> 0.5"
+    revision = yaml.safe_load(artifact(client, run, "recipe/fit.revision-1.yaml"))
+    assert revision["model"]["init_args"]["lr"] == 0.5
+    last = torch.load("outputs/toy/checkpoints/last.ckpt", weights_only=True)
+    assert last["optimizer_states"][0]["param_groups"][0]["lr"] == 0.02  # the optimizer's state is restored
+    assert last["hyper_parameters"]["lr"] == 0.5
+
+    # Scoring joins too, at the step of what it scores; it ends as it was.
+    assert fit("--ckpt_path=best", command="test") == 0
+    run = only_run(client)
+    assert [step for step, _ in series(client, run, "test/loss")] == [4]
+    assert run.info.status == "FINISHED"
+    # So does a resumption that cannot start.
+    assert fit("--vars.width=3", "--ckpt_path=last") == 2
+    assert only_run(client).info.status == "FINISHED"
+
+
+def test_a_resumed_fit_can_begin_a_run_of_its_own(client, fit):
+    assert fit("--trainer.max_steps=2") == 0
+    first = only_run(client)
+    assert fit("--ckpt_path=last", "--trainer.max_steps=4", "--tracking.rejoin=false") == 0
+    runs = client.search_runs([first.info.experiment_id])
+    assert len(runs) == 2
+    assert runs[0].data.tags["resumed_from.run_id"] == first.info.run_id
+
+
+# How runs end before their time.
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_keeps_a_checkpoint_from_which_the_run_goes_on_exactly(client, fit, capsys, name, status):
+    assert fit("--trainer.default_root_dir=whole", "--tracking.enabled=false") == 0
+    assert fit("--model.signal_at=4", f"--model.signal_name={name}") == status
+    run = only_run(client)
+    assert run.info.status == "KILLED"
+    assert torch.load("outputs/toy/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+    capsys.readouterr()
+    assert fit("--ckpt_path=last") == 0
+    assert only_run(client).info.status == "FINISHED"
+    assert torch.equal(weights("outputs/toy/checkpoints/last.ckpt"), weights("whole/checkpoints/last.ckpt"))
+    # Each step is logged once.
+    assert [step for step, _ in series(client, run, "train/loss")] == list(range(8))
+
+
+def test_a_crash_leaves_the_last_good_checkpoint_and_a_failed_run(client, fit):
+    with pytest.raises(ArithmeticError):
+        fit("--model.fail_at=5")
+    assert only_run(client).info.status == "FAILED"
+    assert torch.load("outputs/toy/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_checkpoints_between_validations_and_milestones_are_kept(client, fit):
+    flags = ("--checkpoint.every_n_steps=3", "--checkpoint.keep_every_n_steps=4", "--trainer.val_check_interval=4")
+    assert fit(*flags, "--trainer.max_steps=7") == 0
+    kept = {path.name for path in Path("outputs/toy/checkpoints").iterdir()}
+    assert kept == {"best.ckpt", "last.ckpt", "step_00000004.ckpt"}
+    assert torch.load("outputs/toy/checkpoints/step_00000004.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_two_fits_at_once_in_one_folder_are_refused(client, fit, capsys):
+    import fcntl
+
+    Path("outputs/toy").mkdir(parents=True)
+    with open("outputs/toy/.checkpoints.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert fit() == 2
+    assert "another fit is writing to" in capsys.readouterr().err
+
+
+# The store.
+
+
+def test_three_processes_may_create_the_store_at_once(tmp_path):
+    # In a process of its own, which can fork before it has threads.
+    code = """
+import multiprocessing, sys
+import mlflow
+from lightning_sora.tracking import store
+
+def create(uri, gate):
+    gate.wait()
+    client = store.connect(uri)
+    client.create_run(store.experiment_id(client, uri, "shared"))
+
+context = multiprocessing.get_context("fork")
+gate = context.Barrier(3)
+workers = [context.Process(target=create, args=(sys.argv[1], gate)) for _ in range(3)]
+for worker in workers:
+    worker.start()
+for worker in workers:
+    worker.join()
+print([worker.exitcode for worker in workers])
+"""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    done = subprocess.run([sys.executable, "-c", code, uri], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout.strip() == "[0, 0, 0]"
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        assert database.execute("SELECT count(*) FROM runs").fetchone() == (3,)
+
+
+def test_the_environment_names_the_store(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somewhere:5000")
+    assert store.resolve_uri() == "http://somewhere:5000"
+    assert store.resolve_uri("sqlite:///x.db") == f"sqlite:///{Path.cwd() / 'x.db'}"
+    with pytest.raises(SoraError, match="no longer supports"):
+        store.resolve_uri("mlruns")
+
+
+def test_a_server_that_is_not_there_is_told_at_once(fit, capsys):
+    assert fit("--tracking.uri=http://127.0.0.1:9") == 2
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if "error:" in text]
+    assert "http://127.0.0.1:9 cannot be used" in line
+    assert "--tracking.enabled=false" in line
+    assert not Path("outputs/toy/checkpoints").exists()
+
+
+class _Server(http.server.BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_records_wait_on_disk_while_the_server_is_away(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    from mlflow import MlflowClient
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), _Server)
+    port = server.server_port
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    outbox = Outbox(MlflowClient(f"http://127.0.0.1:{port}"), "run", tmp_path)
+    outbox.metrics([("a", 1.0, 0, 0)])
+    assert not outbox.spool.exists()
+
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    with caplog.at_level(logging.WARNING):
+        outbox.metrics([("a", 2.0, 0, 1)])
+        outbox.tags({"k": "v"})
+    assert "does not take records" in caplog.text
+    assert [json.loads(line)["kind"] for line in outbox.spool.read_text().splitlines()] == ["metrics", "tags"]
+
+
+def test_training_outlives_the_store_and_what_waited_is_sent_in_order(client, fit, monkeypatch):
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    honest, calls = MlflowClient.log_batch, 0
+
+    def failing(self, *args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if 4 < calls < 9:
+            raise MlflowException("away")
+        return honest(self, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", failing)
+    monkeypatch.setattr("lightning_sora.tracking.outbox.FIRST_PAUSE", 0.0)
+    assert fit("--tracking.flush_seconds=0") == 0
+    monkeypatch.undo()
+    assert calls > 9
+    run = only_run(client)
+    assert run.info.status == "FINISHED"
+    assert [step for step, _ in series(client, run, "train/loss")] == list(range(8))
+    assert not list(Path("outputs/toy/tracking").glob("*"))
+
+
+def test_what_a_dead_store_missed_is_sent_by_the_next_run(client, tmp_path):
+    run = client.create_run("0").info.run_id
+    waiting = {"kind": "metrics", "rows": [["a", 1.5, 0, 3]], "run_id": run}
+    refused = {"kind": "files", "path": str(tmp_path / "gone"), "folder": "x", "run_id": run}
+    (tmp_path / f"spool-{run}.jsonl").write_text(json.dumps(waiting) + "\n" + json.dumps(refused) + "\n")
+    Outbox(client, "another", tmp_path).replay_earlier()
+    assert [(m.step, m.value) for m in client.get_metric_history(run, "a")] == [(3, 1.5)]
+    # What can never be sent is not tried for ever.
+    assert not list(tmp_path.glob("spool-*"))
+    assert "gone" in (tmp_path / f"refused-{run}.jsonl").read_text()
+
+
+def test_thousands_of_metrics_and_parameters_are_recorded(client, tmp_path):
+    from lightning_sora.tracking import MLflowTracker
+
+    tracker = MLflowTracker(experiment="many").prepare(tmp_path / "out", seed=0)
+    tracker.log_once({f"p{i}": i for i in range(1200)})
+    tracker.log_metrics({f"m/{i}": float(i) for i in range(2500)} | {"nan": float("nan"), "r@5": 1.0}, step=1)
+    tracker.log_files(__file__, "samples/step_1")
+    tracker.finalize("success")
+    run = client.get_run(tracker.run_id)
+    assert len(run.data.params) == 1200
+    assert run.data.metrics["m/2499"] == 2499
+    assert run.data.metrics["r_5"] == 1
+    assert client.list_artifacts(tracker.run_id, "samples/step_1")[0].path.endswith("test_tracking.py")
+
+
+def test_other_ranks_record_nothing(client, tmp_path, monkeypatch):
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    from lightning_sora.tracking import MLflowTracker
+
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    tracker = MLflowTracker().prepare(tmp_path, seed=0)
+    tracker.log_metrics({"a": 1.0})
+    tracker.log_tags({"a": 1})
+    tracker.finalize("success")
+    assert tracker.run_id is None
+    assert client.search_runs([e.experiment_id for e in client.search_experiments()]) == []
+
+
+# Small parts.
+
+
+def test_flattened_names_are_those_of_the_command_line():
+    recipe = {
+        "model": {"class_path": "A", "init_args": {"dim": 3, "prompts": ["é", "b"], "none": None, "deep": {"x": 1}}},
+        "trainer": {"callbacks": [{"class_path": "C", "init_args": {"n": 1}}], "empty": []},
+    }
+    assert flatten(recipe) == {
+        "model.class_path": "A",
+        "model.dim": "3",
+        "model.prompts": '["é", "b"]',
+        "model.deep.x": "1",
+        "trainer.callbacks.0.class_path": "C",
+        "trainer.callbacks.0.n": "1",
+    }
+    assert metric_name("val/r@5 (mean)") == "val/r_5 _mean_"
+
+
+def test_the_patch_of_a_dirty_checkout_restores_what_ran(tmp_path):
+    def git(*words: str, folder: Path = tmp_path / "a") -> str:
+        command = ["git", "-c", "user.name=n", "-c", "user.email=e", "-C", str(folder), *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    source = tmp_path / "a"
+    source.mkdir()
+    git("init", "-q", "-b", "trunk")
+    (source / "old.py").write_text("one\n\n")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    assert not provenance.code_state(source).dirty
+    (source / "old.py").write_text("two\n\n")
+    (source / "new.py").write_text("three\n")
+    state = provenance.code_state(source)
+    assert state.dirty
+    assert state.branch == "trunk"
+    assert state.commit == git("rev-parse", "HEAD")
+
+    copy = tmp_path / "b"
+    git("clone", "-q", str(source), str(copy))
+    (tmp_path / "p.patch").write_text(state.patch)
+    git("apply", str(tmp_path / "p.patch"), folder=copy)
+    assert (copy / "old.py").read_text() == "two\n\n"
+    assert (copy / "new.py").read_text() == "three\n"
+
+
+def test_a_folder_without_git_is_no_repository(tmp_path, monkeypatch):
+    assert provenance.code_state(tmp_path).commit == provenance.NO_REPOSITORY
+    monkeypatch.setenv("PATH", os.devnull)
+    assert provenance.code_state().tags()["git.commit"] == provenance.NO_REPOSITORY
+
+
+def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path):
+    from lightning_sora.tracking.checkpoint import AtomicCheckpointIO
+
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+    with pytest.raises((AttributeError, TypeError, RuntimeError)):
+        AtomicCheckpointIO().save_checkpoint({"step": 2, "unpicklable": threading.Lock()}, path)
+    assert torch.load(path) == {"step": 1}
+    assert os.listdir(tmp_path) == ["last.ckpt"]
