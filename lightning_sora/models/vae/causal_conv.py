@@ -12,7 +12,6 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_sora.errors import SoraError
 from lightning_sora.models.vae.base import VAES, Posterior, VideoVAE
@@ -89,13 +88,13 @@ class Decoder(nn.Module):
                 layers.append(Up(dims[level], dims[level - 1], factors[level - 1]))
         self.layers = nn.ModuleList(layers)
         self.norm = ChannelNorm(dims[0])
-        self.output = SpatialConv(dims[0], out_dim)
+        self.output = nn.Linear(dims[0], out_dim)
 
     def forward(self, z: Video, stream: Stream) -> Video:
         x = self.input(z, stream)
         for layer in self.layers:
             x = layer(x, stream)
-        return self.output(F.silu(self.norm(x)), stream)
+        return self.output(self.norm(x))
 
 
 @VAES.register("causal_conv")
@@ -174,7 +173,7 @@ class CausalConvVAE(VideoVAE):
         self._chunk_frames = frames
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The weight that makes the pixels: where adaptive loss weights compare gradients."""
         return self.decoder.output.weight
 

@@ -37,42 +37,44 @@ class Stream:
         return x
 
 
-class SpatialConv(nn.Conv2d):
+class SpatialConv(nn.Module):
     """A square convolution of each frame by itself, zero-padded."""
 
     def __init__(self, in_dim: int, out_dim: int, kernel: int = 3) -> None:
-        super().__init__(in_dim, out_dim, kernel, padding=kernel // 2)
+        super().__init__()
+        self.conv = nn.Conv2d(in_dim, out_dim, kernel, padding=kernel // 2)
 
     def forward(self, x: Video, stream: Stream) -> Video:
         # The rearrangement is a view: the frames become channels-last images.
-        frames = rearrange(x, "b t h w c -> (b t) c h w")
-        return rearrange(super().forward(frames), "(b t) c h w -> b t h w c", b=x.shape[0])
+        frames = self.conv(rearrange(x, "b t h w c -> (b t) c h w"))
+        return rearrange(frames, "(b t) c h w -> b t h w c", b=x.shape[0])
 
 
-class TemporalConv(nn.Linear):
+class TemporalConv(nn.Module):
     """A convolution over this and the ``kernel - 1`` frames before, per position: one matrix product."""
 
     def __init__(self, in_dim: int, out_dim: int, kernel: int = 3) -> None:
-        super().__init__(kernel * in_dim, out_dim)
+        super().__init__()
         self.kernel = kernel
+        self.linear = nn.Linear(kernel * in_dim, out_dim)
 
     def forward(self, x: Video, stream: Stream) -> Video:
         frames = x.shape[1]
-        if self.kernel > 1:
-            x = stream.extend(self, x, self.kernel - 1)
-            x = torch.cat([x[:, i : i + frames] for i in range(self.kernel)], dim=-1)
-        return super().forward(x)
+        x = stream.extend(self, x, self.kernel - 1)
+        return self.linear(torch.cat([x[:, i : i + frames] for i in range(self.kernel)], dim=-1))
 
 
-class VolumeConv(nn.Conv3d):
+class VolumeConv(nn.Module):
     """A full 3D convolution: causal in time, zero-padded in space."""
 
     def __init__(self, in_dim: int, out_dim: int, kernel: int = 3) -> None:
-        super().__init__(in_dim, out_dim, kernel, padding=(0, kernel // 2, kernel // 2))
+        super().__init__()
+        self.kernel = kernel
+        self.conv = nn.Conv3d(in_dim, out_dim, kernel, padding=(0, kernel // 2, kernel // 2))
 
     def forward(self, x: Video, stream: Stream) -> Video:
-        x = stream.extend(self, x, self.kernel_size[0] - 1)
-        return rearrange(super().forward(rearrange(x, "b t h w c -> b c t h w")), "b c t h w -> b t h w c")
+        x = stream.extend(self, x, self.kernel - 1)
+        return rearrange(self.conv(rearrange(x, "b t h w c -> b c t h w")), "b c t h w -> b t h w c")
 
 
 class ChannelNorm(nn.Module):
