@@ -103,7 +103,7 @@ def _draw_object(rng: random.Random, config: WorldConfig, color: str, shape: str
         "bounce": 1.3 * radius,
         "fall": 0.33 * config.stage,
         "orbit": 0.22 * config.stage,
-        "behind": 1.15 * config.travel,
+        "behind": 4.0 * radius,
     }.get(motion, config.travel)
     return ObjectFacts(
         color, shape, size, radius, motion, heading, center, travel, rng.uniform(*config.yaw), rng.random()
@@ -111,8 +111,8 @@ def _draw_object(rng: random.Random, config: WorldConfig, color: str, shape: str
 
 
 def _wall_before(thing: ObjectFacts) -> OccluderFacts:
-    """A wall that hides the object in the middle of its path: as wide, and close in front."""
-    half = (1.05 * thing.radius, 0.18, 1.25 * thing.radius)
+    """A wall close in front of the path: it hides the object in the middle, and not at the ends."""
+    half = (0.85 * thing.radius, 0.18, 1.25 * thing.radius)
     return OccluderFacts((thing.center[0], thing.center[1] - 1.35 * thing.radius - half[1]), half)
 
 

@@ -34,7 +34,7 @@ MOVED_SHARE = 0.3  # of the way that a straight motion makes; below it the objec
 CENTROID_HEIGHT = 0.8  # world units above ground, about the middle of every object
 PATCH, PATCH_SIZE = 3.4, 24  # world units and samples along a side of the patch that shows the shape
 BLURS = (0.0, 0.7, 1.2)  # pixels; templates are compared at each
-TEMPLATE_FRAMES = 9
+TEMPLATE_FRAMES = 5
 
 
 @dataclass(frozen=True)

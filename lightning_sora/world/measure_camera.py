@@ -36,7 +36,7 @@ def camera_motion(pixels: Float[Tensor, "frames height width 3"], paths: Mapping
     Returns:
         None for a single frame.
     """
-    frames, height, width, _ = pixels.shape
+    frames = len(pixels)
     if frames < 2:
         return None
     chosen = torch.linspace(0, frames - 1, min(frames, COMPARED)).round().long()
@@ -44,12 +44,7 @@ def camera_motion(pixels: Float[Tensor, "frames height width 3"], paths: Mapping
     grey = smooth(reduce(pixels, "frames h w rgb -> frames h w", "mean"))
     plain = (pixels.amax(-1) - pixels.amin(-1) < COLOURED).float()
     plain = 1 - F.max_pool2d(1 - plain[:, None], 3, stride=1, padding=1)[:, 0]
-    errors = {
-        name: disagreement(
-            grey, plain, CameraPath(path.position[chosen], path.axes[chosen], path.tangent[chosen], True)
-        )
-        for name, path in paths.items()
-    }
+    errors = {name: disagreement(grey, plain, path[chosen]) for name, path in paths.items()}
     best = min(errors, key=errors.__getitem__)
     return best if errors[best] < ADVANTAGE * errors["static"] else "static"
 
@@ -62,9 +57,9 @@ def disagreement(
     middle = frames // 2
     x, y, _ = image_points(height, width, 1)
     points = unproject(x.expand(frames, -1), y.expand(frames, -1), path, 0.0)
-    still = slice(middle, middle + 1)
-    seen_from_middle = CameraPath(path.position[still], path.axes[still], path.tangent[still], False)
-    spots, depth = seen_from_middle.project(rearrange(points, "frames rays i -> 1 (frames rays) i"), height, width)
+    spots, depth = path[middle : middle + 1].project(
+        rearrange(points, "frames rays i -> 1 (frames rays) i"), height, width
+    )
     grid = rearrange(
         spots / torch.tensor([width, height]) * 2 - 1, "1 (frames h w) i -> 1 frames (h w) i", h=height, w=width
     )

@@ -109,7 +109,7 @@ class CameraPath:
         tangent = rearrange(self.tangent, "frames -> frames 1")
         return forward + (tangent * x) * right + (tangent * y) * up
 
-    def __getitem__(self, frames: slice) -> CameraPath:
+    def __getitem__(self, frames: slice | Tensor) -> CameraPath:
         return CameraPath(self.position[frames], self.axes[frames], self.tangent[frames], self.moving)
 
 

@@ -20,8 +20,8 @@ CUBE_HALF = 0.80
 CYLINDER_RADIUS, CYLINDER_HALF = 0.66, 0.98
 CONE_RADIUS, CONE_HALF = 1.0, 1.05
 TORUS_RING, TORUS_TUBE = 0.80, 0.30
-# Sphere tracing a torus stops after this many steps: the rays still moving then graze the surface.
-TORUS_STEPS, TORUS_TOLERANCE = 28, 2e-3
+# Steps of sphere tracing for every ray, and for those that are still under way after them.
+TORUS_STEPS, TORUS_MORE_STEPS, TORUS_TOLERANCE = 14, 60, 1e-3
 
 
 @dataclass(frozen=True)
@@ -117,16 +117,25 @@ def _cone_normal(point: Points) -> Points:
 
 def _torus(origin: Points, direction: Points) -> Scalars:
     length = dot(direction, direction).sqrt()
-    dx, dy, dz = direction / length
-    (ox, oy, oz) = origin
-    b, c = ox * dx + oy * dy + oz * dz, dot(origin, origin) - (TORUS_RING + TORUS_TUBE) ** 2
-    distance = (-b - (b * b - c).clamp(min=0).sqrt()).clamp(min=1e-3)
+    direction = direction / length
+    nearest = -dot(origin, direction)
+    half_chord = (nearest**2 - dot(origin, origin) + (TORUS_RING + TORUS_TUBE) ** 2).clamp(min=0).sqrt()
+    distance, gap = _march(origin, direction, (nearest - half_chord).clamp(min=1e-3), TORUS_STEPS)
+    # Only rays that graze the tube are not done by now.
+    slow = ((gap > TORUS_TOLERANCE) & (distance < nearest + half_chord)).nonzero().squeeze(1)
+    distance[slow], gap[slow] = _march(origin[:, slow], direction[:, slow], distance[slow], TORUS_MORE_STEPS)
+    return _where_hit(gap < TORUS_TOLERANCE, distance / length)
+
+
+def _march(origin: Points, direction: Points, distance: Scalars, steps: int) -> tuple[Scalars, Scalars]:
+    """Sphere tracing: each step goes as far as the torus is away."""
+    (ox, oy, oz), (dx, dy, dz) = origin, direction
     gap = torch.full_like(distance, torch.inf)
-    for _ in range(TORUS_STEPS):
+    for _ in range(steps):
         x, y, z = ox + distance * dx, oy + distance * dy, oz + distance * dz
         gap = torch.hypot(torch.hypot(x, y) - TORUS_RING, z) - TORUS_TUBE
         distance = distance + gap
-    return _where_hit(gap < TORUS_TOLERANCE, distance / length)
+    return distance, gap
 
 
 def _torus_normal(point: Points) -> Points:

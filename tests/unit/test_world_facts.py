@@ -1,0 +1,127 @@
+"""Facts and captions: pure, split by pairs, told in words."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lightning_sora.errors import SoraError
+from lightning_sora.world import COLORS, LEVELS, SHAPES, World, WorldConfig
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_clip_is_a_pure_function_of_configuration_seed_and_index(level: str) -> None:
+    first, second = World(level, seed=3), World(level, seed=3)
+    torch.manual_seed(0)
+    forward = [first.facts(index) for index in range(6)]
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    assert [second.facts(index) for index in reversed(range(6))] == forward[::-1]
+    clips = [world.render(forward[2], 3, 16, 24, 4) for world in (first, second)]
+    assert torch.equal(*clips)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert World(level, seed=4).facts(2) != forward[2]
+    assert len({json.dumps(facts.as_dict()) for facts in forward}) == 6
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_training_and_heldout_clips_share_no_pair_of_colour_and_shape(level: str) -> None:
+    def pairs(split: str) -> set[tuple[str, str]]:
+        world = World(level, split=split)
+        return {(thing.color, thing.shape) for index in range(60) for thing in world.facts(index).objects}
+
+    train, heldout = pairs("train"), pairs("heldout")
+    assert not train & heldout
+    assert heldout <= set(LEVELS[level].heldout_pairs)
+    # Every colour and every shape of a held-out pair is known from training, apart from each other.
+    assert {color for color, _ in heldout} <= {color for color, _ in train}
+    assert {shape for _, shape in heldout} <= {shape for _, shape in train}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_level_stays_within_its_configuration(level: str) -> None:
+    config, world = LEVELS[level], World(level)
+    for index in range(40):
+        facts = world.facts(index)
+        assert config.objects[0] <= len(facts.objects) <= config.objects[1]
+        assert facts.camera.motion in config.cameras
+        assert len({thing.color for thing in facts.objects}) == len(facts.objects)
+        assert sum(thing.motion == "behind" for thing in facts.objects) <= (facts.occluder is not None)
+        for thing in facts.objects:
+            assert thing.motion in config.motions
+            assert not (thing.motion == "spin" and thing.shape == "sphere")
+
+
+def test_tiny_clips_stay_inside_the_frame_and_travel_far() -> None:
+    world = World("tiny")
+    for index in range(16):
+        facts = world.facts(index)
+        clip = world.render(facts, 17, 32, 32, 8).float()
+        coloured = clip.amax(-1) - clip.amin(-1) > 60
+        edge = torch.cat([coloured[:, [0, -1]].flatten(), coloured[:, :, [0, -1]].flatten()])
+        assert edge.float().mean() < 0.01
+        path = world.trajectory(facts, 17, 8, 32, 32).projected[:, 0]
+        assert (path[-1] - path[0]).norm() > 0.33 * 32
+
+
+@pytest.mark.parametrize("key", [0, 1, 2])
+@pytest.mark.parametrize("level", ["tags", "short", "dense"])
+def test_captions_tell_every_object_and_the_camera(level: str, key: int) -> None:
+    world = World("hard")
+    for index in range(12):
+        facts = world.facts(index)
+        text = world.caption(facts, level, key)
+        assert text == world.caption(facts, level, key)
+        words = set(re.findall("[a-z]+", text))
+        assert words & set(COLORS) == {thing.color for thing in facts.objects}
+        assert words & set(SHAPES) == {thing.shape for thing in facts.objects}
+        assert "camera" in text or "zooms" in text
+
+
+def test_captions_name_the_direction_as_the_viewer_sees_it() -> None:
+    words = {"right": "right", "left": "left", "away": "away", "toward": "toward"}
+    world = World("tiny")
+    for index in range(40):
+        facts = world.facts(index)
+        said = {word for word in words if word in world.caption(facts, "short", key=index)}
+        assert said == set(facts.objects[0].motion.split("_"))
+
+
+def test_the_wording_varies_with_the_key() -> None:
+    world = World("tiny")
+    facts = world.facts(0)
+    for level, least in (("tags", 2), ("short", 2), ("dense", 10)):
+        assert len({world.caption(facts, level, key) for key in range(40)}) >= least
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"colors": ("red", "mauve")}, "mauve"),
+        ({"objects": (0, 1)}, "objects"),
+        ({"holdout": 9}, "holdout"),
+        ({"shapes": ("sphere",), "motions": ("spin",), "holdout": 0}, "spinning sphere"),
+        ({"stage": 0.0}, "stage"),
+    ],
+)
+def test_an_impossible_world_is_refused_with_its_reason(changes: dict[str, object], named: str) -> None:
+    with pytest.raises(SoraError, match=named):
+        replace(WorldConfig(), **changes)
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(SoraError, match="tiny"):
+        World("minute")
+    with pytest.raises(SoraError, match="heldout"):
+        World("tiny", split="test")
+    world = World("tiny")
+    with pytest.raises(SoraError, match="dense"):
+        world.caption(world.facts(0), "long")
+    with pytest.raises(SoraError, match="positive"):
+        world.render(world.facts(0), 0, 32, 32, 8)
+    with pytest.raises(SoraError, match="too few"):
+        World(replace(LEVELS["hard"], holdout=2), split="heldout")
