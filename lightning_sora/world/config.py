@@ -105,13 +105,16 @@ class WorldConfig:
             ("motions", MOTIONS),
             ("cameras", CAMERAS),
         ):
-            names = getattr(self, field)
+            names = tuple(getattr(self, field))
+            object.__setattr__(self, field, names)  # recipes give lists; a configuration is hashable
             unknown = [name for name in names if name not in known]
             if unknown or not names or len(set(names)) != len(names):
                 raise SoraError(
                     f"world {field}={names!r} must be distinct names of: {', '.join(known)}; "
                     f"{'remove ' + ', '.join(map(repr, unknown)) if unknown else 'name each once, at least one'}"
                 )
+        for field in ("objects", "pitch", "yaw"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
         least, greatest = self.objects
         if not 1 <= least <= greatest <= min(4, len(self.colors)):
             raise SoraError(

@@ -125,3 +125,9 @@ def test_unknown_names_are_refused() -> None:
         world.render(world.facts(0), 0, 32, 32, 8)
     with pytest.raises(SoraError, match="too few"):
         World(replace(LEVELS["hard"], holdout=2), split="heldout")
+
+
+def test_a_configuration_from_a_recipe_may_hold_lists() -> None:
+    listed = WorldConfig(colors=["red", "blue"], objects=[1, 1], holdout=2)  # type: ignore[arg-type]
+    assert listed == WorldConfig(colors=("red", "blue"), objects=(1, 1), holdout=2)
+    assert hash(listed) == hash(replace(listed))
