@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--guidance", type=float, help="classifier-free scale, 1 is off; default: that of the recipe")
     parser.add_argument("--out", type=Path, default=Path("outputs/samples"), help="folder (default: %(default)s)")
     parser.add_argument("--scale", type=_whole, default=1, help="enlarge by this whole number (default: %(default)s)")
+    parser.add_argument("--batch-size", type=_whole, default=8, help="videos at once (default: %(default)s)")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 ...; default: cuda where there is one")
 
 
@@ -37,24 +39,28 @@ def run(args: argparse.Namespace) -> int:
         raise SoraError(f"no checkpoint at {args.ckpt}; give the path of a .ckpt file that `lightning-sora fit` wrote")
     if args.out.exists() and not args.out.is_dir():
         raise SoraError(f"--out {args.out} is a file; give a folder")
-    import torch
     from tqdm import tqdm
 
-    device = _device(args.device)
     from lightning_sora import media
     from lightning_sora.lit.dit import LitDiT
 
-    model = LitDiT.load(args.ckpt, device)
-    videos = model.sample(
-        prompts,
-        args.frames,
-        args.height,
-        args.width,
-        seed=args.seed,
-        steps=args.steps,
-        guidance=args.guidance,
-        progress=lambda steps: tqdm(steps, desc="sampling", unit="step", file=sys.stderr),
-    )
+    model = LitDiT.load(args.ckpt, _device(args.device))
+    videos: list[Any] = []
+    for start in range(0, len(prompts), args.batch_size):
+        some = prompts[start : start + args.batch_size]
+        label = f"sampling {start + len(some)}/{len(prompts)}"
+        videos += model.sample(
+            some,
+            args.frames,
+            args.height,
+            args.width,
+            seed=args.seed,
+            steps=args.steps,
+            guidance=args.guidance,
+            # A prompt's noise depends on its place among all, not on the size of the batches.
+            keys=[(index,) for index in range(start, start + len(some))],
+            progress=partial(tqdm, desc=label, unit="step", file=sys.stderr),
+        )
     fps = args.fps or model.native_fps
     written = []
     for index, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):
@@ -63,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         media.write_mp4(written[-2], video, fps, scale=args.scale)
         media.write_gif(written[-1], video, fps, scale=args.scale)
     written.append(args.out / "contact_sheet.png")
-    media.contact_sheet(written[-1], [video.to(torch.uint8) for video in videos], prompts)
+    media.contact_sheet(written[-1], videos, prompts)
     sys.stdout.write("".join(f"{path}\n" for path in written))
     return 0
 

@@ -222,7 +222,7 @@ def _imported(path: str) -> Any:
 
 
 def _subclasses(base: type) -> set[type]:
-    direct = base.__subclasses__()
+    direct: list[type] = base.__subclasses__()
     return set(direct).union(*(_subclasses(c) for c in direct))
 
 

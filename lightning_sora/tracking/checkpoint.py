@@ -87,7 +87,7 @@ class Checkpoint(LightningCheckpoint):
         return Path(self.dirpath if self.dirpath is not None else Path(root) / "checkpoints").absolute()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage != "fit" or trainer.fast_dev_run:
+        if stage != "fit" or is_dry_run(trainer):
             return
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -118,7 +118,7 @@ class Checkpoint(LightningCheckpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not earlier: only now is every strategy done with reading the checkpoint to go on from.
-        if trainer.is_global_zero and not trainer.fast_dev_run and not self._resumed:
+        if trainer.is_global_zero and not is_dry_run(trainer) and not self._resumed:
             _set_aside(self._folder)
         trainer.strategy.barrier("checkpoint folder")
 
@@ -170,7 +170,7 @@ class Checkpoint(LightningCheckpoint):
         return False
 
     def _save_last(self, trainer: pl.Trainer) -> None:
-        if trainer.fast_dev_run or trainer.global_step == self._saved_step:
+        if is_dry_run(trainer) or trainer.global_step == self._saved_step:
             return
         self.last_model_path = str(self._folder / "last.ckpt")
         trainer.save_checkpoint(self.last_model_path, weights_only=False)
@@ -179,7 +179,7 @@ class Checkpoint(LightningCheckpoint):
             logger.after_save_checkpoint(self)  # type: ignore[arg-type]
 
     def _copy_last(self, trainer: pl.Trainer, target: Path) -> None:
-        if trainer.fast_dev_run:
+        if is_dry_run(trainer):
             return
         last = Path(self.last_model_path)
         if trainer.is_global_zero:
@@ -211,6 +211,11 @@ class Checkpoint(LightningCheckpoint):
             if Path(state_dict["best_model_path"]).is_file():
                 self.best_model_path = state_dict["best_model_path"]
                 self.best_model_score = state_dict["best_model_score"]
+
+
+def is_dry_run(trainer: pl.Trainer) -> bool:
+    """Whether ``trainer.fast_dev_run`` is on: then nothing is kept."""
+    return bool(getattr(trainer, "fast_dev_run", False))
 
 
 def _part(target: Path) -> Path:

@@ -248,6 +248,7 @@ class MLflowTracker(Logger):
         from mlflow.exceptions import MlflowException
 
         assert self._client is not None
+        assert self._run_id is not None
         try:
             return {item.path for item in self._client.list_artifacts(self._run_id, folder)}
         except (MlflowException, OSError):

@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_sora.tracking.checkpoint import is_dry_run
 from lightning_sora.tracking.logger import find_tracker
 
 
@@ -32,7 +33,7 @@ class RunRecorder(pl.Callback):
         self.resolved, self.recipe, self.sources, self.command = resolved, recipe, sources, command
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if trainer.fast_dev_run or not trainer.is_global_zero:
+        if is_dry_run(trainer) or not trainer.is_global_zero:
             return
         stage = str(getattr(stage, "value", stage))  # lightning passes an enum
         _write(Path(trainer.default_root_dir) / f"{stage}.yaml", self.resolved)
@@ -47,8 +48,9 @@ class RunRecorder(pl.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if hasattr(data, "fingerprint"):
             tracker.log_data(str(getattr(data, "spec", type(data).__name__)), data.fingerprint(), stage)
-        if hasattr(pl_module, "lineage"):
-            tracker.log_tags(pl_module.lineage())
+        lineage: Any = getattr(pl_module, "lineage", None)
+        if lineage is not None:
+            tracker.log_tags(lineage())
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         tracker = find_tracker(trainer.loggers)
