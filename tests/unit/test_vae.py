@@ -241,7 +241,7 @@ def test_a_few_steps_of_training_reconstruct_far_better_than_the_mean_colour() -
         ("stride=(3, 8, 8)", "power of two"),
         ("stride=(8, 8)", "3 axes"),
         ("latent_channels=0", "latent_channels=0"),
-        ("dim=0", "dim=0"),
+        ("dim=1", "dim=1"),
         ("blocks=-1", "blocks=-1"),
         ("convolution='2d'", "known: factorised, full"),
         ("front_end='dct'", "known: none, patch, wavelet"),

@@ -236,8 +236,8 @@ def _halvings(stride: PatchSize, block: PatchSize) -> list[PatchSize]:
 def _check_options(
     dim: int, blocks: int, decoder_blocks: int, convolution: str, multipliers: Sequence[int], levels: int
 ) -> None:
-    if dim < 1 or blocks < 0 or decoder_blocks < 0:
-        raise SoraError(f"dim={dim} must be at least 1, blocks={blocks} and decoder_blocks={decoder_blocks} at least 0")
+    if dim < 2 or blocks < 0 or decoder_blocks < 0:
+        raise SoraError(f"dim={dim} must be at least 2, blocks={blocks} and decoder_blocks={decoder_blocks} at least 0")
     if convolution not in ("factorised", "full"):
         raise SoraError(f"unknown convolution {convolution!r}; known: factorised, full")
     if len(multipliers) != levels or min(multipliers) < 1:
