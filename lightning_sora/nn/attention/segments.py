@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_sora.spacetime import Groups
 
 Tokens = Shaped[Tensor, "batch tokens heads head_dim"]
-Segment = Shaped[Tensor, "segments length heads head_dim"]
+Segment = Shaped[Tensor, "_ _ heads head_dim"]  # groups of one length, and that length
 
 
 def gather(x: Tokens, groups: Groups) -> list[Segment]:
