@@ -56,6 +56,11 @@ def run(arguments: Sequence[str]) -> int:
     except SIGTERMException:
         if not stopper.requested:
             return TERMINATED
+    except SystemExit as leaving:
+        # How lightning passes on a Ctrl-C outside of training steps.
+        if isinstance(leaving.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
     except MisconfigurationException as problem:
         raise SoraError(f"lightning cannot run this recipe: {problem}") from problem
     except RuntimeError as problem:

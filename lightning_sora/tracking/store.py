@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
+#: Folder beside a sqlite store where artifacts go.
+ARTIFACTS = "mlruns"
 # mlflow's own defaults hang for minutes on a server that is not there.
 _PATIENCE = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -55,7 +57,7 @@ def artifact_root(uri: str, experiment: str) -> str | None:
     if database is None:
         return None
     folder = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in experiment)
-    return (database.parent / "mlruns" / folder).as_uri()
+    return (database.parent / ARTIFACTS / folder).as_uri()
 
 
 def connect(uri: str) -> MlflowClient:
@@ -79,8 +81,9 @@ def connect(uri: str) -> MlflowClient:
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
             return client
-        database.parent.mkdir(parents=True, exist_ok=True)
-        with locked(database.with_name(f"{database.name}.lock")):
+        artifacts = database.parent / ARTIFACTS
+        artifacts.mkdir(parents=True, exist_ok=True)
+        with locked(artifacts / f".{database.name}.lock"):
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
             return client

@@ -205,6 +205,12 @@ def test_a_signal_keeps_a_checkpoint_from_which_the_run_goes_on_exactly(client, 
     assert [step for step, _ in series(client, run, "train/loss")] == list(range(8))
 
 
+def test_ctrl_c_outside_of_training_is_one_line_too(client, fit, capsys):
+    assert fit("--ckpt_path=none", "--model.signal_at=0", command="test") == 130
+    assert "lightning-sora: interrupted" in capsys.readouterr().err
+    assert only_run(client).info.status == "KILLED"
+
+
 def test_a_crash_leaves_the_last_good_checkpoint_and_a_failed_run(client, fit):
     with pytest.raises(ArithmeticError):
         fit("--model.fail_at=5")
@@ -237,7 +243,7 @@ def test_three_processes_may_create_the_store_at_once(tmp_path):
     # In a process of its own, which can fork before it has threads.
     code = """
 import multiprocessing, sys
-import mlflow
+import mlflow.store.tracking.sqlalchemy_store
 from lightning_sora.tracking import store
 
 def create(uri, gate):
