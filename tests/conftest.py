@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-# Two threads at most: tests are small, and oversubscribed cores slow them down.
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# Tests are small: a second thread costs more than it brings.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

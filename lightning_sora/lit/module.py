@@ -41,7 +41,6 @@ class LitModule(pl.LightningModule):
         self.native_fps = 8.0
         self.run_id: str | None = None  # the tracked run that a loaded checkpoint came from
         self.skipped_clips = 0
-        self._last_step = 0
 
     # What one token of a batch must cover.
     @property
@@ -110,10 +109,16 @@ class LitModule(pl.LightningModule):
     def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.check_batch(batch)
 
-    def on_train_batch_end(self, outputs: Any, batch: SpacetimeBatch, batch_idx: int) -> None:
-        if self.ema is not None and self.trainer.global_step != self._last_step:
-            self._last_step = self.trainer.global_step
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.update_average()
+
+    def update_average(self) -> None:
+        """Takes one optimizer step into the moving average, before any callback may save it."""
+        if self.ema is not None:
             self.ema.update(self)
+
+    def on_train_batch_end(self, outputs: Any, batch: SpacetimeBatch, batch_idx: int) -> None:
         if batch.skipped:
             self.skipped_clips += len(batch.skipped)
             for reason in batch.skipped:
@@ -132,7 +137,6 @@ class LitModule(pl.LightningModule):
         self.skipped_clips = checkpoint["skipped_clips"]
         self.run_id = checkpoint.get("run_id")
         self.native_size, self.native_fps = tuple(checkpoint["native"]["size"]) or None, checkpoint["native"]["fps"]
-        self._last_step = checkpoint["global_step"]
         if self.ema is not None and "ema" in checkpoint:
             self.ema.load_state_dict(checkpoint["ema"], self.device)
 
@@ -176,10 +180,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise SoraError(f"no checkpoint at {path}; give the path of a .ckpt file that `fit` wrote")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as problem:
-        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-        raise SoraError(f"{path} cannot be read as a checkpoint ({reason}); it is damaged or something else") from None
+        raise SoraError(
+            f"{path} cannot be read as a checkpoint ({type(problem).__name__}); it is damaged, cut short or something "
+            "else: give a .ckpt file that `lightning-sora fit` wrote"
+        ) from problem
     if not isinstance(checkpoint, dict) or "module" not in checkpoint:
         raise SoraError(f"{path} is not a checkpoint of lightning_sora; give one that `lightning-sora fit` wrote")
     return checkpoint

@@ -134,6 +134,7 @@ class LitVAE(LitModule):
         self.untoggle_optimizer(optimizer)
         schedule.step()
         self._steps_of_vae += 1
+        self.update_average()
         if self.loss.adversarial(step):
             self.toggle_optimizer(judge)
             terms = self.loss.discriminator_loss(video, made)

@@ -16,9 +16,7 @@ from tests.integration.conftest import make_data, make_dit
 class Recorder(LitDiT):
     """Writes down, per clip and visit, everything random that training saw."""
 
-    def diffusion_loss(
-        self, batch: SpacetimeBatch, x_0: Tensor, t: Tensor, noise: Tensor, captions: Any
-    ) -> Tensor:
+    def diffusion_loss(self, batch: SpacetimeBatch, x_0: Tensor, t: Tensor, noise: Tensor, captions: Any) -> Tensor:
         for i, key in enumerate(batch.keys):
             drawn = (t[i].item(), noise[i].double().sum().item(), captions[i], batch.patches[i].sum().item())
             self.stream.append((key, drawn))

@@ -18,7 +18,7 @@ from torch import Tensor
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import stream_seed
-from lightning_sora.world import LEVELS, World
+from lightning_sora.world import LEVELS, Facts, World
 
 # Each split reads its own stretch of the world's endless sequence.
 SPLITS = {"train": ("train", 0), "val": ("heldout", 0), "test": ("heldout", 1 << 24)}
@@ -48,7 +48,7 @@ class WorldSource(Source):
         split: str,
         seed: int,
         level: str = "tiny",
-        clips: int = 4096,
+        clips: int = 2048,
         heldout_clips: int = 256,
         captions: str = "short",
         fps: float = 8.0,
@@ -88,12 +88,21 @@ class WorldSource(Source):
         caption = self.world.caption(facts, self._captions, key=self._offset + index)
         key = (frames, height, width, rate)
         if self._cache_root is None:
-            video = self.world.render(facts, *key)
+            video = self._render(facts, key)
         else:
             if key not in self._caches:
                 self._caches[key] = _ClipCache(Path(self._cache_root), self.fingerprint(), self._length, key)
-            video = self._caches[key].get(index, lambda: self.world.render(facts, *key))
+            video = self._caches[key].get(index, lambda: self._render(facts, key))
         return Clip(video, caption, rate, {**facts.as_dict(), "config": self.world.config})
+
+    def _render(self, facts: Facts, size: tuple[int, int, int, float]) -> UInt8[Tensor, "frames height width 3"]:
+        # Rendering is many small operations: a second thread costs more than it brings.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self.world.render(facts, *size)
+        finally:
+            torch.set_num_threads(threads)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_caches": {}}  # a pickled memory map would be a copy, not the file
