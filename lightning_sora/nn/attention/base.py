@@ -41,7 +41,7 @@ def head_norm(head_dim: int) -> nn.LayerNorm:
     """QK-norm: keeps the logits bounded (ViT-22B, Dehghani et al. 2023, arXiv:2302.05442, section 2.1).
 
     A layer norm without bias is an RMS norm of centred heads; torch fuses it on every device, which for
-    the RMS norm it does not on CPUs (three times slower there).
+    the RMS norm it does not on CPUs (two to three times slower there).
     """
     return nn.LayerNorm(head_dim, eps=1e-6, bias=False)
 

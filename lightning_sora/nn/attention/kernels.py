@@ -3,7 +3,7 @@
 Every kernel takes queries, keys and values as ``[batch, tokens, heads, head_dim]`` and a mask of the
 keys, and returns the same numbers up to rounding. ``sdpa`` is torch's fused kernel. ``matmul`` is two
 batched matrix products around a softmax: it holds all scores in memory, and wins where the fused
-kernel is poor (bfloat16 on CPUs: about six times faster for segments of tens of tokens).
+kernel is poor: bfloat16 on a CPU without AMX, in segments of tens of tokens.
 """
 
 from __future__ import annotations
