@@ -47,9 +47,7 @@ def normal_per_clip(
         sizes: the shape of each clip's draw.
         keys: the keys of each clip's stream, usually ``(clip_id, visit)``.
     """
-    return [
-        torch.randn(size, generator=generator(seed, purpose, *key)) for size, key in zip(sizes, keys, strict=True)
-    ]
+    return [torch.randn(size, generator=generator(seed, purpose, *key)) for size, key in zip(sizes, keys, strict=True)]
 
 
 def uniform_per_clip(seed: int, purpose: str, keys: Sequence[tuple[Key, ...]]) -> Float[Tensor, " clips"]:

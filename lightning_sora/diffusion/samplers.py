@@ -6,6 +6,7 @@ A sampler is a function ``(denoise, noise, times) -> x_0``. ``denoise(x_t, t)`` 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,7 +40,7 @@ def time_schedule(steps: int, shift: float = 1.0) -> list[float]:
 
 
 def _pairs(times: list[float], progress: Progress) -> Iterator[tuple[float, float]]:
-    yield from progress(list(zip(times[:-1], times[1:], strict=True)))
+    yield from progress(list(itertools.pairwise(times)))
 
 
 def sample_euler(denoise: Denoise, noise: Rows, times: list[float], progress: Progress = iter) -> Rows:
@@ -57,7 +58,7 @@ def sample_euler(denoise: Denoise, noise: Rows, times: list[float], progress: Pr
 
 
 def sample_heun(denoise: Denoise, noise: Rows, times: list[float], progress: Progress = iter) -> Rows:
-    """Heun's second-order method (Karras et al. 2022, arXiv:2206.00364, Alg. 1 without churn); two denoisings a step."""
+    """Heun's second-order method (Karras et al. 2022, arXiv:2206.00364, Alg. 1, no churn); two denoisings a step."""
     x = noise
     for t, t_next in _pairs(times, progress):
         velocity = (x - denoise(x, t)) / t

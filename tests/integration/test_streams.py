@@ -65,7 +65,7 @@ def test_streams_do_not_depend_on_how_a_batch_is_split(
 
 
 def test_streams_do_not_depend_on_the_model(reference: list[Any], make_trainer: Callable[..., pl.Trainer]) -> None:
-    other, module = stream_of(make_trainer(), {}, depth=3, attention="spatial, temporal, full")
+    other, _ = stream_of(make_trainer(), {}, depth=3, attention="spatial, temporal, full")
     assert other == reference
     shared = make_dit().dit.blocks[0].mlp.gate.weight
     fresh = make_dit(depth=3, attention="spatial, temporal, full").dit.blocks[0].mlp.gate.weight

@@ -1,5 +1,7 @@
 """Paths, timesteps and samplers against closed forms."""
 
+import itertools
+
 import pytest
 import torch
 from torch.distributions import Normal
@@ -80,7 +82,7 @@ def test_samplers_converge_at_their_order_on_a_gaussian(name: str, order: int) -
         (SAMPLERS.create(name)(gaussian_denoiser(mean, std), noise, time_schedule(n)) - exact).abs().max()
         for n in (32, 64, 128)
     ]
-    measured = [torch.log2(a / b).item() for a, b in zip(errors[:-1], errors[1:], strict=True)]
+    measured = [torch.log2(a / b).item() for a, b in itertools.pairwise(errors)]
     assert measured[-1] == pytest.approx(order, abs=0.2)
 
 
