@@ -42,7 +42,7 @@ class PlannedClips(Dataset[SpacetimeBatch]):
         self.source, self.grids, self.patch = source, list(grids), patch
         self.fps, self.seed, self.on_error = fps, seed, on_error
 
-    def __getitem__(self, planned: PlannedBatch) -> SpacetimeBatch:  # type: ignore[override]
+    def __getitem__(self, planned: PlannedBatch) -> SpacetimeBatch:
         clips, ids, skipped = [], [], []
         for index in planned.clips:
             used, clip, failures = self._read(index, planned)
@@ -188,8 +188,9 @@ class SpacetimeDataModule(pl.LightningDataModule):
         """Progress as one integer: batches consumed by all ranks, whose number may change."""
         if self.trainer is None:
             return {"consumed": self._consumed}
-        processed = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        return {"consumed": processed * self.trainer.world_size}
+        # Not `completed`, which lacks the present batch while a callback saves.
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        return {"consumed": int(progress.processed) * self.trainer.world_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._consumed = state_dict["consumed"]

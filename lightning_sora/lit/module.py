@@ -90,8 +90,7 @@ class LitModule(pl.LightningModule):
 
     def videos(self, batch: SpacetimeBatch) -> Float[Tensor, "clips 3 frames height width"]:
         """The clips of a batch in [-1, 1]."""
-        pixels = torch.stack(batch.videos())
-        return (pixels.to(self.dtype if self.dtype.is_floating_point else torch.float32) / 127.5 - 1).movedim(-1, 1)
+        return (torch.stack(batch.videos()).to(self.dtype) / 127.5 - 1).movedim(-1, 1)
 
     # Lightning's hooks.
     def on_fit_start(self) -> None:

@@ -126,7 +126,9 @@ class LitVAE(LitModule):
 
     def _adversarial_step(self, video: Tensor, made: Tensor, loss: Tensor, step: int) -> None:
         """One step of the VAE, then one of the discriminator on the same clips."""
-        (optimizer, judge), (schedule, judge_schedule) = self.optimizers(), self.lr_schedulers()  # type: ignore[misc]
+        both: Any = self.optimizers()
+        schedules: Any = self.lr_schedulers()
+        (optimizer, judge), (schedule, judge_schedule) = both, schedules
         self.toggle_optimizer(optimizer)
         optimizer.zero_grad()
         self.manual_backward(loss)
@@ -213,7 +215,9 @@ class LitVAE(LitModule):
 
     @torch.no_grad()
     def gallery(self) -> tuple[dict[str, list[Tensor]], list[str]]:
-        real, made, captions = [], [], []
+        real: list[Tensor] = []
+        made: list[Tensor] = []
+        captions: list[str] = []
         for batch in self._gallery_batches:
             real += [video.cpu() for video in batch.videos()]
             made += self.predict_step(batch, 0)

@@ -40,7 +40,9 @@ class ReconstructionQuality(Metric):
         real = ((video.float() + 1) / 2).clamp(0, 1)
         for a, b in zip(made.transpose(1, 2), real.transpose(1, 2), strict=True):
             self.psnr += peak_signal_noise_ratio(a, b, data_range=1.0).clamp(max=PSNR_CAP).double()
-            self.ssim += structural_similarity_index_measure(a, b, data_range=1.0).double()
+            ssim = structural_similarity_index_measure(a, b, data_range=1.0)
+            assert isinstance(ssim, Tensor)  # it is a pair only where more is asked for
+            self.ssim += ssim.double()
         self.clips += len(made)
 
     def compute(self) -> dict[str, Tensor]:
