@@ -25,7 +25,7 @@ CHECKPOINT = "outputs/world_dit/checkpoints/last.ckpt"
 # Combinations of colour and shape that training never shows.
 PROMPTS = (
     "a big red cube moves right",
-    "a small green torus moves away to the left",
+    "a small green cone moves away to the left",
     "a big blue sphere comes toward us",
     "a big yellow cylinder moves left",
 )

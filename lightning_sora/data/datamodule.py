@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,8 +15,6 @@ from lightning_sora.data.sources import SOURCES, Clip, DecodeError, Source
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import generator
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid, TokenLayout, patchify
-
-log = logging.getLogger(__name__)
 
 
 class PlannedClips(Dataset[SpacetimeBatch]):
@@ -76,11 +74,12 @@ class PlannedClips(Dataset[SpacetimeBatch]):
                 return candidate, clip, failures
         raise SoraError(f"no clip of this size can be read; first failure: {failures[0]}")
 
-    def _candidates(self, index: int, grid: TokenGrid) -> list[int]:
+    def _candidates(self, index: int, grid: TokenGrid) -> Iterator[int]:
         """The clip itself, then the others of its size in order."""
-        same = [i for i, g in enumerate(self.grids) if g == grid]
-        at = same.index(index)
-        return same[at:] + same[:at]
+        yield index
+        for other in itertools.chain(range(index + 1, len(self.grids)), range(index)):
+            if self.grids[other] == grid:
+                yield other
 
 
 class SpacetimeDataModule(pl.LightningDataModule):
@@ -123,7 +122,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
         self.spec, self.root, self.fps, self.seed = source, root, fps, seed
         self.batch_size, self.num_workers, self.on_error = batch_size, num_workers, on_error
         self._sources: dict[str, Source] = {}
-        self._consumed = 0
+        self._consumed = self._processed = 0
 
     def source(self, split: str) -> Source:
         """The source of a split, made on first use."""
@@ -134,9 +133,9 @@ class SpacetimeDataModule(pl.LightningDataModule):
             self._sources[split] = source
         return self._sources[split]
 
-    def fingerprint(self) -> str:
-        """A hash of the training data."""
-        return self.source("train").fingerprint()
+    def fingerprint(self, split: str = "train") -> str:
+        """A hash of the data of a split."""
+        return self.source(split).fingerprint()
 
     def setup(self, stage: str) -> None:
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]:
@@ -148,6 +147,8 @@ class SpacetimeDataModule(pl.LightningDataModule):
         grids = [self.size.grid(info, self.fps) for info in source.infos]
         train = split == "train"
         trainer = self.trainer
+        if train and trainer is not None:
+            self._refuse_what_breaks_the_plan(trainer)
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         sampler = PlanSampler(
             grids,
@@ -156,7 +157,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
             shuffle=train,
             rank=rank,
             ranks=ranks,
-            consumed=self._consumed if train else 0,
+            consumed=self.state_dict()["consumed"] if train else 0,
         )
         clips = PlannedClips(source, grids, self.patch, fps=self.fps, seed=self.seed, on_error=self.on_error)
         return DataLoader(
@@ -184,13 +185,29 @@ class SpacetimeDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[SpacetimeBatch]:
         return self.loader("test")
 
+    def _refuse_what_breaks_the_plan(self, trainer: pl.Trainer) -> None:
+        if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+            raise SoraError(
+                "trainer.use_distributed_sampler=true would deal each rank's batches a second time; set it to false"
+            )
+        cut = trainer.limit_train_batches != 1.0 or getattr(trainer, "overfit_batches", False)
+        if cut and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise SoraError(
+                "trainer.limit_train_batches and overfit_batches cut epochs short, so that the same clips would come "
+                "again and again; set trainer.max_steps, or give the source fewer clips"
+            )
+
     def state_dict(self) -> dict[str, Any]:
-        """Progress as one integer: batches consumed by all ranks, whose number may change."""
+        """Progress as one integer, ``consumed``: batches of all ranks, whose number may change.
+
+        ``processed`` is the trainer's own count at that moment, of one rank's batches.
+        """
         if self.trainer is None:
-            return {"consumed": self._consumed}
+            return {"consumed": self._consumed, "processed": self._processed}
         # Not `completed`, which lacks the present batch while a callback saves.
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        return {"consumed": int(progress.processed) * self.trainer.world_size}
+        since = progress.processed - self._processed
+        return {"consumed": self._consumed + since * self.trainer.world_size, "processed": progress.processed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._consumed = state_dict["consumed"]
+        self._consumed, self._processed = state_dict["consumed"], state_dict["processed"]

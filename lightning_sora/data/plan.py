@@ -7,6 +7,7 @@ were consumed.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -113,7 +114,7 @@ class PlanSampler(Sampler[PlannedBatch]):
         """One epoch of this rank."""
         batches = plan_epoch(self.grids, self.batch_size, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
         if self.shuffle and batches:
-            batches += batches[: -len(batches) % self.ranks]
+            batches += itertools.islice(itertools.cycle(batches[:]), -len(batches) % self.ranks)
         return batches[self.rank :: self.ranks]
 
     def __iter__(self) -> Iterator[PlannedBatch]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -13,14 +15,14 @@ from torch import Tensor
 
 from lightning_sora.diffusion.guidance import classifier_free
 from lightning_sora.diffusion.paths import OBJECTIVES, interpolate
-from lightning_sora.diffusion.samplers import SAMPLERS, Progress, time_schedule
+from lightning_sora.diffusion.samplers import SAMPLERS, Denoise, Progress, time_schedule
 from lightning_sora.diffusion.timesteps import TIMESTEPS
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.module import LitModule
 from lightning_sora.lit.vae import LitVAE, to_uint8
 from lightning_sora.metrics.adherence import WorldAdherence
 from lightning_sora.models.dit import DiT
-from lightning_sora.models.text import TEXT_ENCODERS
+from lightning_sora.models.text import TEXT_ENCODERS, TextContext
 from lightning_sora.models.vae import VAES, VideoVAE
 from lightning_sora.randomness import initialize, normal_per_clip, uniform_per_clip
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid, TokenLayout, patchify, unpatchify
@@ -38,6 +40,9 @@ class LitDiT(LitModule):
         patch_size: latent positions per token (frames, height, width).
         dim, depth, num_heads, mlp_ratio: of the transformer.
         attention: a block's spec, or a pattern over layers such as "spatial, temporal".
+        kernel: how attention is computed, apart from what it computes.
+        modulation: one projection of the condition for all layers, or one per layer.
+        checkpoint: recompute layers in the backward pass, to save memory.
         text: spec of the text encoder.
         text_drop: fraction of training captions replaced by the empty one, for guidance.
         objective: spec: "velocity" or "x".
@@ -60,6 +65,9 @@ class LitDiT(LitModule):
         num_heads: int = 4,
         mlp_ratio: float = 2.67,
         attention: str | list[str] = "full",
+        kernel: str = "sdpa",
+        modulation: Literal["single", "per_block"] = "single",
+        checkpoint: bool = False,
         text: str = "bytes(dim=128, depth=2)",
         text_drop: float = 0.1,
         objective: str = "velocity",
@@ -94,6 +102,9 @@ class LitDiT(LitModule):
             mlp_ratio=mlp_ratio,
             text_dim=self.text.dim,
             attention=attention,
+            modulation=modulation,
+            kernel=kernel,
+            checkpoint=checkpoint,
         )
         initialize(self.dit, seed, "dit.")
         if self.text.trainable:
@@ -105,10 +116,17 @@ class LitDiT(LitModule):
         time_schedule(steps, shift)  # refuses impossible ones now rather than at the first validation
         self.prompts = list(prompts)
         self.adherence = WorldAdherence()
+        self._judged = False
+        self._loss_of_size: dict[str, tuple[float, int]] = {}
 
     @property
     def patch(self) -> PatchSize:
         return self.vae.stride * self.patch_size
+
+    @cached_property
+    def vae_hash(self) -> str:
+        """The frozen VAE's fingerprint."""
+        return self.vae.fingerprint()
 
     def train(self, mode: bool = True) -> LitDiT:
         super().train(mode)
@@ -119,9 +137,9 @@ class LitDiT(LitModule):
     def latent_rows(self, batch: SpacetimeBatch) -> Float[Tensor, "batch tokens latent_dim"]:
         """The data that diffusion sees: one row of scaled latents per token."""
         if batch.space == "latent":
-            if batch.vae_hash != self.vae.fingerprint():
+            if batch.vae_hash != self.vae_hash:
                 raise SoraError(
-                    f"latents of VAE {batch.vae_hash} but this model's VAE is {self.vae.fingerprint()}; "
+                    f"latents of VAE {batch.vae_hash} but this model's VAE is {self.vae_hash}; "
                     "make the latents anew with this VAE"
                 )
             return batch.patches.to(self.dtype)
@@ -181,15 +199,32 @@ class LitDiT(LitModule):
         """Logs the loss at stratified timesteps and fixed noise, together, per stratum of t and per size."""
         with self.averaged():
             x_0 = self.latent_rows(batch)
-            size = "x".join(map(str, batch.layout.grids[0].size(self.patch)))
+            sizes = ["x".join(map(str, grid.size(self.patch))) for grid in batch.layout.grids]
             offsets = uniform_per_clip(self.seed, "fixed_timestep", [(i,) for i in batch.ids])
             for index in range(self.val_timesteps):
                 t = self.timesteps((index + offsets) / self.val_timesteps, batch.layout.lengths)
                 noise = self.noise_for(x_0, batch.layout, "fixed_noise", [(i, index) for i in batch.ids])
                 losses = self.diffusion_loss(batch, x_0, t, noise, batch.captions)
-                for name in (f"{split}/loss", f"{split}/loss_t{index}", f"{split}/loss_{size}"):
+                for name in (f"{split}/loss", f"{split}/loss_t{index}"):
                     bar = name == "val/loss"
                     self.log(name, losses.mean(), batch_size=len(batch), sync_dist=True, on_epoch=True, prog_bar=bar)
+                for size, loss in zip(sizes, losses.tolist(), strict=True):
+                    total, count = self._loss_of_size.get(size, (0.0, 0))
+                    self._loss_of_size[size] = total + loss, count + 1
+
+    def log_loss_of_sizes(self, split: str) -> None:
+        """Logs the mean loss of each clip size; ranks may have met different ones."""
+        everyone: list[Any] = [self._loss_of_size]
+        if self.trainer.world_size > 1:
+            everyone = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(everyone, self._loss_of_size)
+        for size in sorted({size for one in everyone for size in one}):
+            totals, counts = zip(*(one[size] for one in everyone if size in one), strict=True)
+            self.log(f"{split}/loss_{size}", sum(totals) / sum(counts), rank_zero_only=True)
+        self._loss_of_size.clear()
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_loss_of_sizes("val")
 
     def validation_step(self, batch: SpacetimeBatch, batch_idx: int) -> None:
         self.fixed_loss(batch, "val")
@@ -197,6 +232,7 @@ class LitDiT(LitModule):
     def test_step(self, batch: SpacetimeBatch, batch_idx: int) -> None:
         """Generates for captions that were never trained on, and judges what can be judged."""
         self.fixed_loss(batch, "test")
+        self._judged = batch.facts is not None
         if batch.facts is not None:
             frames, height, width = batch.layout.grids[0].size(self.patch)
             keys = [("test", i) for i in batch.ids]
@@ -204,7 +240,8 @@ class LitDiT(LitModule):
             self.adherence.update(generated, batch.facts, batch.fps)
 
     def on_test_epoch_end(self) -> None:
-        if self.adherence.update_called:
+        self.log_loss_of_sizes("test")
+        if self._judged:
             for name, value in self.adherence.compute().items():
                 self.log(f"test/{name}", value)
         self.adherence.reset()
@@ -227,7 +264,7 @@ class LitDiT(LitModule):
         keys: Sequence[tuple[Any, ...]] | None = None,
         progress: Progress = iter,
     ) -> list[Video]:
-        """Generates one video per prompt, with the moving average.
+        """Generates one video per prompt, with the moving average, in the precision of the weights.
 
         Args:
             frames, height, width: any size that the patch divides; by default the training size.
@@ -240,32 +277,43 @@ class LitDiT(LitModule):
             SoraError: a size that the patch does not divide.
         """
         native = self.native_size or (1, self.patch.height, self.patch.width)
-        size = (frames or native[0], height or native[1], width or native[2])
-        grid = TokenGrid.of(*size, self.patch)
+        size = [n if asked is None else asked for asked, n in zip((frames, height, width), native, strict=True)]
+        grid = TokenGrid.of(size[0], size[1], size[2], self.patch)
         times = time_schedule(self.steps if steps is None else steps, self.shift)
-        scale = self.guidance if guidance is None else guidance
         layout = TokenLayout.uniform(grid, len(prompts))
-        latent_dim = self.patch_size.volume * self.vae.latent_channels
         keys = keys if keys is not None else [(i,) for i in range(len(prompts))]
-        draws = normal_per_clip([(grid.tokens, latent_dim)] * len(prompts), seed, "sample", keys)
-        noise = torch.stack(draws).to(self.device)
+        sizes = [(grid.tokens, self.patch_size.volume * self.vae.latent_channels)] * len(prompts)
+        noise = torch.stack(normal_per_clip(sizes, seed, "sample", keys)).to(self.device)
+        with self.evaluating():
+            denoise = self.denoiser(prompts, layout, self.guidance if guidance is None else guidance)
+            return self.decode_rows(self.sampler(denoise, noise, times, progress), grid)
+
+    def denoiser(self, prompts: Sequence[str], layout: TokenLayout, guidance: float) -> Denoise:
+        """``(x_t, t) -> x_0`` for these prompts, guided; the solver's state stays in float32."""
+        text = self.text(list(prompts))
+        empty = self.text([""] * len(prompts)) if guidance != 1 else None
+
+        def predict(x_t: Tensor, t: float, context: TextContext) -> Tensor:
+            times = torch.full((len(prompts),), t, device=x_t.device)
+            prediction = self.dit(x_t.to(self.dtype), times.to(self.dtype), context, layout).float()
+            return self.objective.x_0(prediction, x_t, layout.per_token(times[:, None]))
+
+        def denoise(x_t: Tensor, t: float) -> Tensor:
+            x_0 = predict(x_t, t, text)
+            return x_0 if empty is None else classifier_free(x_0, predict(x_t, t, empty), guidance)
+
+        return denoise
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode, the moving average, and the precision of the weights."""
         training = self.training
         self.eval()
-        with self.averaged():
-            text, empty = self.text(list(prompts)), self.text([""] * len(prompts))
-
-            def denoise(x_t: Tensor, t: float) -> Tensor:
-                times = torch.full((len(prompts),), t, device=x_t.device, dtype=x_t.dtype)
-                spread = layout.per_token(times[:, None])
-                x_0 = self.objective.x_0(self.dit(x_t, times, text, layout).float(), x_t, spread)
-                if scale == 1:
-                    return x_0
-                free = self.objective.x_0(self.dit(x_t, times, empty, layout).float(), x_t, spread)
-                return classifier_free(x_0, free, scale)
-
-            videos = self.decode_rows(self.sampler(denoise, noise, times, progress), grid)
-        self.train(training)
-        return videos
+        try:
+            with self.averaged(), torch.autocast(self.device.type, enabled=False):
+                yield
+        finally:
+            self.train(training)
 
     def gallery(self) -> tuple[dict[str, list[Tensor]], list[str]]:
         if not self.prompts:
@@ -274,11 +322,12 @@ class LitDiT(LitModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["vae"] = {"spec": self.vae_spec, "hash": self.vae.fingerprint(), "run_id": self.vae_run_id}
+        checkpoint["vae"] = {"spec": self.vae_spec, "hash": self.vae_hash, "run_id": self.vae_run_id}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.vae_run_id = checkpoint["vae"]["run_id"]
+        self.__dict__["vae_hash"] = checkpoint["vae"]["hash"]  # of the weights that are about to be loaded
 
     @classmethod
     def rebuild_arguments(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -287,7 +336,7 @@ class LitDiT(LitModule):
 
     def lineage(self) -> dict[str, str]:
         """What this run stands on, for the record."""
-        return {"vae.hash": self.vae.fingerprint(), "vae.run_id": self.vae_run_id or "none"}
+        return {"vae.hash": self.vae_hash, "vae.run_id": self.vae_run_id or "none"}
 
 
 def load_vae(source: str, seed: int) -> tuple[VideoVAE, str, str | None]:

@@ -47,7 +47,7 @@ class ExponentialMovingAverage:
         kept = {n: parameters[n].data for n in self.shadow}
         try:
             for name, average in self.shadow.items():
-                parameters[name].data = average.to(kept[name].dtype)
+                parameters[name].data = average.to(kept[name])
             yield
         finally:
             for name, raw in kept.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,10 @@ from torch import Tensor, nn
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.ema import ExponentialMovingAverage
 from lightning_sora.lit.optimizers import SCHEDULES, create_optimizer
+from lightning_sora.registry import Spec
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch
+
+log = logging.getLogger(__name__)
 
 
 class LitModule(pl.LightningModule):
@@ -37,10 +41,11 @@ class LitModule(pl.LightningModule):
         self.seed = seed
         self._optimizer_spec, self._schedule_spec = optimizer, schedule
         self.ema = ExponentialMovingAverage(ema_decay) if ema_decay is not None else None
-        self.native_size: tuple[int, int, int] | None = None  # frames, height, width of the first batch
+        self.native_size: tuple[int, int, int] | None = None  # frames, height, width of the longest clip so far
         self.native_fps = 8.0
         self.run_id: str | None = None  # the tracked run that a loaded checkpoint came from
         self.skipped_clips = 0
+        self._reported: set[str] = set()
 
     # What one token of a batch must cover.
     @property
@@ -93,16 +98,25 @@ class LitModule(pl.LightningModule):
         return (torch.stack(batch.videos()).to(self.dtype) / 127.5 - 1).movedim(-1, 1)
 
     # Lightning's hooks.
+    def setup(self, stage: str) -> None:
+        # Buffers are equal on all ranks by construction. DDP would broadcast them at every call, and hang where
+        # one rank evaluates a batch more than another.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
+
     def on_fit_start(self) -> None:
         if self.ema is not None:
             self.ema.to(self.device)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.check_batch(batch)
-        if self.native_size is None:
-            self.native_size, self.native_fps = batch.layout.grids[0].size(batch.patch), batch.fps[0]
+        largest = max(grid.size(batch.patch) for grid in batch.layout.grids)
+        if self.native_size is None or largest > self.native_size:
+            self.native_size, self.native_fps = largest, batch.fps[0]
 
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.check_batch(batch)
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.check_batch(batch)
 
     def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -118,11 +132,23 @@ class LitModule(pl.LightningModule):
             self.ema.update(self)
 
     def on_train_batch_end(self, outputs: Any, batch: SpacetimeBatch, batch_idx: int) -> None:
-        if batch.skipped:
-            self.skipped_clips += len(batch.skipped)
-            for reason in batch.skipped:
-                self.print(f"skipped, and replaced by another clip: {reason}")
-            self.log("data/skipped_clips", float(self.skipped_clips))
+        self.report_skipped(batch)
+
+    def on_validation_batch_end(self, outputs: Any, batch: SpacetimeBatch, *args: Any) -> None:
+        self.report_skipped(batch)
+
+    def on_test_batch_end(self, outputs: Any, batch: SpacetimeBatch, *args: Any) -> None:
+        self.report_skipped(batch)
+
+    def report_skipped(self, batch: SpacetimeBatch) -> None:
+        """Counts and logs clips that could not be read, and names each once."""
+        if not batch.skipped:
+            return
+        self.skipped_clips += len(batch.skipped)
+        for reason in set(batch.skipped) - self._reported:
+            log.warning("skipped, and replaced by another clip: %s", reason)
+        self._reported |= set(batch.skipped)
+        self.log("data/skipped_clips", float(self.skipped_clips), batch_size=len(batch), reduce_fx="max")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["module"] = type(self).__name__
@@ -138,6 +164,31 @@ class LitModule(pl.LightningModule):
         self.native_size, self.native_fps = tuple(checkpoint["native"]["size"]) or None, checkpoint["native"]["fps"]
         if self.ema is not None and "ema" in checkpoint:
             self.ema.load_state_dict(checkpoint["ema"], self.device)
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            self._keep_the_recipe(checkpoint)
+
+    def _keep_the_recipe(self, checkpoint: dict[str, Any]) -> None:
+        """Resumes the optimizer's state, but under the options that the recipe gives now.
+
+        Raises:
+            SoraError: the recipe names another optimizer, whose state this is not.
+        """
+        asked, stored = (Spec.parse(s) for s in (self._optimizer_spec, checkpoint["hyper_parameters"]["optimizer"]))
+        if asked.name != stored.name:
+            raise SoraError(
+                f"the checkpoint was trained by {stored.name!r} and its state does not fit {asked.name!r}; resume with "
+                f"model.optimizer={stored}, or start a new fit"
+            )
+        made = self.configure_optimizers()
+        fresh = made if isinstance(made, list) else [made]
+        for now, optimizer, scheduler in zip(
+            fresh, checkpoint["optimizer_states"], checkpoint["lr_schedulers"], strict=True
+        ):
+            schedule = now["lr_scheduler"]["scheduler"]
+            scheduler["base_lrs"] = schedule.base_lrs
+            for saved, group in zip(optimizer["param_groups"], now["optimizer"].param_groups, strict=True):
+                saved |= {name: value for name, value in group.items() if name != "params"}
+                saved["lr"] = group["initial_lr"] * schedule.lr_lambdas[0](scheduler["last_epoch"])
 
     # Checkpoints as models.
     @classmethod
@@ -155,17 +206,18 @@ class LitModule(pl.LightningModule):
         checkpoint = read_checkpoint(path)
         check_module(checkpoint, cls.__name__)
         module = cls(**cls.rebuild_arguments(checkpoint))
+        module.on_load_checkpoint(checkpoint)
         missing, unexpected = module.load_state_dict(checkpoint["state_dict"], strict=False)
         if missing or unexpected:
             raise SoraError(
                 f"{path} does not hold this {cls.__name__}: missing {missing[:3]}, unexpected {unexpected[:3]}; "
                 "it was written by another version or edited"
             )
-        module.on_load_checkpoint(checkpoint)
         if module.ema is not None:
             parameters = dict(module.named_parameters())
             for name, average in module.ema.shadow.items():
                 parameters[name].data.copy_(average)
+            module.ema = None
         return module.to(device).eval().requires_grad_(False)
 
 

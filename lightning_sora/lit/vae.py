@@ -28,8 +28,8 @@ class LitVAE(LitModule):
         vae: spec of the VAE.
         reconstruction, kl_weight: see :class:`VAELoss`, as the next five.
         perceptual_weight, perceptual_weights: the second is the path of VGG-16 weights.
-        adversarial_weight, adversarial_start, discriminator_dim, discriminator_levels: the discriminator
-            trains by the same optimizer spec as the VAE.
+        adversarial_weight, adversarial_start, discriminator_dim, discriminator_levels, discriminator_temporal:
+            the discriminator trains by the same optimizer spec as the VAE.
         gallery_clips: clips of the validation split that the gallery shows.
         optimizer, schedule, ema_decay, seed: see :class:`LitModule`.
     """
@@ -48,6 +48,7 @@ class LitVAE(LitModule):
         adversarial_start: int = 0,
         discriminator_dim: int = 32,
         discriminator_levels: int = 2,
+        discriminator_temporal: bool = True,
         gallery_clips: int = 6,
         optimizer: str = "adamw(lr=1e-3)",
         schedule: str = "trapezoid(warmup=20)",
@@ -69,6 +70,7 @@ class LitVAE(LitModule):
             adversarial_start,
             discriminator_dim,
             discriminator_levels,
+            discriminator_temporal,
         )
         if self.loss.discriminator is not None:
             initialize(self.loss.discriminator, seed, "loss.discriminator.")
@@ -83,7 +85,7 @@ class LitVAE(LitModule):
         return self.vae.stride
 
     def check_batch(self, batch: SpacetimeBatch) -> None:
-        """Refuses latents, packed clips, and patches that are no multiple of the VAE's stride.
+        """Refuses latents, and patches that are no multiple of the VAE's stride.
 
         Raises:
             SoraError: any of these.
@@ -101,7 +103,7 @@ class LitVAE(LitModule):
         video = self.videos(batch)
         posterior = self.vae.encode(video)
         made = self.vae.decode(posterior.sample(self._noise(posterior, batch)))
-        step = self._vae_steps()
+        step = self.trainer.global_step
         terms = self.loss(video, made, posterior, step, getattr(self.vae, "last_layer", None))
         for name, value in terms.items():
             self.log(f"train/{name}", value.detach(), prog_bar=name == "reconstruction", batch_size=len(batch))
@@ -118,12 +120,6 @@ class LitVAE(LitModule):
         sizes = [tuple(posterior.mean.shape[1:])] * len(batch)
         return torch.stack(normal_per_clip(sizes, self.seed, "posterior", batch.keys)).to(posterior.mean)
 
-    def _vae_steps(self) -> int:
-        # With two optimizers, lightning's global step counts the steps of both.
-        return self.trainer.global_step if self.automatic_optimization else self._steps_of_vae
-
-    _steps_of_vae = 0
-
     def _adversarial_step(self, video: Tensor, made: Tensor, loss: Tensor, step: int) -> None:
         """One step of the VAE, then one of the discriminator on the same clips."""
         both: Any = self.optimizers()
@@ -135,9 +131,10 @@ class LitVAE(LitModule):
         optimizer.step()
         self.untoggle_optimizer(optimizer)
         schedule.step()
-        self._steps_of_vae += 1
         self.update_average()
         if self.loss.adversarial(step):
+            # Lightning would count this one too, and end the run at half of max_steps.
+            judge._on_before_step = judge._on_after_step = lambda: None
             self.toggle_optimizer(judge)
             terms = self.loss.discriminator_loss(video, made)
             judge.zero_grad()
@@ -228,12 +225,22 @@ class LitVAE(LitModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["latent_sums"] = self.statistics.sums
-        checkpoint["vae_steps"] = self._steps_of_vae
+        for name in self._borrowed():
+            del checkpoint["state_dict"][name]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.statistics.sums = checkpoint["latent_sums"]
-        self._steps_of_vae = checkpoint["vae_steps"]
+        checkpoint["state_dict"] |= self._borrowed()
+
+    def _borrowed(self) -> dict[str, Tensor]:
+        """Weights that a file of their own holds, and the checkpoint does not."""
+        return {name: value for name, value in self.state_dict().items() if name.startswith("loss.perceptual.")}
+
+    @classmethod
+    def rebuild_arguments(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        # The trained model needs no perceptual loss, whose weights may be elsewhere.
+        return {**super().rebuild_arguments(checkpoint), "perceptual_weight": 0.0}
 
     def lineage(self) -> dict[str, str]:
         """What the run is, for the record."""

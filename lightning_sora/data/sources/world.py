@@ -22,7 +22,7 @@ from lightning_sora.world import LEVELS, Facts, World
 
 # Each split reads its own stretch of the world's endless sequence.
 SPLITS = {"train": ("train", 0), "val": ("heldout", 0), "test": ("heldout", 1 << 24)}
-LONGEST_SECONDS = 60.0
+FRAMES = 1 << 20  # of a clip, for the plan: the world goes on for as long as is asked
 
 
 @SOURCES.register("world")
@@ -69,16 +69,19 @@ class WorldSource(Source):
             raise SoraError(f"overrides={overrides}: {problem}; known fields: {', '.join(asdict(config))}") from problem
         self.world = World(config, seed=stream_seed(seed, "world") % (1 << 31), split=world_split)
         self._captions, self._fps, self._cache_root = captions, fps, cache
-        self._description = json.dumps([asdict(config), seed, split, captions, fps], sort_keys=True, default=str)
         self._length = clips if split == "train" else heldout_clips
+        if self._length < 1 or fps <= 0:
+            raise SoraError(f"a world of {self._length} clips at fps={fps}: both must be positive")
+        described = [asdict(config), seed, split, captions, fps, self._length]
+        self._description = json.dumps(described, sort_keys=True, default=str)
+        self.world.caption(self.world.facts(self._offset), captions)  # refuses an unknown level now
         self._caches: dict[tuple[int, int, int, float], _ClipCache] = {}
 
     @cached_property
     def infos(self) -> Sequence[ClipInfo]:  # type: ignore[override]
         """Any number of frames at any size: the world has no native one."""
-        frames = int(LONGEST_SECONDS * self._fps)
         numbers = range(self._offset, self._offset + self._length)
-        return [ClipInfo(f"{self.world.split}-{n}", frames, 256, 256, self._fps) for n in numbers]
+        return [ClipInfo(f"{self.world.split}-{n}", FRAMES, 256, 256, self._fps) for n in numbers]
 
     def load(
         self, index: int, frames: int, height: int, width: int, *, generator: torch.Generator, fps: float | None
