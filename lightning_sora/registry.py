@@ -11,10 +11,11 @@ import ast
 import difflib
 import fnmatch
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lightning_sora.errors import SoraError
 
@@ -115,7 +116,7 @@ class Registry(Generic[T]):
             args, given: what the framework supplies to every part of this kind; a spec may not set these.
 
         Raises:
-            SoraError: unknown name, or an option that the part does not accept.
+            SoraError: unknown name, or an option that the part does not accept or whose value is of another type.
         """
         spec = Spec.parse(spec)
         builder = self.builder(spec.name)
@@ -134,6 +135,7 @@ class Registry(Generic[T]):
                 f"{self.kind} {spec.name!r} needs {', '.join(map(repr, required))}; "
                 f"write '{spec.name}({required[0]}=...)'"
             )
+        check_types(f"{self.kind} {spec.name!r}", builder, spec.options)
         return builder(*args, **given, **spec.options)
 
     @contextmanager
@@ -144,6 +146,53 @@ class Registry(Generic[T]):
             yield
         finally:
             self._builders = before
+
+
+def check_types(part: str, builder: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Compares the values of options with the plain types (numbers, words, sequences of them) they are annotated by.
+
+    Args:
+        part: what is built, for the message.
+
+    Raises:
+        SoraError: a value is of another type. What is annotated by anything else is not looked at.
+    """
+    hints = _hints(builder)
+    for name, value in options.items():
+        if name in hints and not _fits(value, hints[name]):
+            raise SoraError(f"{part}: {name}={value!r} must be {_described(hints[name])}")
+
+
+def _hints(builder: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(builder.__init__ if inspect.isclass(builder) else builder)
+    except (NameError, TypeError, AttributeError):  # annotated by names that exist for a type checker alone
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    if hint in (bool, str, NoneType):
+        return isinstance(value, hint)
+    if origin not in (tuple, list, Sequence):
+        return True
+    if not isinstance(value, tuple | list):
+        return False
+    if origin is tuple and inner[-1:] != (...,):
+        return len(value) == len(inner) and all(map(_fits, value, inner))
+    return all(_fits(one, inner[0]) for one in value)
+
+
+def _described(hint: Any) -> str:
+    if hint is NoneType:
+        return "None"
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(_described, get_args(hint)))
+    return hint.__name__ if inspect.isclass(hint) and not get_args(hint) else str(hint).split("collections.abc.")[-1]
 
 
 def _where(builder: Callable[..., Any]) -> str:

@@ -24,12 +24,21 @@ import lightning_sora.lit.dit
 import lightning_sora.lit.vae  # noqa: F401
 from lightning_sora.commands.recipes import check_recipe, merged_vars, recipe_files
 from lightning_sora.errors import SoraError
+from lightning_sora.lit.callbacks import PredictionWriter
 from lightning_sora.lit.module import check_module, read_checkpoint
 from lightning_sora.tracking import Checkpoint, MLflowTracker, RunRecorder, StopBetweenSteps
 
 TERMINATED = 143
+#: Warnings that would mislead: what they say is meant to be, or untrue.
+NOISE = (
+    r".*isinstance.treespec, LeafSpec.*",  # lightning on a torch newer than it knows
+    r"You're resuming from a checkpoint that ended before the epoch ended and your dataloader is not resumable",
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # a frozen VAE
+)
 #: What to give as ``--ckpt_path`` to score a model with its initial weights.
 UNTRAINED = "none"
+#: What torch writes into an error that a loader's worker raised.
+WORKER_TRACEBACK = "Original Traceback"
 BASES = {"model": pl.LightningModule, "data": pl.LightningDataModule}
 
 
@@ -48,8 +57,8 @@ def run(arguments: Sequence[str]) -> int:
     """
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
-    # Lightning on a torch newer than it knows.
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    for noise in NOISE:
+        warnings.filterwarnings("ignore", message=noise)
     stopper = StopBetweenSteps()
     try:
         SoraCLI(list(arguments), stopper)
@@ -60,6 +69,10 @@ def run(arguments: Sequence[str]) -> int:
         # How lightning passes on a Ctrl-C outside of training steps.
         if isinstance(leaving.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
+        raise
+    except SoraError as problem:
+        if WORKER_TRACEBACK in str(problem):
+            raise _from_worker(problem) from problem
         raise
     except MisconfigurationException as problem:
         raise SoraError(f"lightning cannot run this recipe: {problem}") from problem
@@ -103,6 +116,8 @@ class SoraCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=None,
+            # The sampler deals batches to ranks itself.
+            trainer_defaults={"use_distributed_sampler": False},
             seed_everything_default=0,
             parser_class=OneLineRecipeParser,
             parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
@@ -125,6 +140,8 @@ class SoraCLI(LightningCLI):
             check_recipe(self.files, self.arguments[1:], self._accepted)
         name = self.files[0].stem if self.files else command
         self._subcommand_parsers[command].set_defaults({"trainer.default_root_dir": f"outputs/{name}"})
+        if command == "predict":  # they are written as they come, not gathered in memory
+            self._subcommand_parsers[command].set_defaults({"return_predictions": False})
         try:
             with merged_vars(self.files, self.arguments) as arguments:
                 self.config = parser.parse_args(arguments)
@@ -187,7 +204,8 @@ class SoraCLI(LightningCLI):
             sources={f"{index}_{file.name}": file.read_text() for index, file in enumerate(self.files)},
             command=("lightning-sora", *self.arguments),
         )
-        self.trainer_defaults["callbacks"] = [recorder, self.stopper]
+        writer = [PredictionWriter()] if command == "predict" else []
+        self.trainer_defaults["callbacks"] = [recorder, self.stopper, *writer]
         tracker: MLflowTracker = self._get(self.config_init, "tracking")
         given = self._get(self.config_init, "trainer").get("logger")
         loggers = given if isinstance(given, list) else [given] if given not in (None, True, False) else []
@@ -233,6 +251,12 @@ def _subclasses(base: type) -> set[type]:
 
 def _no_advertisement(record: logging.LogRecord) -> bool:
     return "Tip: " not in str(record.msg)
+
+
+def _from_worker(problem: SoraError) -> SoraError:
+    """The error as the worker raised it, without the traceback that torch put around it."""
+    raised = re.split(r"^[\w.]+: ", str(problem), flags=re.MULTILINE)
+    return SoraError(" ".join(raised[-1].split()))
 
 
 def _explain(message: str) -> str:

@@ -14,11 +14,20 @@ import torch
 from torch import nn
 
 from lightning_sora.errors import SoraError
-from lightning_sora.registry import Registry, Spec
+from lightning_sora.registry import Registry, Spec, check_types
 
 # Muon orthogonalises the update of a hidden matrix; what reads tokens in or writes predictions out is
 # left to AdamW (https://kellerjordan.github.io/posts/muon/).
 MATRIX_OPTIMIZERS = ("muon", "nmuon", "adamuon", "nadamuon")
+
+#: What a training by plain backward passes cannot use, and why.
+UNSUITABLE = {
+    "Optimizer": "is the base of all optimizers, not one of them",
+    "LBFGS": "evaluates the loss several times a step, and takes no parameter groups",
+    "Muon": "takes matrices alone; use 'muon', which leaves all else to AdamW",
+    "SparseAdam": "takes sparse gradients alone; use 'adam'",
+    "adahessian": "needs second derivatives",
+}
 
 
 def create_optimizer(
@@ -35,11 +44,13 @@ def create_optimizer(
             at either end of the network, tables and embeddings.
 
     Raises:
-        SoraError: unknown optimizer or option.
+        SoraError: an unknown or unsuitable optimizer, an unknown option, or a value that the optimizer refuses.
     """
     parsed = Spec.parse(spec)
     options = dict(parsed.options)
-    weight_decay = float(options.pop("weight_decay", 0.0))
+    builder = _builder(parsed.name)
+    _check_options(parsed.name, builder, options)
+    weight_decay = options.pop("weight_decay", 0.0)
     boundary = tuple(boundary)
     named = [(n, p) for n, p in named_parameters if p.requires_grad]
     matrices = [(n, p) for n, p in named if p.ndim >= 2]
@@ -54,21 +65,24 @@ def create_optimizer(
             {"params": vectors, "weight_decay": 0.0, "use_fallback": True},
         ]
         if "adamw_lr" in options:
-            options["fallback_lr_scale"] = options.pop("adamw_lr") / options.get("lr", 0.02)
+            options["fallback_lr_scale"] = options.pop("adamw_lr") / options.setdefault("lr", 0.02)
     else:
         groups = [
             {"params": [p for _, p in matrices], "weight_decay": weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
     groups = [group for group in groups if group["params"]]
-    builder = _builder(parsed.name)
-    _check_options(parsed.name, builder, options)
-    if isinstance(builder, str):
-        return timm.optim.create_optimizer_v2(groups, opt=builder, filter_bias_and_bn=False, **options)
-    return builder(groups, **options)
+    try:
+        if isinstance(builder, str):
+            return timm.optim.create_optimizer_v2(groups, opt=builder, filter_bias_and_bn=False, **options)
+        return builder(groups, **options)
+    except (ValueError, TypeError, AssertionError, ImportError) as problem:  # the last two: no GPU, no apex
+        raise SoraError(f"optimizer {str(parsed)!r} cannot be made: {problem}") from problem
 
 
 def _builder(name: str) -> str | type[torch.optim.Optimizer]:
+    if name in UNSUITABLE:
+        raise SoraError(f"optimizer {name!r} {UNSUITABLE[name]}")
     if name in timm.optim.list_optimizers():
         return name
     candidate = getattr(torch.optim, name, None)
@@ -85,14 +99,20 @@ def _builder(name: str) -> str | type[torch.optim.Optimizer]:
 
 def _check_options(name: str, builder: str | type[torch.optim.Optimizer], options: dict[str, Any]) -> None:
     cls = timm.optim.get_optimizer_class(name, bind_defaults=False) if isinstance(builder, str) else builder
-    accepted = [n for n in inspect.signature(cls).parameters if n != "params"]
+    extra = ["weight_decay", *(["adamw_lr"] if name in MATRIX_OPTIMIZERS else [])]
+    accepted = list(dict.fromkeys([*(n for n in inspect.signature(cls).parameters if n != "params"), *extra]))
     unknown = [o for o in options if o not in accepted]
     if unknown:
-        extra = ["weight_decay", *(["adamw_lr"] if name in MATRIX_OPTIMIZERS else [])]
         raise SoraError(
-            f"optimizer {name!r} does not accept {', '.join(map(repr, unknown))}; "
-            f"it accepts: {', '.join(dict.fromkeys([*accepted, *extra]))}"
+            f"optimizer {name!r} does not accept {', '.join(map(repr, unknown))}; it accepts: {', '.join(accepted)}"
         )
+    check_types(f"optimizer {name!r}", cls, options)
+    for option in {"lr", *extra} & options.keys():
+        value = options[option]
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise SoraError(f"optimizer {name!r}: {option}={value!r} must be a number of 0 or more")
+    if options.get("lr") == 0:
+        raise SoraError(f"optimizer {name!r}: lr=0 trains nothing; give a positive one")
 
 
 Schedule = Callable[[int], float]
@@ -100,18 +120,28 @@ SCHEDULES: Registry[Schedule] = Registry("learning-rate schedule")
 
 
 def _warm(step: int, warmup: int) -> float:
+    """The factor of the warm-up: step 0 is not idle, and step ``warmup`` is the first at the peak."""
     return min(1.0, (step + 1) / (warmup + 1))
+
+
+def _check_schedule(warmup: int, final: float = 0.0) -> None:
+    if warmup < 0:
+        raise SoraError(f"warmup={warmup} counts steps; it must be 0 or more")
+    if final < 0:
+        raise SoraError(f"final={final} is a factor of the learning rate; it must be 0 or more")
 
 
 @SCHEDULES.register("constant")
 def constant(total: int, *, warmup: int = 0) -> Schedule:
     """Linear warm-up, then flat."""
+    _check_schedule(warmup)
     return lambda step: _warm(step, warmup)
 
 
 @SCHEDULES.register("cosine")
 def cosine(total: int, *, warmup: int = 0, final: float = 0.0) -> Schedule:
     """Linear warm-up, then half a cosine down to ``final`` times the peak (Loshchilov and Hutter 2017)."""
+    _check_schedule(warmup, final)
 
     def factor(step: int) -> float:
         progress = min(1.0, max(0.0, (step - warmup) / max(1, total - warmup)))
@@ -123,6 +153,9 @@ def cosine(total: int, *, warmup: int = 0, final: float = 0.0) -> Schedule:
 @SCHEDULES.register("trapezoid")
 def trapezoid(total: int, *, warmup: int = 0, cooldown: float = 0.3, final: float = 0.0) -> Schedule:
     """Linear warm-up, flat, then linear down over the last ``cooldown`` of the run (Hägele et al. 2024)."""
+    _check_schedule(warmup, final)
+    if not 0 <= cooldown <= 1:
+        raise SoraError(f"cooldown={cooldown} is a fraction of the run; it must lie in [0, 1]")
 
     def factor(step: int) -> float:
         start = total * (1 - cooldown)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
-from lightning_sora.nn.attention.base import SelfProjection
+from lightning_sora.nn.attention.base import SelfProjection, head_width
 from lightning_sora.nn.attention.kernels import kernel_for
 from lightning_sora.nn.layers import GatedMLP
 from lightning_sora.nn.rope import Rope, axis_pairs, rotary
@@ -71,7 +71,9 @@ class JointEncoder(TextEncoder):
 
     def __init__(self, vocabulary: int, dim: int, depth: int, num_heads: int) -> None:
         super().__init__()
-        self.dim, self.head_dim, self.pad = dim, dim // num_heads, vocabulary - 1
+        if dim < 1 or depth < 1:
+            raise SoraError(f"dim={dim} and depth={depth} must be at least 1")
+        self.dim, self.head_dim, self.pad = dim, head_width(dim, num_heads), vocabulary - 1
         self.embedding = nn.Embedding(vocabulary, dim)
         self.blocks = nn.ModuleList(_TextBlock(dim, num_heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)

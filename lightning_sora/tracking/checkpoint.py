@@ -79,6 +79,7 @@ class Checkpoint(LightningCheckpoint):
         self.milestones: list[str] = []
         self._folder = Path()
         self._saved_step = -1
+        self._seen_step = 0
         self._resumed = False
         self._lock: TextIO | None = None
 
@@ -121,17 +122,20 @@ class Checkpoint(LightningCheckpoint):
         if trainer.is_global_zero and not is_dry_run(trainer) and not self._resumed:
             _set_aside(self._folder)
         trainer.strategy.barrier("checkpoint folder")
+        self._seen_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        if self.keep_every_n_steps and step % self.keep_every_n_steps == 0:
+        # A batch may be less than a step (accumulation) or more (several optimizers).
+        before, step = self._seen_step, trainer.global_step
+        self._seen_step = step
+        if self.keep_every_n_steps and step // self.keep_every_n_steps > before // self.keep_every_n_steps:
             self._save_last(trainer)
             milestone = self._folder / f"step_{step:08d}.ckpt"
             self._copy_last(trainer, milestone)
             self.milestones.append(str(milestone))
-        elif self.every_n_steps and step % self.every_n_steps == 0:
+        elif self.every_n_steps and step // self.every_n_steps > before // self.every_n_steps:
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

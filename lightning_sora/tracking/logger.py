@@ -282,7 +282,8 @@ class MLflowTracker(Logger):
             context: what they serve for, such as "fit".
         """
         self._sender.dataset(name[:500], fingerprint[:DIGEST_LENGTH], name, context)
-        self.log_tags({"data.fingerprint": fingerprint})
+        # The run stands for its training data; what scores it leaves its own mark.
+        self.log_tags({"data.fingerprint" if context == "fit" else f"{context}.data.fingerprint": fingerprint})
 
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
         self._checkpoint_callback = checkpoint_callback

@@ -13,12 +13,15 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_sora.tracking.checkpoint import is_dry_run
 from lightning_sora.tracking.logger import find_tracker
 
+#: The data that each command reads.
+SPLITS = {"fit": "train", "validate": "val", "test": "test", "predict": "test"}
+
 
 class RunRecorder(pl.Callback):
     """Records recipe, code, data, size, lineage and outcome of a run.
 
     The resolved recipe also goes to ``STAGE.yaml`` in the trainer's ``default_root_dir``. Of the
-    data it asks ``fingerprint()``, of the model ``lineage()`` (a mapping of tags), where they have it.
+    data it asks ``fingerprint(split)``, of the model ``lineage()`` (a mapping of tags), where they have it.
 
     Args:
         resolved: the recipe as text.
@@ -47,9 +50,26 @@ class RunRecorder(pl.Callback):
         )
         data = trainer.datamodule  # type: ignore[attr-defined]
         if hasattr(data, "fingerprint"):
-            tracker.log_data(str(getattr(data, "spec", type(data).__name__)), data.fingerprint(), stage)
+            tracker.log_data(str(getattr(data, "spec", type(data).__name__)), data.fingerprint(SPLITS[stage]), stage)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._log_lineage(trainer, pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._log_lineage(trainer, pl_module)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._log_lineage(trainer, pl_module)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._log_lineage(trainer, pl_module)
+
+    def _log_lineage(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Called once every strategy has restored the checkpoint: what the model stands on may come from there."""
+        tracker = find_tracker(trainer.loggers)
         lineage: Any = getattr(pl_module, "lineage", None)
-        if lineage is not None:
+        if tracker is not None and lineage is not None:
             tracker.log_tags(lineage())
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import av
 import pytest
 import yaml
 
@@ -172,6 +174,35 @@ def test_an_overlay_may_repeat_a_class_in_short(recipe, resolved):
     assert config["model"]["init_args"]["dim"] == 6
 
 
+def test_batches_are_not_dealt_to_ranks_twice(recipe, resolved):
+    assert resolved("--config", "base.yaml")["trainer"]["use_distributed_sampler"] is False
+
+
+def test_predictions_are_written(recipe, tmp_path):
+    assert main(["predict", "--config", "base.yaml", "--ckpt_path=none"]) == 0
+    folder = tmp_path / "outputs/base/predictions"
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["a/1.mp4", "plain", "a_1.mp4", "other"]
+    assert [row["caption"] for row in rows] == ["A/1.MP4", "PLAIN", "A_1.MP4", "OTHER"]
+    assert {row["file"] for row in rows} == {path.name for path in folder.glob("*.mp4")}
+    assert len({row["file"] for row in rows}) == 4  # ids that differ by what file names cannot hold stay apart
+    assert rows[1]["file"] == "plain.mp4"
+    with av.open(str(folder / "plain.mp4")) as video:
+        assert video.streams.video[0].average_rate == 4
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(frames) == 5
+    assert frames[0].shape == (16, 16, 3)
+    assert abs(frames[4].mean() - 100) < 3
+
+
+def test_resuming_within_an_epoch_warns_of_nothing_untrue(recipe, recwarn):
+    flags = ("fit", "--config", "base.yaml", "--tracking.enabled=false", "--checkpoint.monitor=null")
+    assert main([*flags, "--trainer.max_steps=2", "--trainer.limit_val_batches=0"]) == 0
+    assert main([*flags, "--trainer.max_steps=3", "--trainer.limit_val_batches=0", "--ckpt_path=last"]) == 0
+    told = [str(warning.message) for warning in recwarn]
+    assert not any("not resumable" in text or "eval mode" in text for text in told)
+
+
 # How mistakes are told.
 
 
@@ -228,6 +259,12 @@ def test_a_checkpoint_that_cannot_serve_is_told_before_compute(recipe, refused, 
     assert "holds a LitDiT, not a ToyModel" in refused("fit", "--config", "base.yaml", "--ckpt_path", "other.ckpt")
     assert "fit this recipe first" in refused("fit", "--config", "base.yaml", "--ckpt_path", "last")
     assert "test needs --ckpt_path" in refused("test", "--config", "base.yaml")
+
+
+def test_a_mistake_that_a_worker_meets_is_one_line(recipe, refused):
+    recipe("worker.yaml", BASE.replace("ToyData", "UnreadableData") + "tracking: {enabled: false}")
+    line = refused("fit", "--config", "worker.yaml")
+    assert line == "lightning-sora: error: clip 0: cannot be read; remove it"
 
 
 def test_a_bug_keeps_its_traceback(recipe):

@@ -1,10 +1,16 @@
 """Specs, registries and keyed streams."""
 
+import ast
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from lightning_sora.diffusion.timesteps import TIMESTEPS
 from lightning_sora.errors import SoraError
+from lightning_sora.models.text import TEXT_ENCODERS
 from lightning_sora.randomness import generator, initialize, normal_per_clip, stream_seed, uniform_per_clip
 from lightning_sora.registry import Registry, Spec
 
@@ -50,6 +56,64 @@ def test_bad_specs_say_what_would_work(spec: str, words: list[str]) -> None:
     with pytest.raises(SoraError) as caught:
         shelf().create(spec, 8)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def typed(
+    *,
+    count: int = 1,
+    rate: float = 1.0,
+    name: str | None = None,
+    on: bool = False,
+    sizes: Sequence[int] = (),
+    pair: tuple[int, float] = (1, 2.0),
+    other: torch.Tensor | None = None,
+) -> dict[str, Any]:
+    return locals()
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["count=2", "rate=2", "rate=1e-3", "name='a'", "name=None", "on=True", "sizes=[1, 2]", "sizes=(1, 2)", "sizes=()",
+     "pair=[1, 2]", "other='whatever cannot be checked'"],
+)  # fmt: skip
+def test_options_of_their_type_are_taken(option: str) -> None:
+    registry: Registry = Registry("thing")
+    registry.register("typed")(typed)
+    name, value = option.split("=", 1)
+    assert registry.create(f"typed({option})")[name] == ast.literal_eval(value)
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("count=1.5", "int"),
+        ("count=True", "int"),
+        ("count='1'", "int"),
+        ("rate='1e-3'", "float"),
+        ("name=3", "str or None"),
+        ("on=1", "bool"),
+        ("sizes=3", "Sequence[int]"),
+        ("sizes=(1, 2.5)", "Sequence[int]"),
+        ("sizes='12'", "Sequence[int]"),
+        ("pair=(1, 2, 3)", "tuple[int, float]"),
+    ],
+)
+def test_options_of_another_type_are_told(option: str, expected: str) -> None:
+    registry: Registry = Registry("thing")
+    registry.register("typed")(typed)
+    with pytest.raises(SoraError) as caught:
+        registry.create(f"typed({option})")
+    assert str(caught.value) == f"thing 'typed': {option} must be {expected}"
+
+
+def test_fields_of_dataclasses_are_checked_too() -> None:
+    with pytest.raises(SoraError, match="mean='a' must be float"):
+        TIMESTEPS.create("logit_normal(mean='a')")
+
+
+def test_a_text_encoder_of_no_heads_is_refused() -> None:
+    with pytest.raises(SoraError, match="num_heads=0"):
+        TEXT_ENCODERS.create("bytes(num_heads=0)")
 
 
 def test_duplicates_raise_and_temporary_undoes() -> None:

@@ -107,7 +107,7 @@ def test_a_long_caption_is_cut_between_characters_with_one_warning(caplog: pytes
         encoder(["123456789"])
     assert torch.equal(cut.mask, exact.mask)
     assert torch.equal(cut.embeddings, exact.embeddings)
-    assert [record.getMessage()[:38] for record in caplog.records] == ["a caption of 12 bytes is cut to max_by"]
+    assert [record.getMessage()[:38] for record in caplog.records] == ["a caption of length 12 is cut to max_b"]
 
 
 def test_a_frozen_encoder_equals_transformers_own_output(folders: dict[str, Path]) -> None:

@@ -7,7 +7,10 @@ import signal
 
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from lightning_sora.errors import SoraError
+from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid, TokenLayout
 
 
 class ToyModel(pl.LightningModule):
@@ -26,6 +29,7 @@ class ToyModel(pl.LightningModule):
         self.save_hyperparameters()
         self.net = torch.nn.Linear(dim, 1, bias=False)
         torch.nn.init.ones_(self.net.weight)
+        self.origin = "made"
 
     def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
         loss = self.net(batch[0]).square().mean()
@@ -46,14 +50,20 @@ class ToyModel(pl.LightningModule):
             os.kill(os.getpid(), getattr(signal, self.hparams["signal_name"]))
         self.log("test/loss", self.net(batch[0]).square().mean())
 
+    def predict_step(self, batch: SpacetimeBatch, batch_idx: int) -> list[torch.Tensor]:
+        return batch.videos()
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=self.hparams["lr"], momentum=0.9)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["module"] = type(self).__name__
 
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.origin = "restored"
+
     def lineage(self) -> dict[str, str]:
-        return {"vae.run_id": "the-run", "vae.hash": "the-hash"}
+        return {"vae.run_id": "the-run", "vae.hash": "the-hash", "origin": self.origin}
 
 
 class OtherModel(ToyModel):
@@ -67,8 +77,8 @@ class ToyData(pl.LightningDataModule):
         super().__init__()
         self.dim, self.batches = dim, batches
 
-    def fingerprint(self) -> str:
-        return "f" * 64
+    def fingerprint(self, split: str = "train") -> str:
+        return {"train": "f", "test": "e"}[split] * 64
 
     def train_dataloader(self) -> DataLoader:
         row = torch.linspace(0.1, 1, self.dim)
@@ -79,3 +89,37 @@ class ToyData(pl.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader:
         return self.train_dataloader()
+
+    def predict_dataloader(self) -> DataLoader:
+        return DataLoader([spacetime_batch("a/1.mp4", "plain"), spacetime_batch("a_1.mp4", "other")], batch_size=None)
+
+
+class _Unreadable(Dataset):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        raise SoraError(f"clip {index}: cannot be read; remove it")
+
+
+class UnreadableData(ToyData):
+    """A worker process fails."""
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(_Unreadable(), num_workers=1)
+
+
+def spacetime_batch(*ids: str) -> SpacetimeBatch:
+    """Clips of 5 frames of 16 x 16 pixels at 4 frames per second, of one grey each; captions: the ids in capitals."""
+    patch = PatchSize(1, 16, 16)
+    layout = TokenLayout.uniform(TokenGrid.of(5, 16, 16, patch), len(ids))
+    grey = torch.arange(len(ids), dtype=torch.uint8)[:, None, None] * 100
+    return SpacetimeBatch(
+        patches=grey.expand(*layout.shape, 3 * patch.volume).contiguous(),
+        layout=layout,
+        patch=patch,
+        captions=tuple(i.upper() for i in ids),
+        ids=ids,
+        visits=(0,) * len(ids),
+        fps=(4.0,) * len(ids),
+    )

@@ -1,6 +1,7 @@
-"""Callbacks: speed and memory, and the gallery."""
+"""Callbacks: speed and memory, the gallery, and predictions."""
 
 from lightning_sora.lit.callbacks.gallery import Gallery
+from lightning_sora.lit.callbacks.predictions import PredictionWriter
 from lightning_sora.lit.callbacks.speed import Speed
 
-__all__ = ["Gallery", "Speed"]
+__all__ = ["Gallery", "PredictionWriter", "Speed"]
