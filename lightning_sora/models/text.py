@@ -71,8 +71,8 @@ class JointEncoder(TextEncoder):
 
     def __init__(self, vocabulary: int, dim: int, depth: int, num_heads: int) -> None:
         super().__init__()
-        if dim < 1 or depth < 1:
-            raise SoraError(f"dim={dim} and depth={depth} must be at least 1")
+        if dim < 1 or depth < 0:
+            raise SoraError(f"dim={dim} must be at least 1 and depth={depth} 0 or more")
         self.dim, self.head_dim, self.pad = dim, head_width(dim, num_heads), vocabulary - 1
         self.embedding = nn.Embedding(vocabulary, dim)
         self.blocks = nn.ModuleList(_TextBlock(dim, num_heads) for _ in range(depth))
