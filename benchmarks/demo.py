@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = "outputs/world_dit/checkpoints/last.ckpt"
 # Combinations of colour and shape that training never shows.
 PROMPTS = (
-    "a big red cube moves right",
+    "a big red cube moves away",
     "a small green cone moves away to the left",
     "a big blue sphere comes toward us",
     "a big yellow cylinder moves left",

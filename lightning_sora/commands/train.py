@@ -74,6 +74,12 @@ def run(arguments: Sequence[str]) -> int:
         if WORKER_TRACEBACK in str(problem):
             raise _from_worker(problem) from problem
         raise
+    except ValueError as problem:
+        # The parser wraps what a model's or a data module's constructor refuses.
+        refusal = _refusal(problem)
+        if refusal is None:
+            raise
+        raise refusal from None
     except MisconfigurationException as problem:
         raise SoraError(f"lightning cannot run this recipe: {problem}") from problem
     except RuntimeError as problem:
@@ -251,6 +257,13 @@ def _subclasses(base: type) -> set[type]:
 
 def _no_advertisement(record: logging.LogRecord) -> bool:
     return "Tip: " not in str(record.msg)
+
+
+def _refusal(problem: BaseException | None) -> SoraError | None:
+    """The SoraError behind another one."""
+    while problem is not None and not isinstance(problem, SoraError):
+        problem = problem.__cause__ or problem.__context__
+    return problem
 
 
 def _from_worker(problem: SoraError) -> SoraError:

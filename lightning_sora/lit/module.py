@@ -81,17 +81,26 @@ class LitModule(pl.LightningModule):
             with self.ema.applied(self):
                 yield
 
+    def check_patch(self, patch: PatchSize) -> None:
+        """Refuses pixels cut for another model.
+
+        Raises:
+            SoraError: the patch of the data is not the patch of the model.
+        """
+        if patch != self.patch:
+            raise SoraError(
+                f"data.patch={list(patch)} but this model's tokens cover {list(self.patch)} pixels "
+                f"(VAE stride times DiT patch size); set data.patch to {list(self.patch)}"
+            )
+
     def check_batch(self, batch: SpacetimeBatch) -> None:
         """Refuses batches cut for another model, before any compute is spent.
 
         Raises:
             SoraError: the patch of the data is not the patch of the model.
         """
-        if batch.space == "pixel" and batch.patch != self.patch:
-            raise SoraError(
-                f"data.patch={list(batch.patch)} but this model's tokens cover {list(self.patch)} pixels "
-                f"(VAE stride times DiT patch size); set data.patch to {list(self.patch)}"
-            )
+        if batch.space == "pixel":
+            self.check_patch(batch.patch)
 
     def videos(self, batch: SpacetimeBatch) -> Float[Tensor, "clips 3 frames height width"]:
         """The clips of a batch in [-1, 1]."""
@@ -102,6 +111,9 @@ class LitModule(pl.LightningModule):
         # Buffers are equal on all ranks by construction. DDP would broadcast them at every call, and hang where
         # one rank evaluates a batch more than another.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
+        patch = getattr(getattr(self.trainer, "datamodule", None), "patch", None)
+        if patch is not None:
+            self.check_patch(patch)  # now, rather than at the first batch
 
     def on_fit_start(self) -> None:
         if self.ema is not None:

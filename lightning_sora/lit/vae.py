@@ -14,7 +14,7 @@ from lightning_sora.lit.optimizers import create_optimizer
 from lightning_sora.metrics.reconstruction import ReconstructionQuality
 from lightning_sora.models.vae import VAES, LatentStatistics, Posterior
 from lightning_sora.models.vae.losses import VAELoss, active_channels
-from lightning_sora.randomness import initialize, normal_per_clip
+from lightning_sora.randomness import generator, initialize, normal_per_clip
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch
 
 STATISTICS_MEMORY = 0.98
@@ -30,6 +30,8 @@ class LitVAE(LitModule):
         perceptual_weight, perceptual_weights: the second is the path of VGG-16 weights.
         adversarial_weight, adversarial_start, discriminator_dim, discriminator_levels, discriminator_temporal:
             the discriminator trains by the same optimizer spec as the VAE.
+        permute_colors: train on each clip with its colour channels in a random order, so that what is seen
+            in one colour is learned for others.
         gallery_clips: clips of the validation split that the gallery shows.
         optimizer, schedule, ema_decay, seed: see :class:`LitModule`.
     """
@@ -49,6 +51,7 @@ class LitVAE(LitModule):
         discriminator_dim: int = 32,
         discriminator_levels: int = 2,
         discriminator_temporal: bool = True,
+        permute_colors: bool = False,
         gallery_clips: int = 6,
         optimizer: str = "adamw(lr=1e-3)",
         schedule: str = "trapezoid(warmup=20)",
@@ -75,7 +78,7 @@ class LitVAE(LitModule):
         if self.loss.discriminator is not None:
             initialize(self.loss.discriminator, seed, "loss.discriminator.")
             self.automatic_optimization = False
-        self.gallery_clips = gallery_clips
+        self.permute_colors, self.gallery_clips = permute_colors, gallery_clips
         self.statistics = LatentStatistics(self.vae.latent_channels)
         self.quality = ReconstructionQuality()
         self._gallery_batches: list[SpacetimeBatch] = []
@@ -92,15 +95,21 @@ class LitVAE(LitModule):
         """
         if batch.space != "pixel":
             raise SoraError("a VAE trains on pixels, but this source yields latents; give a source of pixels")
-        if any(b % s for b, s in zip(batch.patch, self.patch, strict=True)):
+        self.check_patch(batch.patch)
+
+    def check_patch(self, patch: PatchSize) -> None:
+        if any(b % s for b, s in zip(patch, self.patch, strict=True)):
             raise SoraError(
-                f"data.patch={list(batch.patch)} is no multiple of the VAE's stride {list(self.patch)}; "
+                f"data.patch={list(patch)} is no multiple of the VAE's stride {list(self.patch)}; "
                 f"set data.patch to {list(self.patch)}, or to the stride times the patch size of the DiT to come"
             )
 
     # Training.
     def training_step(self, batch: SpacetimeBatch, batch_idx: int) -> Tensor | None:
         video = self.videos(batch)
+        if self.permute_colors:
+            orders = [torch.randperm(3, generator=generator(self.seed, "colors", *key)) for key in batch.keys]
+            video = torch.stack([clip[order] for clip, order in zip(video, orders, strict=True)])
         posterior = self.vae.encode(video)
         made = self.vae.decode(posterior.sample(self._noise(posterior, batch)))
         step = self.trainer.global_step

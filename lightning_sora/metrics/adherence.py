@@ -56,8 +56,8 @@ class WorldAdherence(Metric):
             if len(fact["objects"]) != 1:
                 continue
             reading = measure(video, fact["config"], rate)
-            self.found.append(_encode({name: getattr(reading, name) for name in VOCABULARY}))
-            self.asked.append(_encode({name: fact["objects"][0][name] for name in VOCABULARY}))
+            self.found.append(_encode({name: getattr(reading, name) for name in VOCABULARY}).to(self.device))
+            self.asked.append(_encode({name: fact["objects"][0][name] for name in VOCABULARY}).to(self.device))
 
     def compute(self) -> dict[str, Tensor]:
         """``adherence_<fact>`` and ``adherence_<fact>_shuffled`` in [0, 1], ``adherence_all``, ``adherence_clips``."""

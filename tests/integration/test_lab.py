@@ -20,7 +20,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 SIZE = ["--data.frames=5", "--data.height=16", "--data.width=16", "--data.batch_size=4"]
 WORLD = ["--data.source=world(level='tiny', clips=16, heldout_clips=4)", *SIZE]
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-STEPS = ["--trainer.max_steps=24", "--trainer.val_check_interval=12", "--trainer.log_every_n_steps=1", *QUIET]
+STEPS = ["--trainer.max_steps=24", "--trainer.val_check_interval=24", "--trainer.log_every_n_steps=1", *QUIET]
 SMALL_VAE = [f"--model.vae={VAE}"]
 SMALL_DIT = [
     "--model.dim=16",
@@ -73,7 +73,7 @@ def test_mlflow_holds_metrics_gallery_checkpoints_and_lineage(client: MlflowClie
     assert dit.data.metrics["test/adherence_clips"] == 4
     assert dit.data.tags["vae.run_id"] == vae.info.run_id
     assert dit.data.tags["vae.hash"] == LitVAE.load("outputs/world_vae/checkpoints/last.ckpt").vae.fingerprint()
-    assert dit.data.params["model.init_args.attention"] == "full"
+    assert dit.data.params["model.attention"] == "full"
     kept = artifacts(client, dit)
     assert {"recipe/fit.yaml", "samples/test/contact_sheet.png", "samples/step_000024/00.gif"} <= kept
     assert any(path.endswith("last.ckpt") for path in kept)
@@ -109,16 +109,16 @@ def test_the_stored_recipe_run_again_gives_the_same_losses(client: MlflowClient,
 
 def test_sample_writes_what_was_asked_for(client: MlflowClient, tmp_path: Path) -> None:
     checkpoint = "--ckpt=outputs/world_dit/checkpoints/last.ckpt"
-    size = ["--frames=9", "--height=24", "--width=32"]
+    size = ["--frames=9", "--height=16", "--width=32"]
     assert main(["sample", checkpoint, "--prompt=a red cube", *size, f"--out={tmp_path}"]) == 0
     (mp4,) = tmp_path.rglob("*.mp4")
     (gif,) = tmp_path.rglob("*.gif")
     with av.open(str(mp4)) as video:
         frames = list(video.decode(video=0))
         assert len(frames) == 9
-        assert frames[0].width / frames[0].height == pytest.approx(32 / 24)
+        assert frames[0].width / frames[0].height == pytest.approx(32 / 16)
     with Image.open(gif) as image:
-        assert image.width / image.height == pytest.approx(32 / 24)
+        assert image.width / image.height == pytest.approx(32 / 16)
 
 
 def test_a_sample_depends_on_its_seed_and_prompt_alone(lab: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_checkpoint_holds_its_vae(lab: Path) -> None:
         ([*DIT_FIT, "--model.atention=full"], ["atention", "did you mean model.attention"]),
         ([*DIT_FIT, "--model.attention=fulll"], ["fulll", "did you mean 'full'"]),
         ([*DIT_FIT, "--data.frames=6"], ["frames=6", "5 or 9"]),
-        ([*DIT_FIT, "--data.patch=[4,4,4]"], ["data.patch=[4, 4, 4]", "set data.patch to [4, 8, 8]"]),
+        ([*DIT_FIT, "--data.patch=[4,4,4]"], ["data.patch=[4, 4, 4]", "set data.patch to [4, 16, 16]"]),
         ([*DIT_FIT, "--model.vae=missing.ckpt"], ["no checkpoint at missing.ckpt"]),
         ([*DIT_FIT, "--model.vae=causal_conv"], ["without its weights", "untrained:causal_conv"]),
         ([*DIT_FIT, "--model.vae=mlflow.db"], ["mlflow.db cannot be read as a checkpoint"]),
@@ -157,7 +157,7 @@ def test_a_checkpoint_holds_its_vae(lab: Path) -> None:
         (["sample", "--ckpt=missing.ckpt", "--prompt=x"], ["no checkpoint at missing.ckpt"]),
         (
             ["sample", "--ckpt=outputs/world_dit/checkpoints/last.ckpt", "--prompt=x", "--height=30"],
-            ["height=30", "24 or 32"],
+            ["height=30", "16 or 32"],
         ),
     ],
 )
@@ -180,12 +180,10 @@ def test_peak_memory_and_speed_are_recorded(client: MlflowClient) -> None:
     json.dumps(dit.data.metrics)
 
 
-def test_every_recipe_parses_and_builds(lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_every_recipe_parses_as_it_stands(lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(lab)
     for recipe in sorted(RECIPES.glob("*.yaml")):
         flags = ["--data.root=/somewhere"] if recipe.stem.startswith("folder") else []
-        with pytest.raises(SystemExit) as done:
-            main(["fit", f"--config={recipe}", *flags, "--print_config"])
-        assert done.value.code in (0, None)
+        assert main(["fit", f"--config={recipe}", *flags, "--print_config"]) == 0
         printed = yaml.safe_load(capsys.readouterr().out)
         assert printed["trainer"]["max_steps"] > 0

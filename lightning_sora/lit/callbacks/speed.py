@@ -26,7 +26,7 @@ class Speed(pl.Callback):
         every_n_steps: how often; the first interval, which holds one-off costs, is not logged.
     """
 
-    def __init__(self, every_n_steps: int = 20) -> None:
+    def __init__(self, every_n_steps: int = 10) -> None:
         self.every_n_steps = every_n_steps
         self._tokens = self._clips = 0
         self._since: float | None = None
