@@ -2,6 +2,7 @@
 
 from lightning_sora.lit.callbacks.gallery import Gallery
 from lightning_sora.lit.callbacks.predictions import PredictionWriter
+from lightning_sora.lit.callbacks.progress import Progress
 from lightning_sora.lit.callbacks.speed import Speed
 
-__all__ = ["Gallery", "PredictionWriter", "Speed"]
+__all__ = ["Gallery", "PredictionWriter", "Progress", "Speed"]

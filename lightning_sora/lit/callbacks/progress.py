@@ -1,0 +1,41 @@
+"""A progress bar over the whole training, with the time left."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+
+class Progress(TQDMProgressBar):
+    """Counts optimizer steps up to ``trainer.max_steps``; lightning's own bars begin anew with each epoch.
+
+    Args:
+        refresh_rate: steps between updates; None means 5 on a terminal, 100 in a log file.
+    """
+
+    def __init__(self, refresh_rate: int | None = None) -> None:
+        super().__init__(refresh_rate or (5 if sys.stderr.isatty() else 100))
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        super().on_train_start()
+        bar = self.train_progress_bar
+        bar.set_description("fit")
+        bar.total = trainer.max_steps
+        bar.initial = bar.n = trainer.global_step  # a resumed training is timed from where it resumes
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Epochs do not restart the bar."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:  # type: ignore[override]
+        bar, step = self.train_progress_bar, trainer.global_step
+        if step > bar.n and self._should_update(step, bar.total):
+            bar.n = step
+            bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return {name.removeprefix("speed/"): value for name, value in metrics.items()}
