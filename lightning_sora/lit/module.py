@@ -219,12 +219,13 @@ class LitModule(pl.LightningModule):
         check_module(checkpoint, cls.__name__)
         module = cls(**cls.rebuild_arguments(checkpoint))
         module.on_load_checkpoint(checkpoint)
-        missing, unexpected = module.load_state_dict(checkpoint["state_dict"], strict=False)
-        if missing or unexpected:
+        try:
+            module.load_state_dict(checkpoint["state_dict"])
+        except RuntimeError as problem:
             raise SoraError(
-                f"{path} does not hold this {cls.__name__}: missing {missing[:3]}, unexpected {unexpected[:3]}; "
+                f"{path} does not hold the {cls.__name__} that it describes ({' '.join(str(problem).split())[:200]}); "
                 "it was written by another version or edited"
-            )
+            ) from problem
         if module.ema is not None:
             parameters = dict(module.named_parameters())
             for name, average in module.ema.shadow.items():

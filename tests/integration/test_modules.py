@@ -1,0 +1,134 @@
+"""LitModules: averages, resumption under another recipe, losses that repeat, adversarial training."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from lightning_sora.errors import SoraError
+from lightning_sora.lit import LitDiT, LitVAE
+from lightning_sora.lit.ema import ExponentialMovingAverage
+from tests.integration.conftest import VAE, make_data, make_dit, make_vae
+
+
+class Losses(pl.Callback):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.values.append(float(trainer.callback_metrics["train/loss"]))
+
+
+def test_two_runs_of_one_seed_have_equal_losses(make_trainer: Callable[..., pl.Trainer]) -> None:
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(len(runs))  # the global generator has no say
+        losses = Losses()
+        make_trainer(callbacks=[losses], max_steps=6).fit(make_dit(), make_data())
+        runs.append(losses.values)
+    assert len(runs[0]) == 6
+    assert runs[0] == runs[1]
+
+
+def test_the_average_follows_its_recurrence_and_gives_the_weights_back() -> None:
+    net = torch.nn.Linear(3, 2)
+    frozen = torch.nn.Parameter(torch.zeros(2), requires_grad=False)
+    net.register_parameter("frozen", frozen)
+    ema = ExponentialMovingAverage(0.9)
+    expected = net.weight.detach().clone()
+    for n in range(5):
+        with torch.no_grad():
+            net.weight += 1
+        ema.update(net)
+        decay = min(0.9, (1 + n) / (10 + n))
+        expected = net.weight.detach().clone() if n == 0 else decay * expected + (1 - decay) * net.weight.detach()
+    raw = net.weight.detach().clone()
+    assert "frozen" not in ema.shadow
+
+    def fail_inside() -> None:
+        with ema.applied(net):
+            torch.testing.assert_close(net.weight.detach(), expected)
+            raise RuntimeError("in the middle of an evaluation")
+
+    with pytest.raises(RuntimeError, match="middle"):
+        fail_inside()
+    assert torch.equal(net.weight, raw)
+
+
+def test_resuming_takes_the_options_of_the_recipe_and_refuses_another_optimizer(
+    make_trainer: Callable[..., pl.Trainer], tmp_path: Path
+) -> None:
+    trainer = make_trainer(max_steps=2)
+    trainer.fit(make_dit(optimizer="adamw(lr=1e-3, weight_decay=0.5)"), make_data())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    resumed = make_trainer(max_steps=3)
+    resumed.fit(
+        make_dit(optimizer="adamw(lr=5e-4, weight_decay=0.25)", schedule="cosine(warmup=0)"),
+        make_data(),
+        ckpt_path=tmp_path / "a.ckpt",
+        weights_only=True,
+    )
+    (optimizer,) = resumed.optimizers
+    assert [group["initial_lr"] for group in optimizer.param_groups] == [5e-4, 5e-4]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.25, 0.0]
+    assert int(next(iter(optimizer.state.values()))["step"]) == 3
+    with pytest.raises(SoraError, match="trained by 'adamw'"):
+        make_trainer(max_steps=3).fit(
+            make_dit(optimizer="muon(lr=1e-2)"), make_data(), ckpt_path=tmp_path / "a.ckpt", weights_only=True
+        )
+
+
+def test_adversarial_training_spends_its_steps_on_the_vae(
+    make_trainer: Callable[..., pl.Trainer], tmp_path: Path
+) -> None:
+    module = make_vae(adversarial_weight=0.1, adversarial_start=2, discriminator_dim=4)
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    trainer = make_trainer(max_steps=5)
+    trainer.fit(module, make_data())
+    assert trainer.global_step == 5
+    moved = {n for n, p in module.named_parameters() if not torch.equal(p, before[n])}
+    assert any(n.startswith("vae.") for n in moved)
+    assert any(n.startswith("loss.discriminator.") for n in moved)
+    assert "train/adaptive_weight" in trainer.callback_metrics
+    trainer.save_checkpoint(tmp_path / "gan.ckpt")
+    assert LitVAE.load(tmp_path / "gan.ckpt").vae.fingerprint()
+
+
+def test_latents_of_a_trained_vae_have_about_unit_variance(make_trainer: Callable[..., pl.Trainer]) -> None:
+    module = make_vae(ema_decay=None)
+    make_trainer(max_steps=12).fit(module, make_data(clips=16))
+    (batch, *_) = list(make_data(clips=16, batch_size=16).loader("train"))
+    latent = module.vae.encode_latent(module.videos(batch))
+    # The scale is measured while the weights still move: about one, not exactly.
+    assert latent.std().item() == pytest.approx(1.0, abs=0.35)
+
+
+def test_a_dit_on_pixels_needs_no_vae(make_trainer: Callable[..., pl.Trainer]) -> None:
+    module = make_dit("identity", patch_size=(4, 8, 8))
+    make_trainer(max_steps=2).fit(module, make_data())
+    (video,) = module.sample(["a red cube"])
+    assert video.shape == (5, 16, 16, 3)
+    assert video.dtype == torch.uint8
+
+
+def test_validation_is_the_same_whenever_it_is_asked(make_trainer: Callable[..., pl.Trainer]) -> None:
+    module = make_dit()
+    results = [
+        make_trainer(limit_val_batches=1.0).validate(module, make_data(batch_size=size), verbose=False)[0]
+        for size in (4, 4, 2)
+    ]
+    assert results[0] == results[1]
+    assert results[0] == pytest.approx(results[2], rel=1e-5)
+    assert {"val/loss", "val/loss_t0", "val/loss_t3", "val/loss_5x16x16"} <= set(results[0])
+
+
+def test_a_dit_refuses_the_checkpoint_of_a_vae(make_trainer: Callable[..., pl.Trainer], tmp_path: Path) -> None:
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(make_vae(), make_data())
+    trainer.save_checkpoint(tmp_path / "vae.ckpt")
+    with pytest.raises(SoraError, match="holds a LitVAE, not a LitDiT"):
+        LitDiT.load(tmp_path / "vae.ckpt")
+    assert make_dit(str(tmp_path / "vae.ckpt")).vae_spec == VAE
