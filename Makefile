@@ -30,7 +30,7 @@ types: setup
 	$(BIN)/mypy
 
 lock: setup  ## resolve the lock anew from pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
 		--group dev pyproject.toml --extra hf -o requirements.lock
 
 clean:
