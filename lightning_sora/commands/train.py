@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import lightning.pytorch as pl
 import yaml
 from jsonargparse import set_parsing_settings
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
@@ -24,7 +25,7 @@ import lightning_sora.lit.dit
 import lightning_sora.lit.vae  # noqa: F401
 from lightning_sora.commands.recipes import check_recipe, merged_vars, recipe_files
 from lightning_sora.errors import SoraError
-from lightning_sora.lit.callbacks import PredictionWriter
+from lightning_sora.lit.callbacks import PredictionWriter, Progress
 from lightning_sora.lit.module import check_module, read_checkpoint
 from lightning_sora.tracking import Checkpoint, MLflowTracker, RunRecorder, StopBetweenSteps
 
@@ -210,10 +211,17 @@ class SoraCLI(LightningCLI):
             sources={f"{index}_{file.name}": file.read_text() for index, file in enumerate(self.files)},
             command=("lightning-sora", *self.arguments),
         )
-        writer = [PredictionWriter()] if command == "predict" else []
-        self.trainer_defaults["callbacks"] = [recorder, self.stopper, *writer]
+        callbacks: list[Callback] = [recorder, self.stopper]
+        if command == "predict":
+            callbacks.append(PredictionWriter())
+        trainer = self._get(self.config_init, "trainer")
+        own = trainer.get("callbacks") or []
+        bars = [c for c in (own if isinstance(own, list) else [own]) if isinstance(c, ProgressBar)]
+        if trainer.get("enable_progress_bar") is not False and not bars:
+            callbacks.append(Progress())
+        self.trainer_defaults["callbacks"] = callbacks
         tracker: MLflowTracker = self._get(self.config_init, "tracking")
-        given = self._get(self.config_init, "trainer").get("logger")
+        given = trainer.get("logger")
         loggers = given if isinstance(given, list) else [given] if given not in (None, True, False) else []
         if tracker.enabled and given is not False:
             root = Path(config.trainer.default_root_dir or "").absolute()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -139,7 +138,7 @@ class DiT(nn.Module):
         text_dim: int,
         attention: str | Sequence[str] = "full",
         mlp_ratio: float = 2.67,
-        modulation: Literal["single", "per_block"] = "single",
+        modulation: str = "single",
         kernel: str = "sdpa",
         checkpoint: bool = False,
     ) -> None:

@@ -30,7 +30,7 @@ class Groups:
         contiguous: the tokens lie in group order already, in groups of one length.
     """
 
-    segments: tuple[Int[Tensor, "groups length"], ...]
+    segments: tuple[Int[Tensor, "_ _"], ...]
     contiguous: bool
 
     @property
@@ -108,13 +108,13 @@ class TokenLayout:
             return per_token.mean(dim=1)
         return torch.stack([part.mean() for part in per_token[0].split(list(self.lengths))])
 
-    def split(self, rows: Shaped[Tensor, "batch tokens *rest"]) -> list[Shaped[Tensor, "clip_tokens *rest"]]:
+    def split(self, rows: Shaped[Tensor, "batch tokens *rest"]) -> list[Shaped[Tensor, "_ *rest"]]:
         """The rows of each clip."""
         if not self.packed:
             return list(rows.unbind(0))
         return list(rows[0].split(list(self.lengths)))
 
-    def join(self, rows: Sequence[Shaped[Tensor, "clip_tokens *rest"]]) -> Shaped[Tensor, "batch tokens *rest"]:
+    def join(self, rows: Sequence[Shaped[Tensor, "_ *rest"]]) -> Shaped[Tensor, "batch tokens *rest"]:
         """The inverse of :meth:`split`."""
         return torch.cat(list(rows))[None] if self.packed else torch.stack(list(rows))
 

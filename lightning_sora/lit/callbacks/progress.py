@@ -29,7 +29,7 @@ class Progress(TQDMProgressBar):
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Epochs do not restart the bar."""
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         bar, step = self.train_progress_bar, trainer.global_step
         if step > bar.n and self._should_update(step, bar.total):
             bar.n = step

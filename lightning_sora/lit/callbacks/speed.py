@@ -23,12 +23,12 @@ class Speed(pl.Callback):
     """Logs what training costs: tokens and clips per second (all ranks), and peak memory.
 
     Args:
-        every_n_steps: how often; the first interval, which holds one-off costs, is not logged.
+        every_n_steps: how often, in batches; the first interval, which holds one-off costs, is not logged.
     """
 
     def __init__(self, every_n_steps: int = 10) -> None:
         self.every_n_steps = every_n_steps
-        self._tokens = self._clips = 0
+        self._tokens = self._clips = self._batches = 0
         self._since: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -40,7 +40,8 @@ class Speed(pl.Callback):
     ) -> None:
         self._tokens += batch.layout.total
         self._clips += len(batch)
-        if (batch_idx + 1) % self.every_n_steps:
+        self._batches += 1
+        if self._batches % self.every_n_steps:
             return
         now = time.perf_counter()
         if self._since is not None:

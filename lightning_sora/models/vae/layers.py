@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lightning_sora.models.vae.folding import fold, unfold
 from lightning_sora.spacetime import PatchSize
 
-Video = Float[Tensor, "batch frames height width channels"]
+Video = Float[Tensor, "batch _ _ _ _"]
 
 
 class Stream:
