@@ -145,6 +145,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
         """A loader of one split; "train" is shuffled and can resume."""
         source = self.source(split)
         grids = [self.size.grid(info, self.fps) for info in source.infos]
+        source.prepare({grid.size(self.patch) for grid in grids}, self.fps)
         train = split == "train"
         trainer = self.trainer
         if train and trainer is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,14 @@ class Source(ABC):
     """
 
     infos: Sequence[ClipInfo]
+
+    def prepare(self, sizes: Collection[tuple[int, int, int]], fps: float | None) -> None:  # noqa: B027 (most need none)
+        """Does once what would slow down loading, if there is such a thing.
+
+        Args:
+            sizes: (frames, height, width) of the windows to come.
+            fps: the rate that they are loaded at.
+        """
 
     @abstractmethod
     def load(

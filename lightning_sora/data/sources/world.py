@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
+from tqdm import tqdm
 
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.errors import SoraError
@@ -22,6 +23,7 @@ from lightning_sora.world import LEVELS, Facts, World
 
 # Each split reads its own stretch of the world's endless sequence.
 SPLITS = {"train": ("train", 0), "val": ("heldout", 0), "test": ("heldout", 1 << 24)}
+Size = tuple[int, int, int, float]  # frames, height, width, frames per second
 FRAMES = 1 << 20  # of a clip, for the plan: the world goes on for as long as is asked
 
 
@@ -75,7 +77,7 @@ class WorldSource(Source):
         described = [asdict(config), seed, split, captions, fps, self._length]
         self._description = json.dumps(described, sort_keys=True, default=str)
         self.world.caption(self.world.facts(self._offset), captions)  # refuses an unknown level now
-        self._caches: dict[tuple[int, int, int, float], _ClipCache] = {}
+        self._caches: dict[Size, _ClipCache] = {}
 
     @cached_property
     def infos(self) -> Sequence[ClipInfo]:  # type: ignore[override]
@@ -83,22 +85,38 @@ class WorldSource(Source):
         numbers = range(self._offset, self._offset + self._length)
         return [ClipInfo(f"{self.world.split}-{n}", FRAMES, 256, 256, self._fps) for n in numbers]
 
+    def prepare(self, sizes: Collection[tuple[int, int, int]], fps: float | None) -> None:
+        """Fills the cache, where there is one."""
+        if self._cache_root is None:
+            return
+        for frames, height, width in sizes:
+            cache = self._cache((frames, height, width, fps or self._fps))
+            if cache.missing():
+                what = f"rendering {frames}x{height}x{width} clips, once"
+                for index in tqdm(cache.missing(), desc=what, unit="clip", mininterval=1):
+                    self._video(index, (frames, height, width, fps or self._fps))
+
     def load(
         self, index: int, frames: int, height: int, width: int, *, generator: torch.Generator, fps: float | None
     ) -> Clip:
         facts = self.world.facts(self._offset + index)
         rate = fps or self._fps
         caption = self.world.caption(facts, self._captions, key=self._offset + index)
-        key = (frames, height, width, rate)
-        if self._cache_root is None:
-            video = self._render(facts, key)
-        else:
-            if key not in self._caches:
-                self._caches[key] = _ClipCache(Path(self._cache_root), self.fingerprint(), self._length, key)
-            video = self._caches[key].get(index, lambda: self._render(facts, key))
+        video = self._video(index, (frames, height, width, rate))
         return Clip(video, caption, rate, {**facts.as_dict(), "config": self.world.config})
 
-    def _render(self, facts: Facts, size: tuple[int, int, int, float]) -> UInt8[Tensor, "frames height width 3"]:
+    def _cache(self, size: Size) -> _ClipCache:
+        if size not in self._caches:
+            self._caches[size] = _ClipCache(Path(str(self._cache_root)), self.fingerprint(), self._length, size)
+        return self._caches[size]
+
+    def _video(self, index: int, size: Size) -> UInt8[Tensor, "frames height width 3"]:
+        facts = self.world.facts(self._offset + index)
+        if self._cache_root is None:
+            return self._render(facts, size)
+        return self._cache(size).get(index, lambda: self._render(facts, size))
+
+    def _render(self, facts: Facts, size: Size) -> UInt8[Tensor, "frames height width 3"]:
         # Rendering is many small operations: a second thread costs more than it brings.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -122,12 +140,16 @@ class _ClipCache:
     an interrupted run nor two at once can leave a wrong clip.
     """
 
-    def __init__(self, root: Path, fingerprint: str, clips: int, key: tuple[int, int, int, float]) -> None:
-        frames, height, width, fps = key
+    def __init__(self, root: Path, fingerprint: str, clips: int, size: Size) -> None:
+        frames, height, width, fps = size
         root.mkdir(parents=True, exist_ok=True)
         stem = root / f"world-{fingerprint}-{clips}x{frames}x{height}x{width}@{fps:g}"
         self._videos = _memmap(stem.with_name(stem.name + ".u8"), (clips, frames, height, width, 3))
         self._known = _memmap(stem.with_name(stem.name + ".flags"), (clips,))
+
+    def missing(self) -> list[int]:
+        """Clips that were not rendered yet."""
+        return np.flatnonzero(np.asarray(self._known) == 0).tolist()
 
     def get(self, index: int, render: Any) -> UInt8[Tensor, "frames height width 3"]:
         if not self._known[index]:
