@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_sora.cli import main
-from lightning_sora.lit.callbacks.speed import peak_memory_gib
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = "outputs/world_dit/checkpoints/last.ckpt"
@@ -76,6 +75,8 @@ def demo() -> None:
     os.chdir(ROOT)
     begun = time.perf_counter()
     seconds = {name: run(command) for name, command in STEPS.items()}
+    from lightning_sora.lit.callbacks.speed import peak_memory_gib  # after the first command has set up torch
+
     metrics = recorded()
     table = Table("what", "value", title="lightning-sora demo: 128 held-out prompts, fresh noise")
     for key, words in SHOWN.items():
