@@ -20,7 +20,7 @@ from rich.table import Table
 # Before torch is loaded: models of this size gain little from a second thread, and lose much where cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from lightning_sora.cli import main  # noqa: E402
+from lightning_sora.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = "outputs/world_dit/checkpoints/last.ckpt"
