@@ -40,7 +40,7 @@ STEPS = {
     ),
 }  # fmt: skip
 SHOWN = {
-    "val/psnr": "VAE reconstruction, PSNR [dB]",
+    "val/psnr": "VAE reconstruction, PSNR (dB)",
     "val/ssim": "VAE reconstruction, SSIM",
     "test/adherence_color": "colour as asked",
     "test/adherence_motion": "motion direction as asked",
@@ -85,9 +85,9 @@ def demo() -> None:
     for key, words in SHOWN.items():
         table.add_row(words, f"{metrics[key]:.1%}" if "adherence" in key else f"{metrics[key]:.2f}")
     for name, value in seconds.items():
-        table.add_row(f"{name} [s]", f"{value:.0f}")
-    table.add_row("all [min]", f"{(time.perf_counter() - begun) / 60:.1f}")
-    table.add_row("peak memory [GiB]", f"{peak_memory_gib():.1f}")
+        table.add_row(f"{name} (s)", f"{value:.0f}")
+    table.add_row("all (min)", f"{(time.perf_counter() - begun) / 60:.1f}")
+    table.add_row("peak memory (GiB)", f"{peak_memory_gib():.1f}")
     console = Console(width=max(80, shutil.get_terminal_size().columns))
     console.print(table)
     console.print("samples: outputs/world_dit/demo and outputs/world_dit/samples/test/contact_sheet.png")
