@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -284,8 +285,11 @@ class LitDiT(LitModule):
         keys = keys if keys is not None else [(i,) for i in range(len(prompts))]
         sizes = [(grid.tokens, self.patch_size.volume * self.vae.latent_channels)] * len(prompts)
         noise = torch.stack(normal_per_clip(sizes, seed, "sample", keys)).to(self.device)
+        scale = self.guidance if guidance is None else guidance
+        if not math.isfinite(scale):
+            raise SoraError(f"guidance={scale} must be a finite number; 1 is none")
         with self.evaluating():
-            denoise = self.denoiser(prompts, layout, self.guidance if guidance is None else guidance)
+            denoise = self.denoiser(prompts, layout, scale)
             return self.decode_rows(self.sampler(denoise, noise, times, progress), grid)
 
     def denoiser(self, prompts: Sequence[str], layout: TokenLayout, guidance: float) -> Denoise:

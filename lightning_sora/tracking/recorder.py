@@ -39,7 +39,8 @@ class RunRecorder(pl.Callback):
         if is_dry_run(trainer) or not trainer.is_global_zero:
             return
         stage = str(getattr(stage, "value", stage))  # lightning passes an enum
-        _write(Path(trainer.default_root_dir) / f"{stage}.yaml", self.resolved)
+        if stage != "fit":
+            _write(Path(trainer.default_root_dir) / f"{stage}.yaml", self.resolved)
         tracker = find_tracker(trainer.loggers)
         if tracker is None:
             return
@@ -73,6 +74,9 @@ class RunRecorder(pl.Callback):
             tracker.log_tags(lineage())
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not earlier: a fit that is refused must not replace the recipe of the one that made what is there.
+        if trainer.is_global_zero and not is_dry_run(trainer):
+            _write(Path(trainer.default_root_dir) / "fit.yaml", self.resolved)
         tracker = find_tracker(trainer.loggers)
         if tracker is not None:
             parameters = list(pl_module.parameters())

@@ -154,6 +154,10 @@ def test_a_checkpoint_holds_its_vae(lab: Path) -> None:
         ([*DIT_FIT, "--data.source=world(levl=3)"], ["does not accept 'levl'"]),
         ([*DIT_FIT, "--model.optimizer=mouon"], ["unknown optimizer 'mouon'", "muon"]),
         ([*DIT_FIT, "--model.optimizer=muon(lrr=1)"], ["does not accept 'lrr'"]),
+        (
+            ["sample", "--ckpt=outputs/world_dit/checkpoints/last.ckpt", "--prompt=x", "--guidance=nan"],
+            ["guidance=nan", "finite"],
+        ),
         (["sample", "--ckpt=missing.ckpt", "--prompt=x"], ["no checkpoint at missing.ckpt"]),
         (
             ["sample", "--ckpt=outputs/world_dit/checkpoints/last.ckpt", "--prompt=x", "--height=30"],

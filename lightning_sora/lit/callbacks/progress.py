@@ -13,11 +13,11 @@ class Progress(TQDMProgressBar):
     """Counts optimizer steps up to ``trainer.max_steps``; lightning's own bars begin anew with each epoch.
 
     Args:
-        refresh_rate: steps between updates; None means 5 on a terminal, 100 in a log file.
+        refresh_rate: steps between updates; None means 5 on a terminal, 20 in a log file.
     """
 
     def __init__(self, refresh_rate: int | None = None) -> None:
-        super().__init__(refresh_rate or (5 if sys.stderr.isatty() else 100))
+        super().__init__(refresh_rate or (5 if sys.stderr.isatty() else 20))
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         super().on_train_start()
