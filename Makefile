@@ -31,7 +31,7 @@ types: setup
 
 lock: setup  ## resolve the lock anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-		--group dev pyproject.toml --extra hf -o requirements.lock
+		--group dev pyproject.toml --all-extras -o requirements.lock
 
 clean:
 	rm -rf outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"spacetime", "randomness", "world", "media"},
     "lit": {"models", "nn", "diffusion", "metrics", "spacetime", "randomness", "media"},
     "tracking": {"media"},
+    "ablation": {"tracking"},
     "cli": {"*"},
     "commands": {"*"},
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
@@ -61,6 +62,20 @@ class SelfProjection(nn.Module):
         return (q, k, v) if rope is None else (rotate(q, rope), rotate(k, rope), v)
 
 
+@dataclass(frozen=True)
+class TextKeys:
+    """What each clip's text offers to joint attention: keys and values beside those of the tokens.
+
+    Attributes:
+        k, v: keys normalised, not rotated.
+        mask: True where there is text; at least once per clip.
+    """
+
+    k: Float[Tensor, "clips text_tokens heads head_dim"]
+    v: Float[Tensor, "clips text_tokens heads head_dim"]
+    mask: Bool[Tensor, "clips text_tokens"]
+
+
 class AttentionBlock(nn.Module, ABC):
     """One self-attention layer over spacetime tokens.
 
@@ -91,19 +106,24 @@ class AttentionBlock(nn.Module, ABC):
         self.kernel = kernel_for(name, self.kernels, type(self).__name__)
 
     def forward(
-        self, x: Float[Tensor, "batch tokens dim"], layout: TokenLayout, rope: Rope | None = None
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        layout: TokenLayout,
+        rope: Rope | None = None,
+        text: TextKeys | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Attends within each clip.
 
         Args:
             rope: rotations that broadcast against ``[batch, tokens]``; None for no positions.
+            text: what every token of a clip sees beside its own group, for joint conditioning.
         """
         q, k, v = self.project(x, rope)
-        return self.out(self.attend(q, k, v, layout).flatten(2))
+        return self.out(self.attend(q, k, v, layout, text).flatten(2))
 
     @abstractmethod
-    def attend(self, q: Heads, k: Heads, v: Heads, layout: TokenLayout) -> Heads:
-        """Mixes values between the tokens of a clip."""
+    def attend(self, q: Heads, k: Heads, v: Heads, layout: TokenLayout, text: TextKeys | None = None) -> Heads:
+        """Mixes values between the tokens of a clip, and from its text where there is any."""
 
     @abstractmethod
     def receptive_field(self, layout: TokenLayout) -> Bool[Tensor, "total total"]:
@@ -113,9 +133,14 @@ class AttentionBlock(nn.Module, ABC):
     def pairs(self, layout: TokenLayout) -> int:
         """Query-key pairs that are computed."""
 
-    def flops(self, layout: TokenLayout) -> int:
-        """Forward FLOPs of projections, scores and values, a multiplication and an addition counting as two."""
-        return 8 * layout.total * self.dim**2 + 4 * self.pairs(layout) * self.dim
+    def flops(self, layout: TokenLayout, text_tokens: int = 0) -> int:
+        """Forward FLOPs of projections, scores and values, a multiplication and an addition counting as two.
+
+        Args:
+            text_tokens: keys of the text, padding included, that every token sees in joint conditioning.
+        """
+        pairs = self.pairs(layout) + layout.total * text_tokens
+        return 8 * layout.total * self.dim**2 + 4 * pairs * self.dim
 
 
 class PartitionBlock(AttentionBlock):
@@ -151,7 +176,7 @@ class PartitionBlock(AttentionBlock):
             layout = _one_clip(layout.grids[0])
         return layout.groups(self.group, self.plan_name, device)
 
-    def attend(self, q: Heads, k: Heads, v: Heads, layout: TokenLayout) -> Heads:
+    def attend(self, q: Heads, k: Heads, v: Heads, layout: TokenLayout, text: TextKeys | None = None) -> Heads:
         groups = self.groups(layout, q.device)
         parts = zip(gather(q, groups), gather(k, groups), gather(v, groups), strict=True)
         mixed = [self.kernel(queries, keys, values, None) for queries, keys, values in parts]

@@ -1,0 +1,1 @@
+"""Ablations: one factor, its arms, their seeds, an equal budget, and a verdict."""
