@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_sora.errors import SoraError
 from lightning_sora.models.text import TextContext
-from lightning_sora.nn.attention import CrossAttention, create_attention, layer_specs
+from lightning_sora.nn.attention import CrossAttention, JointText, create_attention, layer_specs
 from lightning_sora.nn.embed import TimestepEmbedding
 from lightning_sora.nn.layers import GatedMLP, Modulation, ZeroLinear, modulate, normalize
 from lightning_sora.nn.rope import Rope, axis_pairs, rotary
@@ -59,8 +59,14 @@ class ModulationTable(nn.Module):
         return 0
 
 
+CONDITIONING = ("cross", "joint")
+
+
 class DiTBlock(nn.Module):
-    """Self-attention, cross-attention to text, gated MLP; the first and the last modulated and gated."""
+    """Self-attention, attention to text, gated MLP; the first and the last modulated and gated.
+
+    Text enters by cross-attention of its own, or jointly, as further keys of the self-attention.
+    """
 
     parts = 2 * len(Modulation._fields)
 
@@ -74,12 +80,14 @@ class DiTBlock(nn.Module):
         depth: int,
         mlp_ratio: float,
         modulation: nn.Module,
+        conditioning: str,
         kernel: str,
     ) -> None:
         super().__init__()
         self.modulation = modulation
         self.attention = create_attention(spec, dim, num_heads, layer=layer, depth=depth, kernel=kernel)
-        self.cross = CrossAttention(dim, num_heads, kernel)
+        self.cross = CrossAttention(dim, num_heads, kernel) if conditioning == "cross" else None
+        self.joint = JointText(dim, num_heads) if conditioning == "joint" else None
         self.mlp = GatedMLP(dim, mlp_ratio)
 
     def forward(
@@ -94,18 +102,21 @@ class DiTBlock(nn.Module):
         parts = self.modulation(condition)
         parts = (parts if per_token else layout.per_token(parts)).unbind(dim=-2)
         attention, mlp = Modulation(*parts[:3]), Modulation(*parts[3:])
-        y = self.attention(modulate(x, attention.shift, attention.scale), layout, rope)
+        keys = None if self.joint is None else self.joint(text.embeddings, text.mask)
+        y = self.attention(modulate(x, attention.shift, attention.scale), layout, rope, keys)
         x = x + attention.gate * y
-        x = x + self.cross(normalize(x), text.embeddings, text.mask, layout)
+        if self.cross is not None:
+            x = x + self.cross(normalize(x), text.embeddings, text.mask, layout)
         return x + mlp.gate * self.mlp(modulate(x, mlp.shift, mlp.scale))
 
     def flops(self, layout: TokenLayout, text_tokens: int) -> int:
-        return (
-            self.modulation.flops(layout.clips)  # type: ignore[operator]
-            + self.attention.flops(layout)
-            + self.cross.flops(layout, text_tokens)
-            + self.mlp.flops(layout.total)
-        )
+        if self.joint is not None:
+            attention = self.attention.flops(layout, text_tokens) + self.joint.flops(layout, text_tokens)
+        else:
+            assert self.cross is not None
+            attention = self.attention.flops(layout) + self.cross.flops(layout, text_tokens)
+        modulation = self.modulation.flops(layout.clips)  # type: ignore[operator]
+        return modulation + attention + self.mlp.flops(layout.total)
 
 
 class DiT(nn.Module):
@@ -121,11 +132,13 @@ class DiT(nn.Module):
         mlp_ratio: hidden width of the gated MLP over ``dim``.
         modulation: ``"single"``: one projection of the condition for all layers, plus a learned table
             per layer; ``"per_block"``: a projection per layer.
+        conditioning: how text enters every layer: ``"cross"``, by an attention of its own; ``"joint"``, as further
+            keys of the self-attention, whatever its block.
         kernel: how attention is computed (see :mod:`lightning_sora.nn.attention.kernels`).
         checkpoint: recompute each layer in the backward pass, to save memory.
 
     Raises:
-        SoraError: widths that do not divide, an unknown block, kernel or modulation.
+        SoraError: widths that do not divide, an unknown block, kernel, modulation or conditioning.
     """
 
     def __init__(
@@ -139,12 +152,15 @@ class DiT(nn.Module):
         attention: str | Sequence[str] = "full",
         mlp_ratio: float = 2.67,
         modulation: str = "single",
+        conditioning: str = "cross",
         kernel: str = "sdpa",
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
         if modulation not in ("single", "per_block"):
             raise SoraError(f"unknown modulation {modulation!r}; choose 'single' or 'per_block'")
+        if conditioning not in CONDITIONING:
+            raise SoraError(f"unknown conditioning {conditioning!r}; choose {' or '.join(map(repr, CONDITIONING))}")
         specs = layer_specs(attention, depth)
         self.in_dim, self.dim, self.text_dim, self.checkpoint = in_dim, dim, text_dim, checkpoint
         self.embed = nn.Linear(in_dim, dim)
@@ -162,6 +178,7 @@ class DiT(nn.Module):
                 depth=depth,
                 mlp_ratio=mlp_ratio,
                 modulation=(ModulationTable if single else OwnModulation)(dim, DiTBlock.parts),
+                conditioning=conditioning,
                 kernel=kernel,
             )
             for layer, spec in enumerate(specs)

@@ -11,6 +11,7 @@ from lightning_sora.nn.attention.base import (
     register_attention,
 )
 from lightning_sora.nn.attention.cross import CrossAttention
+from lightning_sora.nn.attention.joint import JointText
 from lightning_sora.nn.attention.kernels import KERNELS
 from lightning_sora.nn.attention.pattern import layer_specs
 
@@ -19,6 +20,7 @@ __all__ = [
     "KERNELS",
     "AttentionBlock",
     "CrossAttention",
+    "JointText",
     "PartitionBlock",
     "TextKeys",
     "create_attention",
