@@ -94,6 +94,8 @@ class SpacetimeDataModule(pl.LightningDataModule):
         batch_size: clips per batch and rank.
         num_workers: processes that read; 0 reads in the main one. Has no effect on what is read.
         seed: of order and crops.
+        source_seed: of what a procedural source makes; None means ``seed``. Set it where seeds are to repeat a
+            training on the same clips.
         on_error: "skip" or "raise", for files that cannot be read in training.
     """
 
@@ -110,6 +112,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
         batch_size: int = 32,
         num_workers: int = 0,
         seed: int = 0,
+        source_seed: int | None = None,
         on_error: str = "skip",
     ) -> None:
         super().__init__()
@@ -120,6 +123,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
         self.patch = PatchSize.of(patch)
         self.size = FixedSize(frames, height, width, self.patch)
         self.spec, self.root, self.fps, self.seed = source, root, fps, seed
+        self.source_seed = seed if source_seed is None else source_seed
         self.batch_size, self.num_workers, self.on_error = batch_size, num_workers, on_error
         self._sources: dict[str, Source] = {}
         self._consumed = self._processed = 0
@@ -127,7 +131,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
     def source(self, split: str) -> Source:
         """The source of a split, made on first use."""
         if split not in self._sources:
-            source = SOURCES.create(self.spec, root=self.root, split=split, seed=self.seed)
+            source = SOURCES.create(self.spec, root=self.root, split=split, seed=self.source_seed)
             if not source.infos:
                 raise SoraError(f"source {self.spec!r} has no clips in split {split!r}; add files or change the split")
             self._sources[split] = source

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -45,6 +45,7 @@ class LitModule(pl.LightningModule):
         self.native_fps = 8.0
         self.run_id: str | None = None  # the tracked run that a loaded checkpoint came from
         self.skipped_clips = 0
+        self.clip_scores: dict[str, dict[str, float]] = {}  # metric -> clip -> value, of the evaluation that runs
         self._reported: set[str] = set()
 
     # What one token of a batch must cover.
@@ -59,6 +60,18 @@ class LitModule(pl.LightningModule):
         The same prompts, clips and noise at every call.
         """
         return {}, []
+
+    def training_flops(self, batch: SpacetimeBatch) -> int:
+        """FLOPs of one training step on this batch, forward and backward, recomputation not counted."""
+        raise NotImplementedError(f"{type(self).__name__} must count its FLOPs")
+
+    def protocol(self, split: str) -> dict[str, Any]:
+        """What the scores of a split mean: everything but the model that moves them."""
+        return {"split": split, "seed": self.seed, "ema": self.ema is not None, "dtype": str(self.dtype)}
+
+    def score_clips(self, metric: str, ids: Sequence[str], values: Sequence[float]) -> None:
+        """Remembers scores of single clips, for what pairs runs clip by clip."""
+        self.clip_scores.setdefault(metric, {}).update(zip(ids, values, strict=True))
 
     def configure_optimizers(self) -> Any:
         return self.scheduled(create_optimizer(self._optimizer_spec, self.named_parameters(), self.boundary))

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
+from lightning_sora.lit.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.lit.module import LitModule
 from lightning_sora.lit.optimizers import create_optimizer
-from lightning_sora.metrics.reconstruction import ReconstructionQuality
+from lightning_sora.metrics.reconstruction import ReconstructionQuality, clip_quality
 from lightning_sora.models.vae import VAES, LatentStatistics, Posterior
 from lightning_sora.models.vae.losses import VAELoss, active_channels
 from lightning_sora.randomness import generator, initialize, normal_per_clip
@@ -82,6 +83,7 @@ class LitVAE(LitModule):
         self.statistics = LatentStatistics(self.vae.latent_channels)
         self.quality = ReconstructionQuality()
         self._gallery_batches: list[SpacetimeBatch] = []
+        self._count = CountedFlops()
 
     @property
     def patch(self) -> PatchSize:
@@ -105,6 +107,15 @@ class LitVAE(LitModule):
             )
 
     # Training.
+    def training_flops(self, batch: SpacetimeBatch) -> int:
+        """Counted on one clip per size; losses, perceptual network and discriminator are not included."""
+        total = 0
+        for grid in batch.layout.grids:
+            size = grid.size(batch.patch)
+            clip = torch.zeros((1, 3, *size), device=self.device, dtype=self.dtype)
+            total += self._count(size, self.vae, lambda clip=clip: self.vae.decode(self.vae.encode(clip).mean))  # type: ignore[misc]
+        return FORWARD_AND_BACKWARD * total
+
     def training_step(self, batch: SpacetimeBatch, batch_idx: int) -> Tensor | None:
         video = self.videos(batch)
         if self.permute_colors:
@@ -191,7 +202,10 @@ class LitVAE(LitModule):
             video = self.videos(batch)
             posterior = self.vae.encode(video)
             made = self.vae.decode(posterior.mean)
-        self.quality.update(made, video)
+        psnr, ssim = clip_quality(made, video)
+        self.quality.add(psnr, ssim)
+        self.score_clips(f"{split}/psnr", batch.ids, psnr.tolist())
+        self.score_clips(f"{split}/ssim", batch.ids, ssim.tolist())
         values = {
             f"{split}/l1": (made - video).abs().mean(),
             f"{split}/active_channels": active_channels(posterior).sum().float(),

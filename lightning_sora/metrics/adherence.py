@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -52,15 +52,17 @@ class WorldAdherence(Metric):
         Args:
             facts: ``Facts.as_dict()`` with, under "config", the world's configuration.
         """
-        for video, fact, rate in zip(videos, facts, fps, strict=True):
-            if len(fact["objects"]) != 1:
-                continue
-            reading = measure(video, fact["config"], rate)
-            self.found.append(_encode({name: getattr(reading, name) for name in VOCABULARY}).to(self.device))
-            self.asked.append(_encode({name: fact["objects"][0][name] for name in VOCABULARY}).to(self.device))
+        self.add(*read_facts(videos, facts, fps))
+
+    def add(self, found: Int[Tensor, "clips facts"], asked: Int[Tensor, "clips facts"]) -> None:
+        """Adds clips whose facts are read."""
+        if len(found):
+            self.found.append(found.to(self.device))
+            self.asked.append(asked.to(self.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """``adherence_<fact>`` and ``adherence_<fact>_shuffled`` in [0, 1], ``adherence_all``, ``adherence_clips``."""
+        """In [0, 1]: ``adherence_<fact>`` and ``adherence_<fact>_shuffled``, their mean over facts ``adherence``, and
+        ``adherence_all``, the clips with every fact right; ``adherence_clips`` is how many were judged."""
         if not isinstance(self.found, Tensor) and not self.found:
             return {"adherence_clips": torch.tensor(0.0)}
         found = torch.cat(self.found) if isinstance(self.found, list) else self.found
@@ -78,8 +80,34 @@ class WorldAdherence(Metric):
             if count > 1:
                 others = matches.sum() - matches.diagonal().sum()
                 rates[f"adherence_{name}_shuffled"] = others / (count * (count - 1))
+        rates["adherence"] = clip_adherence(found, asked).mean()
         rates["adherence_all"] = hits.all(dim=1).double().mean()
         return rates
+
+
+def read_facts(
+    videos: Sequence[UInt8[Tensor, "frames height width 3"]], facts: Sequence[Mapping[str, Any]], fps: Sequence[float]
+) -> tuple[Int[Tensor, "clips facts"], Int[Tensor, "clips facts"]]:
+    """What each video shows and what its caption asked for, as codes; videos of several objects are left out."""
+    found, asked = [], []
+    for video, fact, rate in zip(videos, facts, fps, strict=True):
+        if len(fact["objects"]) != 1:
+            continue
+        reading = measure(video, fact["config"], rate)
+        found.append(_encode({name: getattr(reading, name) for name in VOCABULARY}))
+        asked.append(_encode({name: fact["objects"][0][name] for name in VOCABULARY}))
+    if not found:
+        nothing = torch.zeros((0, len(VOCABULARY)), dtype=torch.int64)
+        return nothing, nothing
+    return torch.cat(found), torch.cat(asked)
+
+
+def clip_adherence(
+    found: Int[Tensor, "clips facts"], asked: Int[Tensor, "clips facts"]
+) -> Float[Tensor, " clips"]:
+    """The fraction of each clip's facts that are as asked, of those that can be judged; float64."""
+    judged = asked != UNKNOWN
+    return ((found == asked) & judged).sum(dim=1).double() / judged.sum(dim=1).clamp(min=1)
 
 
 def _encode(values: Mapping[str, str | None]) -> Int[Tensor, "1 facts"]:

@@ -12,6 +12,21 @@ PSNR_CAP = 100.0
 """Identical clips have infinite PSNR; they count as this many dB."""
 
 
+def clip_quality(
+    reconstruction: Float[Tensor, "clips 3 frames height width"], video: Float[Tensor, "clips 3 frames height width"]
+) -> tuple[Float[Tensor, " clips"], Float[Tensor, " clips"]]:
+    """PSNR in dB and SSIM of each clip, in float64; values in [-1, 1], beyond which they are clamped."""
+    made = ((reconstruction.float() + 1) / 2).clamp(0, 1)
+    real = ((video.float() + 1) / 2).clamp(0, 1)
+    psnr, ssim = [], []
+    for a, b in zip(made.transpose(1, 2), real.transpose(1, 2), strict=True):
+        psnr.append(peak_signal_noise_ratio(a, b, data_range=1.0).clamp(max=PSNR_CAP).double())
+        value = structural_similarity_index_measure(a, b, data_range=1.0)
+        assert isinstance(value, Tensor)  # it is a pair only where more is asked for
+        ssim.append(value.double())
+    return torch.stack(psnr), torch.stack(ssim)
+
+
 class ReconstructionQuality(Metric):
     """Mean over clips of each clip's PSNR (dB) and SSIM (mean over its frames), on pixels in [0, 1].
 
@@ -36,14 +51,13 @@ class ReconstructionQuality(Metric):
         video: Float[Tensor, "clips 3 frames height width"],
     ) -> None:
         """Adds clips with values in [-1, 1]; values beyond are clamped."""
-        made = ((reconstruction.float() + 1) / 2).clamp(0, 1)
-        real = ((video.float() + 1) / 2).clamp(0, 1)
-        for a, b in zip(made.transpose(1, 2), real.transpose(1, 2), strict=True):
-            self.psnr += peak_signal_noise_ratio(a, b, data_range=1.0).clamp(max=PSNR_CAP).double()
-            ssim = structural_similarity_index_measure(a, b, data_range=1.0)
-            assert isinstance(ssim, Tensor)  # it is a pair only where more is asked for
-            self.ssim += ssim.double()
-        self.clips += len(made)
+        self.add(*clip_quality(reconstruction, video))
+
+    def add(self, psnr: Float[Tensor, " clips"], ssim: Float[Tensor, " clips"]) -> None:
+        """Adds clips whose quality is known."""
+        self.psnr += psnr.sum()
+        self.ssim += ssim.sum()
+        self.clips += len(psnr)
 
     def compute(self) -> dict[str, Tensor]:
         """``psnr`` in dB and ``ssim``."""

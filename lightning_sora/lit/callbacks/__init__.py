@@ -1,8 +1,10 @@
-"""Callbacks: speed and memory, the gallery, and predictions."""
+"""Callbacks: costs, scores of single clips, speed and memory, the gallery, and predictions."""
 
+from lightning_sora.lit.callbacks.clip_scores import ClipScores
+from lightning_sora.lit.callbacks.costs import Costs
 from lightning_sora.lit.callbacks.gallery import Gallery
 from lightning_sora.lit.callbacks.predictions import PredictionWriter
 from lightning_sora.lit.callbacks.progress import Progress
 from lightning_sora.lit.callbacks.speed import Speed
 
-__all__ = ["Gallery", "PredictionWriter", "Progress", "Speed"]
+__all__ = ["ClipScores", "Costs", "Gallery", "PredictionWriter", "Progress", "Speed"]

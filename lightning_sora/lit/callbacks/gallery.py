@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -51,6 +52,7 @@ class Gallery(pl.Callback):
         else:
             (videos,) = versions.values()
             media.contact_sheet(folder / "contact_sheet.png", videos, captions, scale=self.scale)
+        (folder / "samples.json").write_text(json.dumps({"captions": captions}, ensure_ascii=False, indent=1))
         for logger in trainer.loggers:
             log_files = getattr(logger, "log_files", None)
             if log_files is not None:

@@ -1,0 +1,56 @@
+"""Scores of single clips, and what they mean, kept with the run: what pairs two runs clip by clip."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from lightning_sora.lit.module import LitModule
+
+
+class ClipScores(pl.Callback):
+    """Keeps the per-clip scores of the last validation or test, with the protocol that they were measured by.
+
+    ``clips/SPLIT.json`` holds ``{"step": n, "scores": {metric: {clip: value}}}`` and ``protocol/SPLIT.json`` what
+    :meth:`LitModule.protocol` says, both under the trainer's ``default_root_dir`` and with every logger that has
+    ``log_files``.
+    """
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._keep(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._keep(trainer, pl_module, "test")
+
+    def _keep(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str) -> None:
+        if not isinstance(pl_module, LitModule):
+            return
+        scores = pl_module.clip_scores
+        if trainer.world_size > 1:  # every rank, before any leaves
+            everyone: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(everyone, scores)
+            scores = {name: {} for one in everyone for name in one}
+            for one in everyone:
+                for name, values in one.items():
+                    scores[name].update(values)
+        pl_module.clip_scores = {}
+        if trainer.sanity_checking or not trainer.is_global_zero or not scores:
+            return
+        protocol = pl_module.protocol(split)
+        counted = {name: len(values) for name, values in scores.items()}
+        self._write(trainer, "clips", split, {"step": trainer.global_step, "scores": scores})
+        self._write(trainer, "protocol", split, {**protocol, "clips": counted})
+
+    @staticmethod
+    def _write(trainer: pl.Trainer, folder: str, split: str, content: dict[str, Any]) -> None:
+        path = Path(trainer.default_root_dir) / folder / f"{split}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=1, sort_keys=True))
+        for logger in trainer.loggers:
+            log_files = getattr(logger, "log_files", None)
+            if log_files is not None:
+                log_files(path, folder)
