@@ -43,18 +43,18 @@ class Budget:
 
 @dataclass(frozen=True)
 class Stage:
-    """A training that comes before the one that is judged, with the arm's value put into it instead.
+    """A training that comes before the one that is judged and gets the arm's value instead.
+
+    The judged recipe gets the path of the checkpoint that it leaves as the factor's value.
 
     Attributes:
         base: its recipe.
         factor: the key of that recipe that the arm's value is given to.
-        into: the key of the judged recipe that gets the path of the checkpoint that it leaves.
         overrides: further keys of its recipe.
     """
 
     base: Path
     factor: str
-    into: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -274,13 +274,11 @@ def _recipe(path: Path, base: Any) -> Path:
 def _stage(path: Path, content: Any) -> Stage | None:
     if content is None:
         return None
-    fields = {"base", "factor", "into", "overrides"}
-    if not isinstance(content, Mapping) or not {"base", "factor", "into"} <= set(content):
-        raise SoraError(f"{path}: `before` needs base, factor and into, and may have overrides")
-    _known(f"{path}: before", content, fields)
+    if not isinstance(content, Mapping) or not {"base", "factor"} <= set(content):
+        raise SoraError(f"{path}: `before` needs base and factor, and may have overrides")
+    _known(f"{path}: before", content, {"base", "factor", "overrides"})
     overrides = _overrides(path, content.get("overrides", {}))
-    factor, into = _factor(path, content["factor"]), _factor(path, content["into"])
-    return Stage(_recipe(path, content["base"]), factor, into, overrides)
+    return Stage(_recipe(path, content["base"]), _factor(path, content["factor"]), overrides)
 
 
 def _at_least_one(path: Path, name: str, value: Any) -> int:
@@ -293,4 +291,6 @@ def _refuse_double(plan: Plan) -> None:
     reserved = {plan.factor: "the factor", "seed_everything": "seeds", "trainer.max_steps": "the budget"}
     for key in plan.overrides:
         if key in reserved:
-            raise SoraError(f"{key} is set by {reserved[key]} of the ablation {plan.name!r}; do not override it as well")
+            raise SoraError(
+                f"{key} is set by {reserved[key]} of the ablation {plan.name!r}; do not override it as well"
+            )

@@ -8,7 +8,8 @@ import inspect
 import logging
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -56,13 +57,10 @@ def run(arguments: Sequence[str]) -> int:
         SoraError: a mistake in the recipe, the flags or the checkpoint.
         KeyboardInterrupt: Ctrl-C during training, once a checkpoint is kept.
     """
-    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
-    for noise in NOISE:
-        warnings.filterwarnings("ignore", message=noise)
     stopper = StopBetweenSteps()
     try:
-        SoraCLI(list(arguments), stopper)
+        with parsing():
+            SoraCLI(list(arguments), stopper)
     except SIGTERMException:
         if not stopper.requested:
             return TERMINATED
@@ -75,12 +73,6 @@ def run(arguments: Sequence[str]) -> int:
         if WORKER_TRACEBACK in str(problem):
             raise _from_worker(problem) from problem
         raise
-    except ValueError as problem:
-        # The parser wraps what a model's or a data module's constructor refuses.
-        refusal = _refusal(problem)
-        if refusal is None:
-            raise
-        raise refusal from None
     except MisconfigurationException as problem:
         raise SoraError(f"lightning cannot run this recipe: {problem}") from problem
     except RuntimeError as problem:
@@ -93,6 +85,23 @@ def run(arguments: Sequence[str]) -> int:
     if stopper.requested:
         raise KeyboardInterrupt("what was trained is kept; `--ckpt_path last` goes on from there")
     return 0
+
+
+@contextmanager
+def parsing() -> Iterator[None]:
+    """How recipes are parsed here, with what constructors refuse told as such."""
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
+    for noise in NOISE:
+        warnings.filterwarnings("ignore", message=noise)
+    try:
+        yield
+    except ValueError as problem:
+        # The parser wraps what a model's or a data module's constructor refuses.
+        refusal = _refusal(problem)
+        if refusal is None:
+            raise
+        raise refusal from None
 
 
 class OneLineRecipeParser(LightningArgumentParser):

@@ -102,9 +102,7 @@ def read_facts(
     return torch.cat(found), torch.cat(asked)
 
 
-def clip_adherence(
-    found: Int[Tensor, "clips facts"], asked: Int[Tensor, "clips facts"]
-) -> Float[Tensor, " clips"]:
+def clip_adherence(found: Int[Tensor, "clips facts"], asked: Int[Tensor, "clips facts"]) -> Float[Tensor, " clips"]:
     """The fraction of each clip's facts that are as asked, of those that can be judged; float64."""
     judged = asked != UNKNOWN
     return ((found == asked) & judged).sum(dim=1).double() / judged.sum(dim=1).clamp(min=1)

@@ -265,7 +265,9 @@ class MLflowTracker(Logger):
             self.log_tags({f"{self._stage}.git.commit": code.commit, f"{self._stage}.git.dirty": code.dirty})
             return
         suffix = f"-{time.strftime('%Y%m%d-%H%M%S')}" if self.rejoined else ""
-        self.log_tags({**code.tags(), "python": machine["python"], "torch": machine["torch"]})
+        self.log_tags(
+            {**code.tags(), "code.hash": provenance.code_hash(), "python": machine["python"], "torch": machine["torch"]}
+        )
         if code.patch:
             self.log_text(code.patch, f"code/diff{suffix}.patch")
         listed = "".join(f"{name}=={version}\n" for name, version in provenance.packages().items())

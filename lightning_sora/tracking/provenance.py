@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import resource
@@ -86,6 +87,20 @@ def _git(folder: Path, *arguments: str) -> str | None:
     if done.returncode not in ((0, 1) if "--no-index" in arguments else (0,)):
         return None
     return done.stdout.decode(errors="replace").rstrip("\n")
+
+
+def code_hashes() -> dict[str, str]:
+    """The first half of the SHA-256 of every Python file of the package, by its path in it."""
+    package = Path(__file__).resolve().parents[1]
+    return {
+        str(path.relative_to(package.parent)): hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+        for path in sorted(package.rglob("*.py"))
+    }
+
+
+def code_hash() -> str:
+    """One hash of the whole package: what ran, whether git knows it or not."""
+    return hashlib.sha256(repr(code_hashes()).encode()).hexdigest()[:16]
 
 
 def packages() -> dict[str, str]:

@@ -1,0 +1,344 @@
+"""From an ablation's plan to trials: recipes resolved, arms measured and matched, undeclared differences refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+
+from lightning_sora.ablation.matching import DEPTH, HEADS, MLP, WIDTH, Cost, Match, match, total, validation_interval
+from lightning_sora.ablation.plan import Plan, Stage
+from lightning_sora.ablation.record import Design, PlannedArm, PlannedTrial
+from lightning_sora.commands.train import SoraCLI, find_class, parsing
+from lightning_sora.errors import SoraError
+from lightning_sora.lit.module import LitModule, count_parameters
+from lightning_sora.spacetime import SpacetimeBatch
+from lightning_sora.tracking import StopBetweenSteps, provenance
+from lightning_sora.tracking.flatten import flatten
+
+Recipe = dict[str, Any]
+#: Keys of a resolved recipe that say where a training runs and is kept, not what it is.
+ELSEWHERE = ("tracking.", "checkpoint.dirpath", "trainer.default_root_dir", "trainer.enable_progress_bar", "ckpt_path")
+#: Set per arm where the number of steps meets the budget.
+STEPS = ("trainer.max_steps", "trainer.val_check_interval")
+CALIBRATION_STEPS, CALIBRATION_WARMUP, CALIBRATION_ROUNDS = 12, 4, 2
+
+
+class RecipeReader(SoraCLI):
+    """Parses a recipe and stops there."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing is built."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing is run."""
+
+
+def resolve(base: Path, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe that `fit` would run, every key in it.
+
+    Raises:
+        SoraError: a key that does not exist or a value that does not fit.
+    """
+    flags = [f"--{key}={_as_flag(value)}" for key, value in overrides.items()]
+    with parsing():
+        reader = RecipeReader(["fit", f"--config={base}", *flags], StopBetweenSteps())
+    config = reader.config["fit"]
+    return yaml.safe_load(reader._parser("fit").dump(config, skip_unset=False))
+
+
+def _as_flag(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One call of `fit` within a trial.
+
+    Attributes:
+        folder: its ``default_root_dir``.
+    """
+
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def steps(self) -> int:
+        return int(self.recipe["trainer"]["max_steps"])
+
+
+@dataclass(frozen=True)
+class TrialRecipes:
+    """A planned trial with what it runs: the training that is judged, last, and what comes before it."""
+
+    planned: PlannedTrial
+    trainings: tuple[Training, ...]
+
+
+class Planner:
+    """Turns a plan into arms and trials.
+
+    Args:
+        plan: what is asked for.
+        folder: of all local files of the ablation.
+
+    Raises:
+        SoraError: anything that would keep the ablation from meaning what it says.
+    """
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.plan, self.folder = plan, folder
+        self._base = resolve(plan.base, {**plan.overrides, "seed_everything": 0})
+        self._refuse_wired_seeds()
+        self.matches: dict[str, Match] = {}
+
+    def _refuse_wired_seeds(self) -> None:
+        if self.plan.factor.split(".")[-1] in ("seed", "seed_everything", "source_seed"):
+            raise SoraError(
+                f"factor {self.plan.factor} is a seed; arms differ in something else, and repeat over seeds"
+            )
+
+    # Recipes.
+    def recipe(self, arm: str, seed: int, adjusted: Mapping[str, Any], steps: int | None = None) -> Recipe:
+        """The judged training of one arm and seed; what a stage before leaves is named by its path."""
+        keys: dict[str, Any] = {**self.plan.overrides, self.plan.factor: self.plan.arms[arm], **adjusted}
+        if self.plan.before is not None:
+            keys[self.plan.factor] = str(self._before_folder(arm, seed) / "checkpoints" / "last.ckpt")
+        keys |= self._seeds(self._base, seed)
+        if steps is not None:
+            interval = validation_interval(steps, self.plan.validations)
+            keys |= {"trainer.max_steps": steps, "trainer.val_check_interval": interval}
+            keys |= {"trainer.check_val_every_n_epoch": None}
+        return resolve(self.plan.base, keys)
+
+    def _before(self, stage: Stage, arm: str, seed: int) -> Training:
+        base = resolve(stage.base, stage.overrides)
+        keys = {**stage.overrides, stage.factor: self.plan.arms[arm], **self._seeds(base, seed)}
+        return Training(resolve(stage.base, keys), self._before_folder(arm, seed))
+
+    @staticmethod
+    def _seeds(recipe: Recipe, seed: int) -> dict[str, int]:
+        """Every seed of a recipe but that of the data's content, which all trials share."""
+        keys = {"seed_everything": seed}
+        for section in ("model", "data"):
+            if "seed" in (recipe[section].get("init_args") or {}):
+                keys[f"{section}.seed"] = seed
+        return keys
+
+    def trial_folder(self, arm: str, seed: int) -> Path:
+        """Where a trial's files are; arms may be named by specs, which file systems do not like."""
+        plain = "".join(c if c.isalnum() or c in "-_.+" else "_" for c in arm)
+        name = plain if plain == arm else f"{plain[:60]}-{hashlib.blake2b(arm.encode(), digest_size=3).hexdigest()}"
+        return self.folder / name / f"seed{seed}"
+
+    def _before_folder(self, arm: str, seed: int) -> Path:
+        return self.trial_folder(arm, seed) / "before"
+
+    # Measuring.
+    def module(self, recipe: Recipe) -> tuple[LitModule, pl.LightningDataModule]:
+        """The model and the data of a recipe, made to fit each other."""
+        built = []
+        for section, base in (("model", pl.LightningModule), ("data", pl.LightningDataModule)):
+            wanted = recipe[section]
+            built.append(find_class(wanted["class_path"], base)(**(wanted.get("init_args") or {})))
+        model, data = built
+        if not isinstance(model, LitModule):
+            raise SoraError(f"{type(model).__name__} is no LitModule, so its FLOPs and scores per clip are unknown")
+        model.check_patch(data.patch)
+        return model, data
+
+    @cached_property
+    def _batch(self) -> SpacetimeBatch:
+        """A typical batch: the first of the base recipe's training."""
+        data = find_class(self._base["data"]["class_path"], pl.LightningDataModule)(**self._base["data"]["init_args"])
+        return next(iter(data.loader("train")))
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Of what training, validation and test read."""
+        data = find_class(self._base["data"]["class_path"], pl.LightningDataModule)(**self._base["data"]["init_args"])
+        splits = ("train", "val", "test") if self.plan.tested else ("train", "val")
+        return {split: data.fingerprint(split) for split in splits} if hasattr(data, "fingerprint") else {}
+
+    def cost(self, arm: str, adjusted: Mapping[str, Any]) -> Cost:
+        """What one arm's model is and what a step costs it."""
+        keys = {**self.plan.overrides, **adjusted}
+        if self.plan.before is None:
+            keys[self.plan.factor] = self.plan.arms[arm]
+        else:
+            keys[self.plan.factor] = f"untrained:{self.plan.arms[arm]}"
+        model, _ = self.module(resolve(self.plan.base, keys))
+        trainer = self._base["trainer"]
+        per_step = int(trainer.get("accumulate_grad_batches") or 1) * _processes(trainer)
+        flops, tokens = model.training_flops(self._batch), self._batch.layout.total
+        return Cost(count_parameters(model), flops * per_step, tokens * per_step)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds per optimizer step of each arm, by short trainings in turns; medians, the warm-up left out."""
+        taken: dict[str, list[float]] = {arm: [] for arm in self.plan.arms}
+        for _ in range(CALIBRATION_ROUNDS):
+            for arm in self.plan.arms:
+                model, data = self.module(
+                    resolve(self.plan.base, {**self.plan.overrides, self.plan.factor: self.plan.arms[arm]})
+                )
+                watch = _StepWatch()
+                trainer = pl.Trainer(
+                    max_steps=CALIBRATION_STEPS,
+                    logger=False,
+                    enable_checkpointing=False,
+                    enable_progress_bar=False,
+                    enable_model_summary=False,
+                    limit_val_batches=0,
+                    num_sanity_val_steps=0,
+                    use_distributed_sampler=False,
+                    accelerator=self._base["trainer"].get("accelerator") or "auto",
+                    devices=1,
+                    precision=self._base["trainer"].get("precision"),
+                    callbacks=[watch],
+                )
+                trainer.fit(model, datamodule=data)
+                taken[arm] += watch.seconds[CALIBRATION_WARMUP:]
+        return {arm: statistics.median(seconds) for arm, seconds in taken.items()}
+
+    # Arms and trials.
+    def arms(self, seconds: Mapping[str, float] | None = None) -> list[PlannedArm]:
+        """Every arm, set to the budget.
+
+        Args:
+            seconds: per step, of an earlier sitting of this ablation; measured where they are needed and None.
+
+        Raises:
+            SoraError: an arm that cannot be built, or cannot be brought to the budget.
+        """
+        plan, budget = self.plan, self.plan.budget
+        if budget.quantity == "seconds" and seconds is None:
+            seconds = self.seconds()
+        self.seconds_per_step = dict(seconds or {})
+        steps = int(self._base["trainer"]["max_steps"])
+
+        def measure(arm: str, adjusted: Mapping[str, Any]) -> Cost:
+            cost = self.cost(arm, adjusted)
+            return Cost(cost.parameters, cost.flops, cost.tokens, self.seconds_per_step.get(arm))
+
+        costs = {arm: measure(arm, {}) for arm in plan.arms}  # every arm is built once, before anything is trained
+        goal = budget.amount or total(budget, costs[plan.baseline], steps)
+        if goal <= 0:
+            raise SoraError(
+                f"budget.{budget.quantity}: the baseline's is {goal:g}, because trainer.max_steps={steps} in "
+                f"{plan.base.name}; give an amount"
+            )
+        options = self._base["model"].get("init_args") or {}
+        sizes = {key: options[key.split(".")[1]] for key in (WIDTH, DEPTH, HEADS, MLP) if key.split(".")[1] in options}
+        arms = []
+        for arm in plan.arms:
+            one = costs[arm]
+            self.matches[arm] = match(
+                arm,
+                budget,
+                goal,
+                sizes,
+                steps,
+                lambda adjusted, arm=arm, one=one: measure(arm, adjusted) if adjusted else one,  # type: ignore[misc]
+                plan.validations,
+            )
+            found = self.matches[arm]
+            arms.append(PlannedArm(arm, _as_flag(plan.arms[arm]), found.steps, found.adjusted, found.said))
+        return arms
+
+    def trials(self, arms: Sequence[PlannedArm], code: Mapping[str, str]) -> Iterator[TrialRecipes]:
+        """Every arm with every seed, seeds first, so that an interrupted ablation has whole sets of arms.
+
+        Raises:
+            SoraError: an arm that differs in something that the ablation does not declare.
+        """
+        for seed in self.plan.seeds:
+            recipes = {arm.name: self.recipe(arm.name, seed, arm.adjusted, arm.steps) for arm in arms}
+            for arm in arms:
+                self._refuse_undeclared(arm, recipes[arm.name], recipes[self.plan.baseline])
+                trainings = [Training(recipes[arm.name], self.trial_folder(arm.name, seed))]
+                if self.plan.before is not None:
+                    trainings.insert(0, self._before(self.plan.before, arm.name, seed))
+                content = [identity_of(training.recipe) for training in trainings]
+                text = json.dumps([content, dict(code), seed], sort_keys=True, default=str)
+                identity = hashlib.sha256(text.encode()).hexdigest()[:16]
+                yield TrialRecipes(PlannedTrial(arm.name, seed, identity), tuple(trainings))
+
+    def _refuse_undeclared(self, arm: PlannedArm, recipe: Recipe, baseline: Recipe) -> None:
+        declared = {self.plan.factor, *arm.adjusted, *STEPS}
+        ours, theirs = identity_of(recipe), identity_of(baseline)
+        for key in sorted({*ours, *theirs}):
+            known = any(key == d or key.startswith(f"{d}.") for d in declared)
+            adjusted_baseline = key in {k for m in self.matches.values() for k in m.adjusted}
+            if ours.get(key) != theirs.get(key) and not known and not adjusted_baseline:
+                raise SoraError(
+                    f"arm {arm.name!r} also differs in {key} ({ours.get(key)!r}, baseline {theirs.get(key)!r}), which the "
+                    f"ablation does not declare: only {self.plan.factor} may; remove what ties {key} to it"
+                )
+
+    def design(self) -> Design:
+        """What a later sitting must find unchanged."""
+        plan = self.plan
+        words = {
+            "factor": plan.factor,
+            "baseline": plan.baseline,
+            "metric": plan.metric,
+            "mode": plan.mode,
+            "budget": str(plan.budget),
+            "torch": str(torch.__version__),
+        }
+        recipe = identity_of(self._base)
+        if plan.before is not None:
+            before = identity_of(resolve(plan.before.base, {**plan.before.overrides, "seed_everything": 0}))
+            recipe |= {f"before.{key}": value for key, value in before.items()}
+        return Design(words, recipe, self.fingerprints, code_hashes())
+
+
+class _StepWatch(pl.Callback):
+    """Seconds from the end of one batch to the end of the next."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._since = 0.0
+
+    def on_train_start(self, *_: Any) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        now = time.perf_counter()
+        self.seconds.append(now - self._since)
+        self._since = now
+
+
+def identity_of(recipe: Recipe) -> dict[str, str]:
+    """A resolved recipe by dotted key, without what says where it runs."""
+    flat = flatten(recipe)
+    return {key: value for key, value in flat.items() if not key.startswith(ELSEWHERE)}
+
+
+def code_hashes() -> dict[str, str]:
+    """The hash of every file of the package, and of every plugin."""
+    from lightning_sora import plugins
+
+    found = dict(provenance.code_hashes())
+    found |= {f"plugin {name}": plugin.sha256 for name, plugin in plugins.loaded().items()}
+    return found
+
+
+def _processes(trainer: Mapping[str, Any]) -> int:
+    devices = trainer.get("devices")
+    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
+    return count * int(trainer.get("num_nodes") or 1)
