@@ -28,6 +28,7 @@ TRAINING = {
     "test": "score a checkpoint on the test clips of a recipe",
     "predict": "run a recipe's prediction on a checkpoint",
 }
+ABLATE = {"ablate": "train the arms of an ablation under an equal budget, and judge them"}
 LIGHT = {
     "sample": "make videos from prompts with a trained model",
     "data": "look at and check folders of videos",
@@ -86,12 +87,14 @@ def _dispatch(arguments: list[str]) -> int:
     command = arguments[0]
     if command in TRAINING:
         return importlib.import_module("lightning_sora.commands.train").run(arguments)
+    if command in ABLATE:
+        return importlib.import_module("lightning_sora.commands.ablate").run(arguments[1:])
     if command in LIGHT:
         module = importlib.import_module(f"lightning_sora.commands.{command}")
         parser = OneLineParser(prog=PROGRAM)
         module.add_parser(parser.add_subparsers(dest="command", required=True, parser_class=OneLineParser))
         return module.run(parser.parse_args(arguments))
-    known = [*TRAINING, *LIGHT]
+    known = [*TRAINING, *ABLATE, *LIGHT]
     near = difflib.get_close_matches(command, known, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     raise SoraError(f"unknown command {command!r}; {hint}commands: {', '.join(known)}")
@@ -106,6 +109,7 @@ def _help() -> str:
         "Controlled experiments on Sora-class text-to-video models.\n\n"
         f"commands that run a recipe:\n{table(TRAINING)}\n"
         f"  {PROGRAM} fit --config recipes/NAME.yaml [--config OVERLAY.yaml] [--model.dim=256 ...]\n\n"
+        f"commands that compare:\n{table(ABLATE)}\n"
         f"other commands:\n{table(LIGHT)}\n"
         f"`{PROGRAM} COMMAND --help` says more.\n"
     )

@@ -13,6 +13,8 @@ TOLERANCE = 0.01
 WIDTH, DEPTH, HEADS, MLP = "model.dim", "model.depth", "model.num_heads", "model.mlp_ratio"
 MLP_RANGE = (1.0, 8.0)
 BISECTIONS = 24
+#: Sizes beyond the two nearest that are tried: the MLP's width moves in steps, too.
+NEIGHBOURS = 2
 
 
 @dataclass(frozen=True)
@@ -134,15 +136,15 @@ def _by_size(arm: str, budget: Budget, goal: float, base: Mapping[str, Any], ste
         middle = (low + high) // 2
         low, high = (middle, high) if amount(middle * grain, ratio) < goal else (low, middle)
     candidates = []
-    for size in (low * grain, high * grain):
+    for size in (n * grain for n in range(max(1, low - NEIGHBOURS), high + NEIGHBOURS + 1)):
         found = _ratio(lambda r, size=size: amount(size, r) / goal - 1, ratio)  # type: ignore[misc]
         candidates.append((abs(found[0] - ratio), size, *found))
     fitting = [c for c in candidates if abs(c[3]) <= TOLERANCE]
     if not fitting:
         nearest = min(candidates, key=lambda c: abs(c[3]))
         raise SoraError(
-            f"arm {arm!r}: {goal:.4g} {budget.quantity} cannot be met within {TOLERANCE:.0%} by {budget.matched_by}; the "
-            f"nearest is {key}={nearest[1]} with {MLP}={nearest[2]:.3f}, {nearest[3]:+.1%}; choose another budget"
+            f"arm {arm!r}: {goal:.4g} {budget.quantity} cannot be met within {TOLERANCE:.0%} by {budget.matched_by}; "
+            f"the nearest is {key}={nearest[1]} with {MLP}={nearest[2]:.3f}, {nearest[3]:+.1%}; choose another budget"
         )
     _, size, ratio_found, error = min(fitting)
     adjusted = {k: v for k, v in {key: size, MLP: round(ratio_found, 4)}.items() if v != base[k]}
@@ -181,9 +183,9 @@ def validation_interval(steps: int, validations: int) -> int:
 
 
 def divisible(steps: int, validations: int) -> int:
-    """``steps`` moved to the nearest multiple of as many validations as a quarter of the tolerance allows."""
+    """``steps`` moved to the nearest multiple of as many validations as half the tolerance allows."""
     for count in range(min(validations, steps), 1, -1):
         near = max(1, round(steps / count)) * count
-        if abs(near / steps - 1) <= TOLERANCE / 4:
+        if abs(near / steps - 1) <= TOLERANCE / 2:
             return near
     return steps

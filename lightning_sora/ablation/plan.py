@@ -16,6 +16,14 @@ from lightning_sora.errors import SoraError
 Quantity = Literal["steps", "tokens", "flops", "params", "seconds"]
 Means = Literal["steps", "width", "depth"]
 BASELINE_AMOUNT = "baseline"
+#: What can be set to meet each quantity.
+MEANS_OF: dict[str, tuple[str, ...]] = {
+    "steps": ("steps",),
+    "tokens": ("steps",),
+    "flops": ("steps", "width", "depth"),
+    "params": ("width", "depth"),
+    "seconds": ("steps",),
+}
 MODES = ("min", "max")
 _KEY = re.compile(r"[a-z_]+(\.\w+)+")
 _NAME = re.compile(r"[\w.+-]+")
@@ -167,11 +175,11 @@ def read_budget(content: Any) -> Budget:
         said = f"unknown {', '.join(unknown)}" if unknown else f"{len(asked)} quantities"
         raise SoraError(f"budget has {said}; give one of {', '.join(quantities)}, and `by` for what is set to meet it")
     ((quantity, amount),) = asked.items()
-    by = content.get("by", "width" if quantity == "params" else "steps")
+    by = content.get("by", MEANS_OF[quantity][0])
     if by not in means:
         raise SoraError(f"budget.by={by!r} must be one of {', '.join(means)}")
-    if (quantity == "params") == (by == "steps") or (quantity in ("steps", "tokens", "seconds") and by != "steps"):
-        can = "width or depth" if quantity == "params" else "steps"
+    if by not in MEANS_OF[quantity]:
+        can = " or ".join(MEANS_OF[quantity])
         raise SoraError(f"budget {quantity} cannot be met by {by}; it can by {can}")
     if amount == BASELINE_AMOUNT:
         return Budget(quantity, None, by)
@@ -247,7 +255,7 @@ def _arms(path: Path, arms: Any, factor: Any) -> dict[str, Any]:
     for name, value in arms.items():
         if isinstance(value, Mapping):
             raise SoraError(
-                f"{path}: arm {name!r} sets {', '.join(map(str, value))}; an arm is a value of the one factor {factor}: "
+                f"{path}: arm {name!r} sets {', '.join(map(str, value))}; an arm is a value of one factor, {factor}: "
                 "put what all arms share under `overrides`, and what else differs into an ablation of its own"
             )
     seen: dict[str, str] = {}

@@ -37,6 +37,9 @@ CALIBRATION_STEPS, CALIBRATION_WARMUP, CALIBRATION_ROUNDS = 12, 4, 2
 class RecipeReader(SoraCLI):
     """Parses a recipe and stops there."""
 
+    def _set_seed(self) -> None:
+        """Nothing is drawn."""
+
     def instantiate_classes(self) -> None:
         """Nothing is built."""
 
@@ -285,8 +288,8 @@ class Planner:
             adjusted_baseline = key in {k for m in self.matches.values() for k in m.adjusted}
             if ours.get(key) != theirs.get(key) and not known and not adjusted_baseline:
                 raise SoraError(
-                    f"arm {arm.name!r} also differs in {key} ({ours.get(key)!r}, baseline {theirs.get(key)!r}), which the "
-                    f"ablation does not declare: only {self.plan.factor} may; remove what ties {key} to it"
+                    f"arm {arm.name!r} also differs in {key} ({ours.get(key)!r}, baseline {theirs.get(key)!r}), which "
+                    f"the ablation does not declare: only {self.plan.factor} may; remove what ties {key} to it"
                 )
 
     def design(self) -> Design:
