@@ -26,7 +26,7 @@ import lightning_sora.lit.dit
 import lightning_sora.lit.vae  # noqa: F401
 from lightning_sora.commands.recipes import check_recipe, merged_vars, recipe_files
 from lightning_sora.errors import SoraError
-from lightning_sora.lit.callbacks import PredictionWriter, Progress
+from lightning_sora.lit.callbacks import ClipScores, Costs, PredictionWriter, Progress
 from lightning_sora.lit.module import check_module, read_checkpoint
 from lightning_sora.tracking import Checkpoint, MLflowTracker, RunRecorder, StopBetweenSteps
 
@@ -220,7 +220,7 @@ class SoraCLI(LightningCLI):
             sources={f"{index}_{file.name}": file.read_text() for index, file in enumerate(self.files)},
             command=("lightning-sora", *self.arguments),
         )
-        callbacks: list[Callback] = [recorder, self.stopper]
+        callbacks: list[Callback] = [recorder, self.stopper, Costs(), ClipScores()]
         if command == "predict":
             callbacks.append(PredictionWriter())
         trainer = self._get(self.config_init, "trainer")

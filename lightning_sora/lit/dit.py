@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
-from lightning_sora.diffusion.guidance import classifier_free
 from lightning_sora.diffusion.paths import OBJECTIVES, interpolate
-from lightning_sora.diffusion.samplers import SAMPLERS, Denoise, Progress, time_schedule
 from lightning_sora.diffusion.timesteps import TIMESTEPS
+from lightning_sora.diffusion.weighting import WEIGHTINGS
 from lightning_sora.errors import SoraError
-from lightning_sora.lit.module import LitModule
-from lightning_sora.lit.vae import LitVAE, to_uint8
-from lightning_sora.metrics.adherence import WorldAdherence
+from lightning_sora.lit.flops import FORWARD_AND_BACKWARD, CountedFlops
+from lightning_sora.lit.generate import GenerativeModule, Video
+from lightning_sora.lit.pretrained import UNTRAINED, load_vae
+from lightning_sora.metrics.adherence import WorldAdherence, clip_adherence, read_facts
+from lightning_sora.metrics.reconstruction import ReconstructionQuality, clip_quality
 from lightning_sora.models.dit import DiT
-from lightning_sora.models.text import TEXT_ENCODERS, TextContext
-from lightning_sora.models.vae import VAES, VideoVAE
+from lightning_sora.models.text import TEXT_ENCODERS
 from lightning_sora.randomness import initialize, normal_per_clip, uniform_per_clip
-from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid, TokenLayout, patchify, unpatchify
-
-Video = UInt8[Tensor, "frames height width 3"]
-
-UNTRAINED = "untrained:"
+from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenLayout, patchify
 
 
-class LitDiT(LitModule):
+class LitDiT(GenerativeModule):
     """A diffusion transformer over spacetime patches.
 
     Args:
@@ -43,12 +36,15 @@ class LitDiT(LitModule):
         attention: a block's spec, or a pattern over layers such as "spatial, temporal".
         kernel: how attention is computed, apart from what it computes.
         modulation: one projection of the condition for all layers, or one per layer.
+        conditioning: text by an attention of its own, or jointly, as further keys of every self-attention.
         checkpoint: recompute layers in the backward pass, to save memory.
         text: spec of the text encoder.
         text_drop: fraction of training captions replaced by the empty one, for guidance.
-        objective: spec: "velocity" or "x".
+        objective: spec of what is predicted: "velocity", "x", "eps", "v", "edm".
+        weighting: spec of the loss's weight over timesteps.
         timesteps: spec of the training timesteps.
-        sampler, steps, guidance, shift: how samples are drawn when nothing else is asked.
+        sampler, steps, guidance, shift: how samples are drawn when nothing else is asked; guidance is a spec, or
+            the scale of plain classifier-free guidance.
         prompts: of the gallery that each validation adds to.
         val_timesteps: strata of t at which each validation clip is scored.
         optimizer, schedule, ema_decay, seed: see :class:`LitModule`.
@@ -68,14 +64,16 @@ class LitDiT(LitModule):
         attention: str | list[str] = "full",
         kernel: str = "sdpa",
         modulation: Literal["single", "per_block"] = "single",
+        conditioning: Literal["cross", "joint"] = "cross",
         checkpoint: bool = False,
         text: str = "bytes(dim=128, depth=2)",
         text_drop: float = 0.1,
         objective: str = "velocity",
+        weighting: str = "uniform",
         timesteps: str = "logit_normal",
         sampler: str = "euler",
         steps: int = 20,
-        guidance: float = 2.5,
+        guidance: float | str = 2.5,
         shift: float = 1.0,
         prompts: Sequence[str] = (),
         val_timesteps: int = 4,
@@ -84,7 +82,17 @@ class LitDiT(LitModule):
         ema_decay: float | None = 0.999,
         seed: int = 0,
     ) -> None:
-        super().__init__(optimizer=optimizer, schedule=schedule, ema_decay=ema_decay, seed=seed)
+        super().__init__(
+            sampler=sampler,
+            steps=steps,
+            guidance=guidance,
+            shift=shift,
+            prompts=prompts,
+            optimizer=optimizer,
+            schedule=schedule,
+            ema_decay=ema_decay,
+            seed=seed,
+        )
         self.save_hyperparameters()
         if not 0 <= text_drop < 1:
             raise SoraError(f"text_drop={text_drop} must lie in [0, 1)")
@@ -104,6 +112,7 @@ class LitDiT(LitModule):
             text_dim=self.text.dim,
             attention=attention,
             modulation=modulation,
+            conditioning=conditioning,
             kernel=kernel,
             checkpoint=checkpoint,
         )
@@ -111,18 +120,14 @@ class LitDiT(LitModule):
         if self.text.trainable:
             initialize(self.text, seed, "text.")
         self.objective = OBJECTIVES.create(objective)
+        self.weighting = WEIGHTINGS.create(weighting)
         self.timesteps = TIMESTEPS.create(timesteps)
         self.text_drop, self.val_timesteps = text_drop, val_timesteps
-        self.sampler, self.steps, self.guidance, self.shift = SAMPLERS.create(sampler), steps, guidance, shift
-        time_schedule(steps, shift)  # refuses impossible ones now rather than at the first validation
-        self.prompts = list(prompts)
-        self.adherence = WorldAdherence()
+        self.adherence, self.reconstruction = WorldAdherence(), ReconstructionQuality()
         self._judged = False
+        self._text_tokens = 0  # of the last batch, padding included
+        self._count = CountedFlops()
         self._loss_of_size: dict[str, tuple[float, int]] = {}
-
-    @property
-    def patch(self) -> PatchSize:
-        return self.vae.stride * self.patch_size
 
     @cached_property
     def vae_hash(self) -> str:
@@ -155,12 +160,26 @@ class LitDiT(LitModule):
                 rows.append(patchify(latent, self.patch_size)[0])
             return batch.layout.join(rows)
 
-    def decode_rows(self, rows: Float[Tensor, "clips tokens latent_dim"], grid: TokenGrid) -> list[Video]:
-        """Videos of rows on one grid."""
-        latent = rearrange(unpatchify(rows, grid, self.patch_size), "b t h w c -> b c t h w")
-        return to_uint8(self.vae.decode_latent(latent.to(self.dtype)))
-
     # Training.
+    def predict_x_0(
+        self,
+        batch: SpacetimeBatch,
+        x_0: Float[Tensor, "batch tokens latent_dim"],
+        t: Float[Tensor, " clips"],
+        noise: Float[Tensor, "batch tokens latent_dim"],
+        captions: Sequence[str],
+    ) -> tuple[Float[Tensor, " clips"], Float[Tensor, "batch tokens latent_dim"]]:
+        """Each clip's weighted error at timestep ``t`` in the objective's own terms, and the ``x_0`` it implies."""
+        t = t.to(x_0)
+        spread = batch.layout.per_token(t[:, None])
+        x_t = interpolate(x_0, noise, spread)
+        text = self.text(captions)
+        self._text_tokens = text.mask.shape[1]
+        prediction = self.dit(self.objective.input(x_t, spread), t, text, batch.layout)
+        error = (prediction - self.objective.target(x_0, noise, spread)).square().mean(dim=-1)
+        loss = batch.layout.clip_mean(error.float()) * self.weighting(t.float(), self.objective)
+        return loss, self.objective.x_0(prediction, x_t, spread)
+
     def diffusion_loss(
         self,
         batch: SpacetimeBatch,
@@ -169,13 +188,24 @@ class LitDiT(LitModule):
         noise: Float[Tensor, "batch tokens latent_dim"],
         captions: Sequence[str],
     ) -> Float[Tensor, " clips"]:
-        """Each clip's mean squared error at timestep ``t``."""
-        t = t.to(x_0)
-        spread = batch.layout.per_token(t[:, None])
-        x_t = interpolate(x_0, noise, spread)
-        prediction = self.dit(x_t, t, self.text(captions), batch.layout)
-        error = (prediction - self.objective.target(x_0, noise)).square().mean(dim=-1)
-        return batch.layout.clip_mean(error.float())
+        """Each clip's weighted mean squared error at timestep ``t``."""
+        return self.predict_x_0(batch, x_0, t, noise, captions)[0]
+
+    def training_flops(self, batch: SpacetimeBatch) -> int:
+        """The transformer's declared FLOPs; those of the text encoder and of the frozen VAE are counted."""
+        captions = list(batch.captions)
+        if not self._text_tokens:  # nothing was trained yet
+            with torch.no_grad():
+                self._text_tokens = self.text(captions).mask.shape[1]
+        total = FORWARD_AND_BACKWARD * self.dit.flops(batch.layout, self._text_tokens)
+        text = self._count(("text", len(captions), self._text_tokens), self.text, lambda: self.text(captions))
+        total += text * (FORWARD_AND_BACKWARD if self.text.trainable else 1)
+        if batch.space == "pixel":
+            for grid in batch.layout.grids:
+                size = grid.size(self.patch)
+                clip = torch.zeros((1, 3, *size), device=self.device, dtype=self.dtype)
+                total += self._count(size, self.vae, lambda clip=clip: self.vae.encode(clip))  # type: ignore[misc]
+        return total
 
     def noise_for(
         self, x_0: Float[Tensor, "batch tokens latent_dim"], layout: TokenLayout, purpose: str, keys: list[tuple]
@@ -197,21 +227,40 @@ class LitDiT(LitModule):
 
     # Evaluation: the same noise and the same timesteps, every time and in every arm.
     def fixed_loss(self, batch: SpacetimeBatch, split: str) -> None:
-        """Logs the loss at stratified timesteps and fixed noise, together, per stratum of t and per size."""
+        """Logs the errors at fixed noise and stratified noise levels, together, per stratum and per size.
+
+        ``loss`` is the objective's own; ``denoising_error`` is the mean squared error of the ``x_0`` that the
+        prediction implies. Levels are even in ``t``, whatever timesteps the recipe trains on, and equal ``t``
+        is equal signal-to-noise ratio on every path: so the second can be compared between objectives.
+        """
         with self.averaged():
             x_0 = self.latent_rows(batch)
             sizes = ["x".join(map(str, grid.size(self.patch))) for grid in batch.layout.grids]
             offsets = uniform_per_clip(self.seed, "fixed_timestep", [(i,) for i in batch.ids])
+            totals = {name: torch.zeros(len(batch)) for name in ("loss", "denoising_error")}
             for index in range(self.val_timesteps):
-                t = self.timesteps((index + offsets) / self.val_timesteps, batch.layout.lengths)
+                t = (index + offsets) / self.val_timesteps
                 noise = self.noise_for(x_0, batch.layout, "fixed_noise", [(i, index) for i in batch.ids])
-                losses = self.diffusion_loss(batch, x_0, t, noise, batch.captions)
-                for name in (f"{split}/loss", f"{split}/loss_t{index}"):
-                    bar = name == "val/loss"
-                    self.log(name, losses.mean(), batch_size=len(batch), sync_dist=True, on_epoch=True, prog_bar=bar)
-                for size, loss in zip(sizes, losses.tolist(), strict=True):
-                    total, count = self._loss_of_size.get(size, (0.0, 0))
-                    self._loss_of_size[size] = total + loss, count + 1
+                losses, implied = self.predict_x_0(batch, x_0, t, noise, batch.captions)
+                errors = batch.layout.clip_mean((implied - x_0).float().square().mean(dim=-1))
+                for name, values in (("loss", losses), ("denoising_error", errors)):
+                    totals[name] += values.cpu() / self.val_timesteps
+                    self._log_mean(f"{split}/{name}_t{index}", values.mean(), len(batch))
+            for name, values in totals.items():
+                self._log_mean(f"{split}/{name}", values.mean(), len(batch), prog_bar=name == "loss")
+                self.score_clips(f"{split}/{name}", batch.ids, values.tolist())
+            for size, loss in zip(sizes, totals["loss"].tolist(), strict=True):
+                total, count = self._loss_of_size.get(size, (0.0, 0))
+                self._loss_of_size[size] = total + loss, count + 1
+
+    def _log_mean(self, name: str, value: Tensor, clips: int, prog_bar: bool = False) -> None:
+        self.log(name, value.to(self.device), batch_size=clips, sync_dist=True, on_epoch=True, prog_bar=prog_bar)
+
+    def protocol(self, split: str) -> dict[str, Any]:
+        fixed = {"timesteps": f"{self.val_timesteps} even strata of t", "noise": "fixed per clip", "vae": self.vae_hash}
+        sampling = {"sampler": str(self.hparams["sampler"]), "steps": self.steps, "shift": self.shift}
+        sampling |= {"guidance": str(self.hparams["guidance"]), "judge": "world.measure"}
+        return super().protocol(split) | fixed | (sampling if split == "test" else {})
 
     def log_loss_of_sizes(self, split: str) -> None:
         """Logs the mean loss of each clip size; ranks may have met different ones."""
@@ -231,98 +280,52 @@ class LitDiT(LitModule):
         self.fixed_loss(batch, "val")
 
     def test_step(self, batch: SpacetimeBatch, batch_idx: int) -> None:
-        """Generates for captions that were never trained on, and judges what can be judged."""
+        """Generates for captions that were never trained on, and judges what can be judged.
+
+        What the VAE alone makes of the clips is scored beside it: no generation can be sharper.
+        """
         self.fixed_loss(batch, "test")
         self._judged = batch.facts is not None
+        if batch.space == "pixel":
+            self._score_vae(batch)
         if batch.facts is not None:
             frames, height, width = batch.layout.grids[0].size(self.patch)
             keys = [("test", i) for i in batch.ids]
             generated = self.sample(batch.captions, frames, height, width, seed=self.seed, keys=keys)
-            self.adherence.update(generated, batch.facts, batch.fps)
+            found, asked = read_facts(generated, batch.facts, batch.fps)
+            self.adherence.add(found, asked)
+            single = [i for i, fact in zip(batch.ids, batch.facts, strict=True) if len(fact["objects"]) == 1]
+            self.score_clips("test/adherence", single, clip_adherence(found, asked).tolist())
+
+    def _score_vae(self, batch: SpacetimeBatch) -> None:
+        for video in batch.videos():
+            pixels = rearrange(video.to(self.dtype) / 127.5 - 1, "t h w c -> 1 c t h w")
+            with torch.no_grad():
+                self.reconstruction.add(*clip_quality(self.vae.decode_latent(self.vae.encode_latent(pixels)), pixels))
 
     def on_test_epoch_end(self) -> None:
         self.log_loss_of_sizes("test")
         if self._judged:
             for name, value in self.adherence.compute().items():
                 self.log(f"test/{name}", value)
+        if int(self.reconstruction.clips):
+            for name, value in self.reconstruction.compute().items():
+                self.log(f"test/vae_{name}", value)
         self.adherence.reset()
+        self.reconstruction.reset()
 
     def predict_step(self, batch: SpacetimeBatch, batch_idx: int) -> list[Video]:
         frames, height, width = batch.layout.grids[0].size(self.patch)
         return self.sample(batch.captions, frames, height, width, keys=[("predict", i) for i in batch.ids])
 
-    @torch.no_grad()
-    def sample(
-        self,
-        prompts: Sequence[str],
-        frames: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        *,
-        seed: int = 0,
-        steps: int | None = None,
-        guidance: float | None = None,
-        keys: Sequence[tuple[Any, ...]] | None = None,
-        progress: Progress = iter,
-    ) -> list[Video]:
-        """Generates one video per prompt, with the moving average, in the precision of the weights.
-
-        Args:
-            frames, height, width: any size that the patch divides; by default the training size.
-            seed, keys: the noise of prompt ``i`` is a function of ``seed`` and ``keys[i]`` (its index
-                if None) alone, not of the other prompts.
-            steps, guidance: by default those of the recipe.
-            progress: wraps the list of steps, for a progress bar.
-
-        Raises:
-            SoraError: a size that the patch does not divide.
-        """
-        native = self.native_size or (1, self.patch.height, self.patch.width)
-        size = [n if asked is None else asked for asked, n in zip((frames, height, width), native, strict=True)]
-        grid = TokenGrid.of(size[0], size[1], size[2], self.patch)
-        times = time_schedule(self.steps if steps is None else steps, self.shift)
-        layout = TokenLayout.uniform(grid, len(prompts))
-        keys = keys if keys is not None else [(i,) for i in range(len(prompts))]
-        sizes = [(grid.tokens, self.patch_size.volume * self.vae.latent_channels)] * len(prompts)
-        noise = torch.stack(normal_per_clip(sizes, seed, "sample", keys)).to(self.device)
-        scale = self.guidance if guidance is None else guidance
-        if not math.isfinite(scale):
-            raise SoraError(f"guidance={scale} must be a finite number; 1 is none")
-        with self.evaluating():
-            denoise = self.denoiser(prompts, layout, scale)
-            return self.decode_rows(self.sampler(denoise, noise, times, progress), grid)
-
-    def denoiser(self, prompts: Sequence[str], layout: TokenLayout, guidance: float) -> Denoise:
-        """``(x_t, t) -> x_0`` for these prompts, guided; the solver's state stays in float32."""
-        text = self.text(list(prompts))
-        empty = self.text([""] * len(prompts)) if guidance != 1 else None
-
-        def predict(x_t: Tensor, t: float, context: TextContext) -> Tensor:
-            times = torch.full((len(prompts),), t, device=x_t.device)
-            prediction = self.dit(x_t.to(self.dtype), times.to(self.dtype), context, layout).float()
-            return self.objective.x_0(prediction, x_t, layout.per_token(times[:, None]))
-
-        def denoise(x_t: Tensor, t: float) -> Tensor:
-            x_0 = predict(x_t, t, text)
-            return x_0 if empty is None else classifier_free(x_0, predict(x_t, t, empty), guidance)
-
-        return denoise
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Evaluation mode, the moving average, and the precision of the weights."""
-        training = self.training
-        self.eval()
-        try:
-            with self.averaged(), torch.autocast(self.device.type, enabled=False):
-                yield
-        finally:
-            self.train(training)
-
-    def gallery(self) -> tuple[dict[str, list[Tensor]], list[str]]:
-        if not self.prompts:
-            return {}, []
-        return {"generated": self.sample(self.prompts, seed=self.seed)}, self.prompts
+    def load_weak(self, path: str) -> GenerativeModule:
+        weak = type(self).load(path, self.device)
+        if weak.vae_hash != self.vae_hash:
+            raise SoraError(
+                f"the weak model {path} works on latents of VAE {weak.vae_hash}, this one on those of {self.vae_hash}; "
+                "autoguidance needs two models of one VAE"
+            )
+        return weak
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -341,23 +344,3 @@ class LitDiT(LitModule):
     def lineage(self) -> dict[str, str]:
         """What this run stands on, for the record."""
         return {"vae.hash": self.vae_hash, "vae.run_id": self.vae_run_id or "none"}
-
-
-def load_vae(source: str, seed: int) -> tuple[VideoVAE, str, str | None]:
-    """A VAE from a LitVAE checkpoint or from a spec, its spec, and the mlflow run that trained it, if recorded.
-
-    Raises:
-        SoraError: a path that is no checkpoint, an unknown spec, or a VAE that would need training.
-    """
-    spec = source.removeprefix(UNTRAINED)
-    if spec.endswith(".ckpt") or Path(spec).exists():
-        module = LitVAE.load(spec)
-        return module.vae, str(module.hparams["vae"]), module.run_id
-    vae = VAES.create(spec)
-    if any(True for _ in vae.parameters()) and not source.startswith(UNTRAINED):
-        raise SoraError(
-            f"model.vae={source!r} names a VAE without its weights; give the path of a checkpoint of a LitVAE run, "
-            f"or '{UNTRAINED}{source}' if random weights are what you want"
-        )
-    initialize(vae, seed, "vae.")
-    return vae, spec, None

@@ -19,7 +19,7 @@ def test_a_perfect_prediction_gives_back_the_data(name: str) -> None:
     t = torch.tensor([0.2, 0.7, 1.0]).double()[:, None, None]
     objective = OBJECTIVES.create(name)
     x_t = interpolate(x_0, noise, t)
-    torch.testing.assert_close(objective.x_0(objective.target(x_0, noise), x_t, t), x_0)
+    torch.testing.assert_close(objective.x_0(objective.target(x_0, noise, t), x_t, t), x_0)
 
 
 def test_velocity_is_the_derivative_of_the_path() -> None:

@@ -1,0 +1,158 @@
+"""Generation: from prompts and keyed noise to videos, with whatever sampler and guidance a recipe names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from lightning_sora.diffusion.guidance import guidance_of
+from lightning_sora.diffusion.paths import Objective
+from lightning_sora.diffusion.samplers import SAMPLERS, Denoise, Progress, time_schedule
+from lightning_sora.lit.module import LitModule
+from lightning_sora.lit.vae import to_uint8
+from lightning_sora.models.dit import DiT
+from lightning_sora.models.text import TextEncoder
+from lightning_sora.models.vae import VideoVAE
+from lightning_sora.randomness import normal_per_clip
+from lightning_sora.spacetime import PatchSize, TokenGrid, TokenLayout, unpatchify
+
+Video = UInt8[Tensor, "frames height width 3"]
+
+
+class GenerativeModule(LitModule):
+    """What a trained latent diffusion model can do with prompts; a subclass trains it.
+
+    Args:
+        sampler, steps, guidance, shift: how samples are drawn when nothing else is asked.
+        prompts: of the gallery.
+    """
+
+    vae: VideoVAE
+    dit: DiT
+    text: TextEncoder
+    objective: Objective
+    patch_size: PatchSize
+
+    def __init__(
+        self,
+        *,
+        sampler: str,
+        steps: int,
+        guidance: float | str,
+        shift: float,
+        prompts: Sequence[str],
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.sampler, self.steps, self.shift = SAMPLERS.create(sampler), steps, shift
+        self.guidance = guidance_of(guidance)
+        time_schedule(steps, shift)  # refuses impossible ones now rather than at the first validation
+        self.prompts = list(prompts)
+        # Outside the module tree: the weak model of autoguidance is no part of this one's weights.
+        self.__dict__["_weak"] = None
+
+    @property
+    def patch(self) -> PatchSize:
+        return self.vae.stride * self.patch_size
+
+    def decode_rows(self, rows: Float[Tensor, "clips tokens latent_dim"], grid: TokenGrid) -> list[Video]:
+        """Videos of rows on one grid."""
+        latent = rearrange(unpatchify(rows, grid, self.patch_size), "b t h w c -> b c t h w")
+        return to_uint8(self.vae.decode_latent(latent.to(self.dtype)))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[str],
+        frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | str | None = None,
+        keys: Sequence[tuple[Any, ...]] | None = None,
+        progress: Progress = iter,
+    ) -> list[Video]:
+        """Generates one video per prompt, with the moving average, in the precision of the weights.
+
+        Args:
+            frames, height, width: any size that the patch divides; by default the training size.
+            seed, keys: the noise of prompt ``i`` is a function of ``seed`` and ``keys[i]`` (its index
+                if None) alone, not of the other prompts.
+            steps, guidance: by default those of the recipe; guidance is a spec, or the scale of plain guidance.
+            progress: wraps the list of steps, for a progress bar.
+
+        Raises:
+            SoraError: a size that the patch does not divide, or impossible steps or guidance.
+        """
+        native = self.native_size or (1, self.patch.height, self.patch.width)
+        size = [n if asked is None else asked for asked, n in zip((frames, height, width), native, strict=True)]
+        grid = TokenGrid.of(size[0], size[1], size[2], self.patch)
+        times = time_schedule(self.steps if steps is None else steps, self.shift)
+        layout = TokenLayout.uniform(grid, len(prompts))
+        keys = keys if keys is not None else [(i,) for i in range(len(prompts))]
+        sizes = [(grid.tokens, self.patch_size.volume * self.vae.latent_channels)] * len(prompts)
+        noise = torch.stack(normal_per_clip(sizes, seed, "sample", keys)).to(self.device)
+        with self.evaluating():
+            denoise = self.denoiser(prompts, layout, guidance)
+            return self.decode_rows(self.sampler(denoise, noise, times, progress), grid)
+
+    def denoiser(self, prompts: Sequence[str], layout: TokenLayout, guidance: float | str | None = None) -> Denoise:
+        """``(x_t, t) -> x_0`` for these prompts, guided; the solver's state stays in float32."""
+        guide = (self.guidance if guidance is None else guidance_of(guidance)).start()
+        captions = {"conditional": list(prompts), "unconditional": [""] * len(prompts)}
+        contexts: dict[str, Any] = {}
+
+        def predict(kind: str, x_t: Tensor, t: float) -> Tensor:
+            model: GenerativeModule = self.weak(guide.weak) if kind == "weak" else self
+            if kind not in contexts:
+                contexts[kind] = model.text(captions["conditional" if kind == "weak" else kind])
+            times = torch.full((len(prompts),), t, device=x_t.device)
+            spread = layout.per_token(times[:, None])
+            prediction = model.dit(
+                model.objective.input(x_t, spread).to(model.dtype), times.to(model.dtype), contexts[kind], layout
+            )
+            return model.objective.x_0(prediction.float(), x_t, spread)
+
+        def denoise(x_t: Tensor, t: float) -> Tensor:
+            at: Callable[[str], Tensor] = lambda kind: predict(kind, x_t, t)  # noqa: E731
+            return guide(at, x_t, t)
+
+        return denoise
+
+    def weak(self, path: str) -> GenerativeModule:
+        """The weaker model of autoguidance, loaded once.
+
+        Raises:
+            SoraError: no such checkpoint, or a model of other latents.
+        """
+        if self.__dict__["_weak"] is None:
+            self.__dict__["_weak"] = self.load_weak(path)
+        return self.__dict__["_weak"]
+
+    def load_weak(self, path: str) -> GenerativeModule:
+        """Reads the weaker model."""
+        raise NotImplementedError
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode, the moving average, and the precision of the weights."""
+        training = self.training
+        self.eval()
+        try:
+            with self.averaged(), torch.autocast(self.device.type, enabled=False):
+                yield
+        finally:
+            self.train(training)
+
+    def gallery(self) -> tuple[dict[str, list[Tensor]], list[str]]:
+        if not self.prompts:
+            return {}, []
+        return {"generated": self.sample(self.prompts, seed=self.seed)}, self.prompts

@@ -1,0 +1,32 @@
+"""A VAE that a DiT stands on: trained, or without weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning_sora.errors import SoraError
+from lightning_sora.lit.vae import LitVAE
+from lightning_sora.models.vae import VAES, VideoVAE
+from lightning_sora.randomness import initialize
+
+UNTRAINED = "untrained:"
+
+
+def load_vae(source: str, seed: int) -> tuple[VideoVAE, str, str | None]:
+    """A VAE from a LitVAE checkpoint or from a spec, its spec, and the mlflow run that trained it, if recorded.
+
+    Raises:
+        SoraError: a path that is no checkpoint, an unknown spec, or a VAE that would need training.
+    """
+    spec = source.removeprefix(UNTRAINED)
+    if spec.endswith(".ckpt") or Path(spec).exists():
+        module = LitVAE.load(spec)
+        return module.vae, str(module.hparams["vae"]), module.run_id
+    vae = VAES.create(spec)
+    if any(True for _ in vae.parameters()) and not source.startswith(UNTRAINED):
+        raise SoraError(
+            f"model.vae={source!r} names a VAE without its weights; give the path of a checkpoint of a LitVAE run, "
+            f"or '{UNTRAINED}{source}' if random weights are what you want"
+        )
+    initialize(vae, seed, "vae.")
+    return vae, spec, None
