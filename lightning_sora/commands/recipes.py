@@ -67,6 +67,39 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return nested
 
 
+def with_plugins(arguments: Sequence[str]) -> list[str]:
+    """The command line with every ``--plugins FILE`` as an addition to those of the recipe."""
+    found: list[str] = []
+    following = iter(arguments)
+    for argument in following:
+        if argument == "--plugins":
+            file = next(following, "")
+            if not file or file.startswith("-"):
+                raise SoraError("--plugins needs a file, such as --plugins my_block.py")
+            found.append(f"--plugins+={file}")
+        else:
+            found.append(argument.replace("--plugins=", "--plugins+=", 1) if argument[10:11] != "[" else argument)
+    return found
+
+
+def plugin_files(files: Sequence[Path], arguments: Sequence[str]) -> list[str]:
+    """What recipes and ``--plugins`` name, in order: needed before anything that they register is parsed.
+
+    Raises:
+        SoraError: ``plugins`` of a recipe is no list of paths.
+    """
+    found: list[str] = []
+    for file in files:
+        named = read_recipe(file).get("plugins") or []
+        if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+            raise SoraError(f"{file}: plugins={named!r} must be a list of paths of Python files")
+        found += named
+    for flag, value in _flags(arguments):
+        if flag in ("--plugins", "--plugins+"):
+            found += yaml.safe_load(value) if value.startswith("[") else [value]
+    return found
+
+
 def check_recipe(files: Sequence[Path], arguments: Sequence[str], accepted: Accepted) -> None:
     """Refuses misspelt names and changes of class, in files and flags.
 

@@ -24,10 +24,11 @@ from omegaconf.errors import OmegaConfBaseException
 import lightning_sora.data.datamodule  # recipes may name the classes of these without their module
 import lightning_sora.lit.dit
 import lightning_sora.lit.vae  # noqa: F401
-from lightning_sora.commands.recipes import check_recipe, merged_vars, recipe_files
+from lightning_sora.commands.recipes import check_recipe, merged_vars, plugin_files, recipe_files, with_plugins
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.callbacks import ClipScores, Costs, PredictionWriter, Progress
 from lightning_sora.lit.module import check_module, read_checkpoint
+from lightning_sora.plugins import load_packages, load_plugins, loaded
 from lightning_sora.tracking import Checkpoint, MLflowTracker, RunRecorder, StopBetweenSteps
 
 TERMINATED = 143
@@ -122,8 +123,11 @@ class SoraCLI(LightningCLI):
     """
 
     def __init__(self, arguments: list[str], stopper: StopBetweenSteps) -> None:
+        arguments = with_plugins(arguments)
         self.arguments, self.stopper = arguments, stopper
         self.files = recipe_files(arguments)
+        load_packages()
+        load_plugins(plugin_files(self.files, arguments))
         self._from_run: str | None = None
         self._from_step = 0
         super().__init__(
@@ -144,6 +148,7 @@ class SoraCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--plugins", type=list[str], default=[], help="Files that register parts of their own.")
         parser.add_argument("--vars", type=dict, default={}, help="Values for interpolation: ${vars.name}.")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_class_arguments(MLflowTracker, "tracking")
@@ -219,6 +224,7 @@ class SoraCLI(LightningCLI):
             recipe=yaml.safe_load(resolved),
             sources={f"{index}_{file.name}": file.read_text() for index, file in enumerate(self.files)},
             command=("lightning-sora", *self.arguments),
+            plugins={name: plugin.source for name, plugin in loaded().items()},
         )
         callbacks: list[Callback] = [recorder, self.stopper, Costs(), ClipScores()]
         if command == "predict":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_sora.tracking.checkpoint import is_dry_run
-from lightning_sora.tracking.logger import find_tracker
+from lightning_sora.tracking.logger import MLflowTracker, find_tracker
 
 #: The data that each command reads.
 SPLITS = {"fit": "train", "validate": "val", "test": "test", "predict": "test"}
@@ -28,12 +29,19 @@ class RunRecorder(pl.Callback):
         recipe: the same as mappings.
         sources: text of the files that it was made of, by name.
         command: the command line.
+        plugins: text of the files that registered parts, by name.
     """
 
     def __init__(
-        self, resolved: str, recipe: Mapping[str, Any], sources: Mapping[str, str], command: tuple[str, ...]
+        self,
+        resolved: str,
+        recipe: Mapping[str, Any],
+        sources: Mapping[str, str],
+        command: tuple[str, ...],
+        plugins: Mapping[str, str],
     ) -> None:
         self.resolved, self.recipe, self.sources, self.command = resolved, recipe, sources, command
+        self.plugins = plugins
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if is_dry_run(trainer) or not trainer.is_global_zero:
@@ -46,12 +54,20 @@ class RunRecorder(pl.Callback):
             return
         tracker.log_recipe(stage, self.resolved, self.recipe, self.sources)
         tracker.log_provenance()
+        self._log_plugins(tracker)
         tracker.log_tags(
             {f"command.{stage}": " ".join(self.command), "output": os.path.abspath(trainer.default_root_dir)}
         )
         data = trainer.datamodule  # type: ignore[attr-defined]
         if hasattr(data, "fingerprint"):
             tracker.log_data(str(getattr(data, "spec", type(data).__name__)), data.fingerprint(SPLITS[stage]), stage)
+
+    def _log_plugins(self, tracker: MLflowTracker) -> None:
+        for name, source in self.plugins.items():
+            tracker.log_text(source, f"plugins/{name}")
+        if self.plugins:
+            text = "".join(f"{name}\n{source}" for name, source in sorted(self.plugins.items()))
+            tracker.log_tags({"plugins.sha256": hashlib.sha256(text.encode()).hexdigest()})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._log_lineage(trainer, pl_module)

@@ -1,0 +1,110 @@
+"""Plugins: files and packages that register parts of their own.
+
+A file is given by ``--plugins FILE`` or ``plugins: [FILE]`` in a recipe. A package is found by its entry points in the
+group ``lightning_sora.plugins``, each of which names a module that registers parts when it is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from lightning_sora.errors import SoraError
+
+GROUP = "lightning_sora.plugins"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A file that was loaded.
+
+    Attributes:
+        name: of its module: that of the file, and a hash of its path.
+        path: absolute.
+        source: its text when it was loaded.
+    """
+
+    name: str
+    path: Path
+    source: str
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.source.encode()).hexdigest()
+
+
+_LOADED: dict[Path, Plugin] = {}
+_PACKAGES: set[str] = set()
+
+
+def loaded() -> dict[str, Plugin]:
+    """The files that were loaded in this process, by the name of the file."""
+    return {plugin.path.name: plugin for plugin in _LOADED.values()}
+
+
+def load_plugins(files: Sequence[str | Path]) -> list[Plugin]:
+    """Runs each file once in this process, so that what it registers can be named.
+
+    Raises:
+        SoraError: not there, changed since it was loaded, or broken; the place in the file is named.
+    """
+    return [_load(Path(file)) for file in files]
+
+
+def load_packages() -> None:
+    """Imports what installed packages offer as plugins, once.
+
+    Raises:
+        SoraError: one cannot be imported; its distribution is named.
+    """
+    for entry in metadata.entry_points(group=GROUP):
+        if entry.value in _PACKAGES:
+            continue
+        try:
+            entry.load()
+        except Exception as problem:
+            distribution = entry.dist.name if entry.dist is not None else "an installed package"
+            raise SoraError(
+                f"the plugin {entry.name!r} of {distribution} cannot be loaded ({_where(problem, None)}); mend or "
+                f"uninstall {distribution}"
+            ) from problem
+        _PACKAGES.add(entry.value)
+
+
+def _load(file: Path) -> Plugin:
+    path = file.expanduser().resolve()
+    if path.suffix != ".py" or not path.is_file():
+        raise SoraError(f"no plugin at {file}; give a Python file, such as --plugins my_block.py")
+    source = path.read_text()
+    if path in _LOADED:
+        if _LOADED[path].source != source:
+            raise SoraError(f"the plugin {file} has changed since this process loaded it; start anew")
+        return _LOADED[path]
+    # A stable name that no other module has: what it defines can be pickled for worker processes.
+    plugin = Plugin(f"{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}", path, source)
+    specification = importlib.util.spec_from_file_location(plugin.name, path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[plugin.name] = module
+    try:
+        specification.loader.exec_module(module)
+    except Exception as problem:
+        del sys.modules[plugin.name]
+        raise SoraError(f"the plugin {file} cannot be loaded: {_where(problem, path)}") from problem
+    _LOADED[path] = plugin
+    return plugin
+
+
+def _where(problem: BaseException, path: Path | None) -> str:
+    frames = [f for f in traceback.extract_tb(problem.__traceback__) if path is None or Path(f.filename) == path]
+    line = getattr(problem, "lineno", None) or (frames[-1].lineno if frames else None)
+    place = f" in line {line}" if line and path is not None else ""
+    said = " ".join(str(problem).split())
+    return f"{said if isinstance(problem, SoraError) else f'{type(problem).__name__}: {said}'}{place}"
