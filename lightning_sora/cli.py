@@ -30,6 +30,7 @@ TRAINING = {
 }
 ABLATE = {"ablate": "train the arms of an ablation under an equal budget, and judge them"}
 LIGHT = {
+    "compare": "judge the arms of an ablation, and write the report",
     "sample": "make videos from prompts with a trained model",
     "data": "look at and check folders of videos",
     "list": "name the registered parts: attention, VAEs, samplers ...",

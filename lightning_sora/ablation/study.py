@@ -70,11 +70,13 @@ class Arm:
     Attributes:
         value: the spec, as in the recipe.
         adjusted: what was set to match the budget, by dotted key.
+        said: how it was matched, in words.
     """
 
     name: str
     value: str
     adjusted: Mapping[str, str] = field(default_factory=dict)
+    said: str = ""
 
 
 @dataclass(frozen=True)

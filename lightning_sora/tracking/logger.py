@@ -266,7 +266,13 @@ class MLflowTracker(Logger):
             return
         suffix = f"-{time.strftime('%Y%m%d-%H%M%S')}" if self.rejoined else ""
         self.log_tags(
-            {**code.tags(), "code.hash": provenance.code_hash(), "python": machine["python"], "torch": machine["torch"]}
+            {
+                **code.tags(),
+                "code.hash": provenance.code_hash(),
+                "python": machine["python"],
+                "torch": machine["torch"],
+                "machine": ", ".join([f"{machine['cpus']} x {machine['processor']}", *machine["accelerators"]]),
+            }
         )
         if code.patch:
             self.log_text(code.patch, f"code/diff{suffix}.patch")

@@ -26,7 +26,9 @@ def test_velocity_is_the_derivative_of_the_path() -> None:
     x_0, noise = torch.randn(2, 1, 5, 4).double()
     t = torch.full((1, 1, 1), 0.3).double()
     slope = (interpolate(x_0, noise, t + 1e-6) - interpolate(x_0, noise, t - 1e-6)) / 2e-6
-    torch.testing.assert_close(OBJECTIVES.create("velocity").target(x_0, noise, torch.zeros(1, 1, 1)), slope, atol=1e-8, rtol=0)
+    torch.testing.assert_close(
+        OBJECTIVES.create("velocity").target(x_0, noise, torch.zeros(1, 1, 1)), slope, atol=1e-8, rtol=0
+    )
 
 
 def test_logit_normal_quantiles_match_the_normal_distribution() -> None:

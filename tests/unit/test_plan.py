@@ -88,7 +88,11 @@ def test_the_command_line_changes_budget_seeds_and_keys(tmp_path: Path) -> None:
     assert plan.budget == Budget("flops", 1e9, "width")
     assert plan.changed({"flops": 5}, [3], {"model.dim": "8"}).budget == Budget("flops", 5.0, "width")
     changed = plan.changed({"steps": 5}, [3], {"model.dim": "8"})
-    assert (changed.budget, changed.seeds, changed.overrides) == (Budget("steps", 5.0, "steps"), (3,), {"model.dim": "8"})
+    assert (changed.budget, changed.seeds, changed.overrides) == (
+        Budget("steps", 5.0, "steps"),
+        (3,),
+        {"model.dim": "8"},
+    )
     with pytest.raises(SoraError, match="the factor"):
         plan.changed({}, None, {"model.attention": "full"})
 

@@ -1,0 +1,102 @@
+"""What else differs between the arms of a study: a comparison is refused that an undeclared change could explain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lightning_sora.ablation.study import Study, Trial
+from lightning_sora.errors import SoraError
+
+#: Keys of a recipe that say where a run is kept, not what it is; the seed is the same within a pair.
+ELSEWHERE = (
+    "tracking.", "checkpoint.dirpath", "trainer.default_root_dir", "trainer.enable_progress_bar", "ckpt_path",
+)  # fmt: skip
+#: Follow from a budget that is met by steps.
+STEPS = ("trainer.max_steps", "trainer.val_check_interval")
+#: Follow from the factor whatever it is.
+COUNTS = ("parameters", "parameters_trained")
+#: What produced the numbers, beside the recipe.
+IDENTITY = ("data.fingerprint", "code.hash", "plugins.sha256", "torch")
+#: Fields of a protocol card by the keys of the recipe that explain a difference.
+EXPLAINED = {
+    "vae": ("model.vae",),
+    "sampler": ("model.sampler",),
+    "steps": ("model.steps",),
+    "shift": ("model.shift",),
+    "guidance": ("model.guidance",),
+    "ema": ("model.ema_decay",),
+    "dtype": ("trainer.precision",),
+}
+SHOWN = 4
+
+
+def undeclared_differences(study: Study) -> list[str]:
+    """What differs between an arm and the baseline at equal seeds, but should not: one sentence each."""
+    baseline = {trial.seed: trial for trial in study.of(study.baseline) if trial.finished}
+    found: dict[str, None] = {}
+    adjusted = {key for arm in study.arms for key in arm.adjusted}
+    declared = {study.factor, *adjusted, *STEPS}
+    for arm in study.arms:
+        for trial in study.of(arm.name):
+            other = baseline.get(trial.seed)
+            if trial.finished and other is not None and trial is not other:
+                found |= dict.fromkeys(_differences(trial, other, declared))
+    return list(found)
+
+
+def _differences(trial: Trial, other: Trial, declared: set[str]) -> Iterator[str]:
+    def say(kind: str, key: str, ours: Any, theirs: Any) -> str:
+        return f"{kind} {key} of arm {trial.arm!r} is {_short(ours)}, of the baseline {_short(theirs)}"
+
+    for key in sorted({*trial.params, *other.params}):
+        free = key.startswith(ELSEWHERE) or key in COUNTS
+        known = any(key == d or key.startswith(f"{d}.") for d in declared)
+        if not free and not known and trial.params.get(key) != other.params.get(key):
+            yield say("recipe key", key, trial.params.get(key, "unset"), other.params.get(key, "unset"))
+    for key in IDENTITY:
+        if trial.tags.get(key) != other.tags.get(key):
+            yield say("tag", key, trial.tags.get(key, "unset"), other.tags.get(key, "unset"))
+    for split in sorted({*trial.protocol, *other.protocol}):
+        ours, theirs = trial.protocol.get(split, {}), other.protocol.get(split, {})
+        for key in sorted({*ours, *theirs}):
+            explained = declared & set(EXPLAINED.get(key, ()))
+            if ours.get(key) != theirs.get(key) and not explained:
+                yield say(f"protocol of {split}", key, ours.get(key), theirs.get(key))
+
+
+def refuse_undeclared(study: Study) -> None:
+    """Raises SoraError if anything but the declared factor differs; the keys are named with their values."""
+    found = undeclared_differences(study)
+    if found:
+        more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise SoraError(
+            f"these runs differ in more than {study.factor}: {'; '.join(found[:SHOWN])}{more}. A comparison would not say "
+            "what made the difference: train these arms again under one recipe, data and code"
+        )
+
+
+def hardware_note(study: Study) -> str:
+    """Said beside costs where trials ran on different machines."""
+    machines = {trial.tags.get("machine", "") for trial in study.trials if trial.finished}
+    return "" if len(machines) <= 1 else f"costs are of {len(machines)} kinds of machine: {', '.join(sorted(machines))}"
+
+
+def incomparable_metric(study: Study) -> str:
+    """A warning where the metric itself changes its meaning with the factor; empty otherwise."""
+    moved: Mapping[str, tuple[str, ...]] = {
+        "loss": ("model.objective", "model.weighting", "model.vae"),
+        "denoising_error": ("model.vae",),
+    }
+    for word, factors in moved.items():
+        if word in study.metric and study.factor in factors:
+            return (
+                f"{study.metric} is measured in units that {study.factor} itself sets, so its values cannot be compared "
+                "between arms; judge by val/denoising_error (objectives) or test/adherence"
+            )
+    return ""
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

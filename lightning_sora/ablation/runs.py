@@ -1,0 +1,244 @@
+"""Runs as they are kept: through mlflow's API, or read directly from a sqlite store, which is a hundred times faster."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
+
+from lightning_sora.tracking.store import connect, database_path
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+#: What the direct reader needs of mlflow's private schema.
+SCHEMA = {
+    "runs": {"run_uuid", "name", "status", "start_time", "lifecycle_stage", "artifact_uri", "experiment_id"},
+    "metrics": {"key", "value", "step", "timestamp", "run_uuid", "is_nan"},
+    "params": {"key", "value", "run_uuid"},
+    "tags": {"key", "value", "run_uuid"},
+}
+PER_QUERY = 500
+
+History = Mapping[str, tuple[tuple[int, float], ...]]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One run.
+
+    Attributes:
+        history: every value of every metric, as (step, value) in order.
+    """
+
+    run_id: str
+    name: str
+    status: str
+    start_time: int
+    artifact_uri: str
+    params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    history: History = field(default_factory=dict)
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """The last value of each metric."""
+        return {name: values[-1][1] for name, values in self.history.items() if values}
+
+
+class RunReader(ABC):
+    """Finds runs of one store."""
+
+    @abstractmethod
+    def tagged(self, tags: Mapping[str, str]) -> list[RunData]:
+        """Runs with all of these tags, newest first; without params and history."""
+
+    @abstractmethod
+    def named(self, what: str) -> list[RunData]:
+        """The run of this id, or the runs of this name, newest first; without params and history."""
+
+    @abstractmethod
+    def full(self, run_ids: Sequence[str]) -> list[RunData]:
+        """These runs with everything, in this order."""
+
+    @abstractmethod
+    def text(self, run: RunData, path: str) -> str | None:
+        """A text artifact; None where the run has none."""
+
+    def folder(self, run: RunData) -> Path | None:
+        """Where the run's artifacts are, if on this machine."""
+        parsed = urlparse(run.artifact_uri)
+        path = Path(unquote(parsed.path)) if parsed.scheme in ("", "file") else None
+        return path if path is not None and path.is_dir() else None
+
+    def json(self, run: RunData, path: str) -> Any:
+        """A JSON artifact; None where the run has none."""
+        text = self.text(run, path)
+        return None if text is None else json.loads(text)
+
+
+def open_reader(uri: str) -> RunReader:
+    """The fastest way to read a store: the file itself where it is sqlite with the schema that is known."""
+    database = database_path(uri)
+    if database is not None and database.is_file() and _schema_known(database):
+        return SqliteReader(database)
+    return ClientReader(uri)
+
+
+def _schema_known(database: Path) -> bool:
+    with closing(_open(database)) as connection:
+        for table, needed in SCHEMA.items():
+            columns = {row[1] for row in connection.execute(f"pragma table_info({table})")}
+            if not needed <= columns:
+                return False
+    return True
+
+
+def _open(database: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, timeout=30)
+
+
+class SqliteReader(RunReader):
+    """Reads mlflow's sqlite file, and never writes to it."""
+
+    COLUMNS = "run_uuid, name, status, start_time, artifact_uri"
+
+    def __init__(self, database: Path) -> None:
+        self.database = database
+
+    def tagged(self, tags: Mapping[str, str]) -> list[RunData]:
+        conditions = " and ".join(
+            "exists (select 1 from tags t where t.run_uuid = runs.run_uuid and t.key = ? and t.value = ?)" for _ in tags
+        )
+        values = [text for item in tags.items() for text in item]
+        return self._runs(conditions, values)
+
+    def named(self, what: str) -> list[RunData]:
+        return self._runs("run_uuid = ?", [what]) or self._runs("name = ?", [what])
+
+    def full(self, run_ids: Sequence[str]) -> list[RunData]:
+        found: dict[str, RunData] = {}
+        for start in range(0, len(run_ids), PER_QUERY):
+            part = list(run_ids[start : start + PER_QUERY])
+            marks = ", ".join("?" * len(part))
+            with closing(_open(self.database)) as connection:
+                params: dict[str, dict[str, str]] = {run: {} for run in part}
+                for run, key, value in connection.execute(
+                    f"select run_uuid, key, value from params where run_uuid in ({marks})", part
+                ):
+                    params[run][key] = value
+                history: dict[str, dict[str, list[tuple[int, float]]]] = {run: {} for run in part}
+                for run, key, step, value, nan in connection.execute(
+                    "select run_uuid, key, step, value, is_nan from metrics "
+                    f"where run_uuid in ({marks}) order by step, timestamp",
+                    part,
+                ):
+                    history[run].setdefault(key, []).append((step, math.nan if nan else value))
+            for run in self._runs(f"run_uuid in ({marks})", part):
+                kept = {name: tuple(values) for name, values in history[run.run_id].items()}
+                found[run.run_id] = RunData(
+                    run.run_id,
+                    run.name,
+                    run.status,
+                    run.start_time,
+                    run.artifact_uri,
+                    params[run.run_id],
+                    run.tags,
+                    kept,
+                )
+        return [found[run] for run in run_ids if run in found]
+
+    def text(self, run: RunData, path: str) -> str | None:
+        folder = self.folder(run)
+        if folder is None:
+            return ClientReader(f"sqlite:///{self.database}").text(run, path)
+        file = folder / path
+        return file.read_text() if file.is_file() else None
+
+    def _runs(self, condition: str, values: Iterable[str]) -> list[RunData]:
+        with closing(_open(self.database)) as connection:
+            rows = connection.execute(
+                f"select {self.COLUMNS} from runs where lifecycle_stage = 'active' and {condition} "
+                "order by start_time desc, run_uuid",
+                list(values),
+            ).fetchall()
+            tags: dict[str, dict[str, str]] = {row[0]: {} for row in rows}
+            ids = list(tags)
+            for start in range(0, len(ids), PER_QUERY):
+                part = ids[start : start + PER_QUERY]
+                marks = ", ".join("?" * len(part))
+                for run, key, value in connection.execute(
+                    f"select run_uuid, key, value from tags where run_uuid in ({marks})", part
+                ):
+                    tags[run][key] = value
+        return [
+            RunData(run, name or "", status, start, uri or "", {}, tags[run]) for run, name, status, start, uri in rows
+        ]
+
+
+class ClientReader(RunReader):
+    """Reads any store through mlflow's API."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        return connect(self.uri)
+
+    def tagged(self, tags: Mapping[str, str]) -> list[RunData]:
+        return self._search(" and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items()))
+
+    def named(self, what: str) -> list[RunData]:
+        quoted = what.replace("'", "")
+        return self._search(f"attributes.run_id = '{quoted}'") or self._search(f"attributes.run_name = '{quoted}'")
+
+    def full(self, run_ids: Sequence[str]) -> list[RunData]:
+        found = []
+        for run_id in run_ids:
+            run = self.client.get_run(run_id)
+            history = {}
+            for name in run.data.metrics:
+                values = sorted(self.client.get_metric_history(run_id, name), key=lambda m: (m.step, m.timestamp))
+                history[name] = tuple((m.step, m.value) for m in values)
+            found.append(_data(run, dict(run.data.params), history))
+        return found
+
+    def text(self, run: RunData, path: str) -> str | None:
+        from tempfile import TemporaryDirectory
+
+        parent = path.rpartition("/")[0] or None
+        if path not in {item.path for item in self.client.list_artifacts(run.run_id, parent)}:
+            return None
+        with TemporaryDirectory() as folder:
+            return Path(self.client.download_artifacts(run.run_id, path, folder)).read_text()
+
+    def _search(self, condition: str) -> list[RunData]:
+        experiments = [e.experiment_id for e in self.client.search_experiments()]
+        found: list[RunData] = []
+        token = None
+        while True:
+            page = self.client.search_runs(
+                experiments, condition, max_results=1000, order_by=["attributes.start_time DESC"], page_token=token
+            )
+            found += [_data(run, {}, {}) for run in page]
+            token = page.token
+            if not token:
+                return found
+
+
+def _data(run: Run, params: Mapping[str, str], history: History) -> RunData:
+    info = run.info
+    tags = dict(run.data.tags)
+    return RunData(
+        info.run_id, info.run_name or "", info.status, info.start_time, info.artifact_uri, params, tags, history
+    )

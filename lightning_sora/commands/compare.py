@@ -1,0 +1,112 @@
+"""compare: which arm of an ablation is better, by how much, with what certainty, at what cost."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_sora.errors import SoraError
+
+FORMATS = ("table", "csv", "json", "md")
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("compare", help="judge the arms of an ablation", description=__doc__)
+    parser.add_argument(
+        "what", nargs="*", metavar="ABLATION|RUN", help="name or run of an ablation (default: the newest), or runs"
+    )
+    parser.add_argument("--uri", help="mlflow store; default: MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db")
+    parser.add_argument("--metric", help="what decides; default: what the ablation says")
+    parser.add_argument("--mode", choices=("min", "max"), help="whether less or more of the metric is better")
+    parser.add_argument("--baseline", help="the arm that the others are compared to")
+    parser.add_argument("--level", type=float, default=0.95, help="of the intervals (default: %(default)s)")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="what is printed (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder of the HTML report; default: outputs/ablations/NAME/report")
+    parser.add_argument("--no-report", action="store_true", help="print only")
+    parser.add_argument("--open", action="store_true", help="open the report in a browser")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command, for other commands."""
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    return run(parser.parse_args(["compare", *arguments]))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the verdicts, writes the report, and keeps it with the ablation's run."""
+    from lightning_sora.ablation import table
+    from lightning_sora.ablation.checks import hardware_note, incomparable_metric, refuse_undeclared
+    from lightning_sora.ablation.reader import read_study
+    from lightning_sora.tracking.store import database_path, resolve_uri
+
+    if not 0 < args.level < 1:
+        raise SoraError(f"--level {args.level} must lie between 0 and 1, such as 0.95")
+    if args.open and args.no_report:
+        raise SoraError("--open shows the report that --no-report leaves out; drop one of them")
+    uri = resolve_uri(args.uri)
+    database = database_path(uri)
+    if database is not None and not database.is_file():
+        raise SoraError(f"no mlflow store at {database}; run `lightning-sora ablate` here first, or give --uri")
+    study = read_study(uri, args.what, metric=args.metric, mode=args.mode, baseline=args.baseline)
+    if problem := incomparable_metric(study):
+        raise SoraError(problem)
+    refuse_undeclared(study)
+    verdicts = verdicts_of(study, args.level)
+    if args.format == "table":
+        from rich.console import Console
+
+        Console(width=None if sys.stdout.isatty() else 160).print(table.as_table(study, verdicts))
+    else:
+        form = {"csv": table.as_csv, "json": table.as_json, "md": table.as_markdown}[args.format]
+        sys.stdout.write(form(study, verdicts))
+    for note in filter(None, [hardware_note(study)]):
+        sys.stderr.write(f"note: {note}\n")
+    if not args.no_report:
+        page = report(study, verdicts, args.out, uri)
+        sys.stderr.write(f"report: {page}\n")
+        if args.open:
+            import webbrowser
+
+            webbrowser.open(page.absolute().as_uri())
+    return 0
+
+
+def verdicts_of(study: Any, level: float = 0.95) -> list[Any]:
+    """Every arm against the baseline.
+
+    Raises:
+        SoraError: the baseline has no finished trial.
+    """
+    from lightning_sora.ablation.statistics import judge
+
+    arms = [study.baseline, *(arm.name for arm in study.arms if arm.name != study.baseline)]
+    values = {arm: study.values(arm) for arm in arms}
+    scores = {
+        arm: {
+            t.seed: t.clip_scores[study.metric] for t in study.of(arm) if t.finished and study.metric in t.clip_scores
+        }
+        for arm in arms
+    }
+    return judge(values, study.baseline, study.mode, scores, level)
+
+
+def report(study: Any, verdicts: Sequence[Any], folder: Path | None, uri: str) -> Path:
+    """Writes the HTML report, and stores it with the ablation's run where there is one."""
+    from lightning_sora.ablation import table
+    from lightning_sora.ablation.report import write_report
+
+    folder = folder or Path("outputs/ablations") / study.name / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    page = write_report(study, verdicts, folder)
+    (folder / "table.md").write_text(table.as_markdown(study, verdicts))
+    (folder / "table.csv").write_text(table.as_csv(study, verdicts))
+    (folder / "table.json").write_text(table.as_json(study, verdicts))
+    if study.run_id is not None:
+        from lightning_sora.tracking.store import connect
+
+        connect(uri).log_artifacts(study.run_id, str(folder), "report")
+    return page
