@@ -296,7 +296,9 @@ def _at_least_one(path: Path, name: str, value: Any) -> int:
 
 
 def _refuse_double(plan: Plan) -> None:
-    reserved = {plan.factor: "the factor", "seed_everything": "seeds", "trainer.max_steps": "the budget"}
+    reserved = {plan.factor: "the factor", "seed_everything": "seeds"}
+    if plan.budget.amount is not None and plan.budget.matched_by == "steps":
+        reserved["trainer.max_steps"] = "the budget"
     for key in plan.overrides:
         if key in reserved:
             raise SoraError(

@@ -1,7 +1,7 @@
 """From values per arm, seed and clip to verdicts.
 
-The unit is the seed: arms are paired within it, because they share data order, timesteps, noise and initial values,
-and a difference is believed when it is large against its spread over seeds (Bouthillier et al. 2021,
+The unit is the seed: arms are paired within it, because they share data order, timesteps, noise and initial
+values, and a difference is believed when it is large against its spread over seeds (Bouthillier et al. 2021,
 arXiv:2103.03098). Clips of one training are no independent trainings: an interval over clips speaks of that training.
 """
 
@@ -119,9 +119,12 @@ def minimum_detectable_effect(spread: float, n: int, alpha: float, power: float 
         alpha: two-sided level, corrected for the number of arms.
     """
     critical = stats.t.ppf(1 - alpha / 2, n - 1)
+    # The noncentral t as a mixture of normals over the sample deviation: scipy's own fails with one degree of freedom.
+    deviations = np.sqrt(stats.chi2.ppf((np.arange(2000) + 0.5) / 2000, n - 1) / (n - 1))
 
     def found(effect: float) -> float:
-        return float(stats.nct.sf(critical, n - 1, effect) + stats.nct.cdf(-critical, n - 1, effect))
+        bounds = critical * deviations
+        return float((stats.norm.sf(bounds - effect) + stats.norm.cdf(-bounds - effect)).mean())
 
     low, high = 0.0, 1.0
     while found(high) < power and high < 1e6:

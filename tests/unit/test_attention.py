@@ -128,8 +128,8 @@ def test_a_new_partition_needs_one_method_and_its_options_tell_its_plans_apart()
     [
         ("windw", {}, "window"),
         ("window(width=3)", {}, "size"),
-        ("window(size=(2, 4))", {}, "must be tuple"),
-        ("window(size=(2, 0, 4))", {}, "three whole numbers"),
+        ("window(size=(2, 4))", {}, "must be int or tuple"),
+        ("window(size=(2, 0, 4))", {}, "whole number of at least 1"),
         ("full", {"kernel": "spda"}, "sdpa"),
         ("full", {"num_heads": 5}, "num_heads=5"),
     ],

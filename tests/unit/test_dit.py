@@ -169,7 +169,7 @@ def test_inputs_that_do_not_fit_are_refused(change: dict, words: str) -> None:
     [
         ({"attention": "full, full, full, full"}, "depth=3"),
         ({"modulation": "double"}, "modulation 'double'"),
-        ({"kernel": "flex"}, "attention kernel 'flex'"),
+        ({"kernel": "fast"}, "attention kernel 'fast'"),
         ({"num_heads": 6}, "head_dim=4"),
         ({"num_heads": 0}, "num_heads=0"),
     ],

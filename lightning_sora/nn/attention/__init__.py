@@ -1,10 +1,21 @@
 """Attention blocks, by name."""
 
-from lightning_sora.nn.attention import factorised, full, window  # noqa: F401  (they register themselves)
+from lightning_sora.nn.attention import (  # noqa: F401  (they register themselves)
+    causal,
+    differential,
+    dilated,
+    factorised,
+    full,
+    gated,
+    linear,
+    neighborhood,
+    radial,
+    tile,
+    window,
+)
 from lightning_sora.nn.attention.base import (
     ATTENTION,
     AttentionBlock,
-    PartitionBlock,
     TextKeys,
     create_attention,
     list_attention,
@@ -13,6 +24,8 @@ from lightning_sora.nn.attention.base import (
 from lightning_sora.nn.attention.cross import CrossAttention
 from lightning_sora.nn.attention.joint import JointText
 from lightning_sora.nn.attention.kernels import KERNELS
+from lightning_sora.nn.attention.masked import MaskedBlock
+from lightning_sora.nn.attention.partition import PartitionBlock
 from lightning_sora.nn.attention.pattern import layer_specs
 
 __all__ = [
@@ -21,6 +34,7 @@ __all__ = [
     "AttentionBlock",
     "CrossAttention",
     "JointText",
+    "MaskedBlock",
     "PartitionBlock",
     "TextKeys",
     "create_attention",

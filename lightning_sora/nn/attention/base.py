@@ -1,15 +1,13 @@
 """AttentionBlock: self-attention among the tokens of each clip, whatever the layout.
 
-The base projects, normalises, rotates and projects back; a block says who attends to whom. Most
-do it by a partition: a block that only implements ``group`` attends within groups of tokens.
+The base projects, normalises, rotates and projects back; a block says who attends to whom: by a partition of the
+tokens (:class:`PartitionBlock`), by a rule for pairs of tokens (:class:`MaskedBlock`), or by its own ``attend``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -19,10 +17,9 @@ from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
 from lightning_sora.nn.attention.kernels import kernel_for
-from lightning_sora.nn.attention.segments import gather, scatter
 from lightning_sora.nn.rope import Rope, rotate
 from lightning_sora.registry import Registry, Spec
-from lightning_sora.spacetime import Groups, TokenGrid, TokenLayout
+from lightning_sora.spacetime import TokenLayout
 
 Heads = Float[Tensor, "batch tokens heads head_dim"]
 
@@ -76,6 +73,22 @@ class TextKeys:
     mask: Bool[Tensor, "clips text_tokens"]
 
 
+def with_text(
+    k: Heads, v: Heads, text: TextKeys | None, clips: Int[Tensor, " batch"] | None
+) -> tuple[Tensor, Tensor, Bool[Tensor, "batch keys"] | None]:
+    """Keys and values with those of the text appended, and which of them count.
+
+    Args:
+        clips: the clip of each row; may be None where there is no text.
+    """
+    if text is None or clips is None:
+        return k, v, None
+    tokens = torch.ones(k.shape[:2], dtype=torch.bool, device=k.device)
+    keys = torch.cat([k, text.k.index_select(0, clips).to(k.dtype)], dim=1)
+    values = torch.cat([v, text.v.index_select(0, clips).to(v.dtype)], dim=1)
+    return keys, values, torch.cat([tokens, text.mask.index_select(0, clips)], dim=1)
+
+
 class AttentionBlock(nn.Module, ABC):
     """One self-attention layer over spacetime tokens.
 
@@ -86,9 +99,13 @@ class AttentionBlock(nn.Module, ABC):
 
     A subclass adds its options as keyword arguments, declares the ``kernels`` that can honour it, and
     implements ``attend``, ``receptive_field`` and ``pairs``.
+
+    Attributes:
+        softmax: whether the block is softmax attention over its receptive field, no more and no less.
     """
 
-    kernels: ClassVar[tuple[str, ...]] = ("sdpa", "matmul")
+    kernels: ClassVar[tuple[str, ...]] = ("sdpa", "matmul", "flex", "varlen")
+    softmax: ClassVar[bool] = True
 
     def __init__(self, dim: int, num_heads: int, *, layer: int, depth: int) -> None:
         super().__init__()
@@ -131,7 +148,7 @@ class AttentionBlock(nn.Module, ABC):
 
     @abstractmethod
     def pairs(self, layout: TokenLayout) -> int:
-        """Query-key pairs that are computed."""
+        """Query-key pairs that the receptive field holds: what a kernel must compute, and need not exceed."""
 
     def flops(self, layout: TokenLayout, text_tokens: int = 0) -> int:
         """Forward FLOPs of projections, scores and values, a multiplication and an addition counting as two.
@@ -143,73 +160,23 @@ class AttentionBlock(nn.Module, ABC):
         return 8 * layout.total * self.dim**2 + 4 * pairs * self.dim
 
 
-class PartitionBlock(AttentionBlock):
-    """Attention within the groups of a partition of the tokens.
-
-    A subclass implements ``group`` alone. Tokens are gathered by group, one kernel call is made per
-    distinct group length, and the results are put back in token order.
-    """
-
-    @abstractmethod
-    def group(self, coordinates: Int[Tensor, "total 4"], grids: Sequence[TokenGrid]) -> Int[Tensor, "total keys"]:
-        """Names the group of each token within its clip.
-
-        Args:
-            coordinates: (clip, t, y, x) of each token.
-            grids: of the clips.
-        """
-
-    @property
-    def plan_name(self) -> tuple[object, ...]:
-        """Identifies the partition: layers with equal names share one plan per layout.
-
-        By default the class, the layer and every plain option; a block whose groups do not depend
-        on the layer may name less.
-        """
-        options = {k: v for k, v in vars(self).items() if isinstance(v, int | float | str | tuple)}
-        del options["training"], options["dim"], options["num_heads"]
-        return (type(self), *sorted(options.items()))
-
-    def groups(self, layout: TokenLayout, device: torch.device | str = "cpu") -> Groups:
-        """The groups within one clip of a uniform layout, or within all clips of a packed one."""
-        if not layout.packed:
-            layout = _one_clip(layout.grids[0])
-        return layout.groups(self.group, self.plan_name, device)
-
-    def attend(self, q: Heads, k: Heads, v: Heads, layout: TokenLayout, text: TextKeys | None = None) -> Heads:
-        groups = self.groups(layout, q.device)
-        parts = zip(gather(q, groups), gather(k, groups), gather(v, groups), strict=True)
-        mixed = [self.kernel(queries, keys, values, None) for queries, keys, values in parts]
-        return scatter(mixed, groups, layout.shape)
-
-    def receptive_field(self, layout: TokenLayout) -> Bool[Tensor, "total total"]:
-        coordinates = layout.coordinates()
-        keys = torch.cat([coordinates[:, :1], self.group(coordinates, layout.grids).reshape(layout.total, -1)], dim=1)
-        return (keys[:, None] == keys[None]).all(dim=-1)
-
-    def pairs(self, layout: TokenLayout) -> int:
-        return self.groups(layout).pairs * (1 if layout.packed else layout.clips)
-
-
-@lru_cache(maxsize=1024)
-def _one_clip(grid: TokenGrid) -> TokenLayout:
-    """Shared by all batches, so that a grid's plans are made once."""
-    return TokenLayout.uniform(grid, 1)
-
-
 ATTENTION: Registry[AttentionBlock] = Registry("attention block")
 register_attention = ATTENTION.register
 list_attention = ATTENTION.list
 
 
 def create_attention(
-    spec: str | Spec, dim: int, num_heads: int, *, layer: int, depth: int, kernel: str = "sdpa"
+    spec: str | Spec, dim: int, num_heads: int, *, layer: int, depth: int, kernel: str | None = None
 ) -> AttentionBlock:
     """Builds the block that a spec such as ``"window(size=(2, 4, 4))"`` asks for.
+
+    Args:
+        kernel: how it is computed; None means the block's own first choice.
 
     Raises:
         SoraError: unknown name, option or kernel, or widths that do not divide.
     """
     block = ATTENTION.create(spec, dim, num_heads, layer=layer, depth=depth)
-    block.use_kernel(kernel)
+    if kernel is not None:
+        block.use_kernel(kernel)
     return block

@@ -26,7 +26,7 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(dim, 2 * dim, bias=False)
         self.q_norm, self.k_norm = head_norm(self.head_dim), head_norm(self.head_dim)
         self.out = ZeroLinear(dim, dim, bias=False)
-        self.kernel = kernel_for(kernel, ("sdpa", "matmul"), "cross-attention")
+        self.kernel = kernel_for(kernel, ("sdpa", "matmul", "flex", "varlen"), "cross-attention")
 
     def forward(
         self,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from jaxtyping import Int
 from torch import Tensor
 
-from lightning_sora.nn.attention.base import PartitionBlock, register_attention
+from lightning_sora.nn.attention.base import register_attention
+from lightning_sora.nn.attention.partition import PartitionBlock
 from lightning_sora.spacetime import TokenGrid
 
 
@@ -30,3 +31,21 @@ class TemporalAttention(PartitionBlock):
 
     def group(self, coordinates: Int[Tensor, "total 4"], grids: Sequence[TokenGrid]) -> Int[Tensor, "total keys"]:
         return coordinates[:, 2:]
+
+
+@register_attention("axial")
+class AxialAttention(PartitionBlock):
+    """Along one axis at a time: time, height, width in turn, layer by layer (Ho et al. 2019, arXiv:1912.12180,
+    section 3)."""
+
+    def __init__(self, dim: int, num_heads: int, *, layer: int, depth: int) -> None:
+        super().__init__(dim, num_heads, layer=layer, depth=depth)
+        self.axis = layer % 3
+
+    @property
+    def plan_name(self) -> tuple[object, ...]:
+        return ("axial", self.axis)
+
+    def group(self, coordinates: Int[Tensor, "total 4"], grids: Sequence[TokenGrid]) -> Int[Tensor, "total keys"]:
+        fixed = [1 + axis for axis in range(3) if axis != self.axis]
+        return coordinates[:, fixed]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from jaxtyping import Int
 from torch import Tensor
 
-from lightning_sora.nn.attention.base import PartitionBlock, register_attention
+from lightning_sora.nn.attention.base import register_attention
+from lightning_sora.nn.attention.partition import PartitionBlock
 from lightning_sora.spacetime import TokenGrid
 
 

@@ -1,19 +1,25 @@
 """Kernels: how softmax attention is computed, apart from who attends to whom.
 
-Every kernel takes queries, keys and values as ``[batch, tokens, heads, head_dim]`` and a mask of the
-keys, and returns the same numbers up to rounding. ``sdpa`` is torch's fused kernel. ``matmul`` is two
-batched matrix products around a softmax: it holds all scores in memory, and wins where the fused
-kernel is poor: bfloat16 on a CPU without AMX, in segments of tens of tokens.
+Every kernel takes queries, keys and values as ``[batch, tokens, heads, head_dim]``, a mask of the keys of each row and
+a pattern of queries and keys that all rows share, and returns the same numbers up to rounding:
+
+- ``sdpa``: torch's fused kernel.
+- ``matmul``: two batched matrix products around a softmax. It holds all scores in memory, and wins where the fused
+  kernel is poor: bfloat16 on a CPU without AMX, in segments of tens of tokens.
+- ``flex``: torch's FlexAttention, which leaves out empty blocks of a pattern; compiled on CUDA, forward only on CPUs.
+- ``varlen``: torch's variable-length flash attention; on CUDA, in half precision, without patterns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
@@ -21,26 +27,102 @@ from lightning_sora.registry import Registry
 
 Query = Float[Tensor, "batch tokens heads head_dim"]
 Key = Float[Tensor, "batch keys heads head_dim"]
+Value = Float[Tensor, "batch keys heads value_dim"]
+Mixed = Float[Tensor, "batch tokens heads value_dim"]
 Mask = Bool[Tensor, "batch keys"]
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+Pattern = Bool[Tensor, "tokens keys"]
+Kernel = Callable[..., Tensor]
 
 KERNELS: Registry[Tensor] = Registry("attention kernel")
 
 
+def _combined(mask: Mask | None, pattern: Pattern | None) -> Bool[Tensor, "_ 1 _ keys"] | None:
+    """What may be seen, to broadcast against ``[batch, heads, tokens, keys]``."""
+    rows = None if mask is None else mask[:, None, None]
+    if pattern is None:
+        return rows
+    return pattern[None, None] if rows is None else rows & pattern[None, None]
+
+
 @KERNELS.register("sdpa")
-def sdpa(q: Query, k: Key, v: Key, mask: Mask | None = None) -> Query:
+def sdpa(q: Query, k: Key, v: Value, mask: Mask | None = None, pattern: Pattern | None = None) -> Mixed:
+    """Torch's fused kernel."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    attn_mask = None if mask is None else mask[:, None, None]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=_combined(mask, pattern)).transpose(1, 2)
 
 
 @KERNELS.register("matmul")
-def matmul(q: Query, k: Key, v: Key, mask: Mask | None = None) -> Query:
+def matmul(q: Query, k: Key, v: Value, mask: Mask | None = None, pattern: Pattern | None = None) -> Mixed:
+    """Two batched matrix products around a softmax."""
     q, k, v = q.transpose(1, 2), rearrange(k, "b n h d -> b h d n"), v.transpose(1, 2)
     scores = (q * q.shape[-1] ** -0.5) @ k
-    if mask is not None:
-        scores = scores.masked_fill(~mask[:, None, None], float("-inf"))
+    seen = _combined(mask, pattern)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, float("-inf"))
     return (torch.softmax(scores, dim=-1).type_as(v) @ v).transpose(1, 2)
+
+
+@KERNELS.register("flex")
+def flex(q: Query, k: Key, v: Value, mask: Mask | None = None, pattern: Pattern | None = None) -> Mixed:
+    """Torch's FlexAttention, under a block mask.
+
+    Raises:
+        SoraError: a gradient is asked for on a CPU, where there is none.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    if q.device.type == "cpu" and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        raise SoraError("kernel 'flex' has no backward pass on a CPU; train with kernel 'sdpa' or 'matmul'")
+
+    rules: dict[tuple[bool, bool], Any] = {  # lambdas, whose arguments torch counts
+        (True, False): lambda b, h, query, key: mask[b, key],  # type: ignore[index]
+        (False, True): lambda b, h, query, key: pattern[query, key],  # type: ignore[index]
+        (True, True): lambda b, h, query, key: mask[b, key] & pattern[query, key],  # type: ignore[index]
+    }
+    block_mask = None
+    if mask is not None or pattern is not None:
+        rule = rules[mask is not None, pattern is not None]
+        rows = None if mask is None else len(q)
+        block_mask = create_block_mask(rule, rows, None, q.shape[1], k.shape[1], device=q.device)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return _flex(q.device.type)(q, k, v, block_mask=block_mask).transpose(1, 2)
+
+
+@cache
+def _flex(device: str) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention) if device == "cuda" else flex_attention
+
+
+@KERNELS.register("varlen")
+def varlen(q: Query, k: Key, v: Value, mask: Mask | None = None) -> Mixed:
+    """Torch's variable-length flash attention: rows end to end, keys that a mask leaves out dropped.
+
+    Raises:
+        SoraError: not on CUDA, or not in half precision.
+    """
+    if q.device.type != "cuda" or q.dtype not in (torch.float16, torch.bfloat16):
+        raise SoraError(
+            f"kernel 'varlen' runs on CUDA in float16 or bfloat16, not on {q.device.type} in {str(q.dtype)[6:]}; set "
+            "trainer.precision to bf16-mixed there, or choose kernel 'sdpa', 'matmul' or 'flex'"
+        )
+    from torch.nn.attention.varlen import varlen_attn
+
+    ends_q, ends_k = row_ends(q), row_ends(k) if mask is None else masked_row_ends(mask)
+    flat_k, flat_v = (x.flatten(0, 1) if mask is None else x[mask] for x in (k, v))
+    mixed = varlen_attn(q.flatten(0, 1), flat_k, flat_v, ends_q, ends_k, q.shape[1], k.shape[1])
+    return mixed.unflatten(0, q.shape[:2])
+
+
+def row_ends(x: Float[Tensor, "batch tokens heads head_dim"]) -> Int[Tensor, " rows_plus_one"]:
+    """Where each row of equal rows starts when they lie end to end, and the end."""
+    return torch.arange(len(x) + 1, dtype=torch.int32, device=x.device) * x.shape[1]
+
+
+def masked_row_ends(mask: Mask) -> Int[Tensor, " rows_plus_one"]:
+    """The same, of rows of which only what the mask keeps is left."""
+    return F.pad(mask.sum(dim=1, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0))
 
 
 def kernel_for(name: str, supported: tuple[str, ...], operator: str) -> Kernel:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from lightning_sora.spacetime import Groups
+from lightning_sora.spacetime import Groups, TokenLayout
 
 Tokens = Shaped[Tensor, "batch tokens heads head_dim"]
 Segment = Shaped[Tensor, "_ _ heads head_dim"]  # groups of one length, and that length
@@ -36,6 +36,19 @@ def scatter(segments: Sequence[Segment], groups: Groups, shape: tuple[int, int])
         return segments[0].reshape(*shape, *rest)
     mixed = torch.cat([segment.reshape(shape[0], -1, *rest) for segment in segments], dim=1)
     return torch.empty_like(mixed).index_copy(1, _order(groups), mixed)
+
+
+def segment_clips(groups: Groups, layout: TokenLayout, device: torch.device) -> list[Int[Tensor, " _"]]:
+    """The clip of every group, per segment of :func:`gather`.
+
+    Args:
+        groups: of one clip of a uniform layout, or of all clips of a packed one.
+    """
+    if layout.packed:
+        clip = layout.coordinates(device)[:, 0]
+        return [clip.index_select(0, segment[:, 0]) for segment in groups.segments]
+    clips = torch.arange(layout.clips, device=device)
+    return [clips.repeat_interleave(len(segment)) for segment in groups.segments]
 
 
 def _order(groups: Groups) -> Tensor:

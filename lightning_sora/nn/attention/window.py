@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from jaxtyping import Int
 from torch import Tensor
 
-from lightning_sora.errors import SoraError
-from lightning_sora.nn.attention.base import PartitionBlock, register_attention
+from lightning_sora.nn.attention.base import register_attention
+from lightning_sora.nn.attention.partition import PartitionBlock
+from lightning_sora.nn.attention.triples import triple
 from lightning_sora.spacetime import TokenGrid
 
 
@@ -20,17 +21,15 @@ class WindowAttention(PartitionBlock):
     wraps around and masks: nothing mixes with the opposite border.
 
     Args:
-        size: tokens per window along frames, height and width.
+        size: tokens per window along (frames, height, width), or one number for all.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, *, layer: int, depth: int, size: tuple[int, int, int] = (2, 4, 4)
+        self, dim: int, num_heads: int, *, layer: int, depth: int, size: int | tuple[int, int, int] = (2, 4, 4)
     ) -> None:
         super().__init__(dim, num_heads, layer=layer, depth=depth)
-        if len(size) != 3 or not all(isinstance(s, int) and s >= 1 for s in size):
-            raise SoraError(f"window size={size} must be three whole numbers of at least 1: (frames, height, width)")
-        self.size = tuple(size)
-        self.shift = tuple(s // 2 if layer % 2 else 0 for s in size)
+        self.size = triple("window", "size", size, least=1)
+        self.shift = tuple(s // 2 if layer % 2 else 0 for s in self.size)
 
     @property
     def plan_name(self) -> tuple[object, ...]:

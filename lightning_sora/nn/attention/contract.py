@@ -1,0 +1,378 @@
+"""The contract of an attention block, as checks that any block can be put to: one's own as well as the shipped ones.
+
+Each check builds the block at a tiny size and raises :class:`ContractViolation` with what is wrong, and where to look.
+They assume nothing of how a block works but what it declares: its receptive field, pairs, FLOPs, kernels.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_sora.errors import SoraError
+from lightning_sora.nn.attention.base import AttentionBlock, TextKeys, create_attention
+from lightning_sora.nn.attention.joint import JointText
+from lightning_sora.nn.attention.kernels import KERNELS
+from lightning_sora.nn.attention.masked import MaskedBlock
+from lightning_sora.nn.attention.partition import PartitionBlock
+from lightning_sora.nn.rope import Rope, rotary
+from lightning_sora.randomness import generator, initialize
+from lightning_sora.spacetime import TokenGrid, TokenLayout
+
+DIM, HEADS, DEPTH, TEXT_TOKENS = 24, 2, 4, 5
+MIXED = (TokenGrid(3, 2, 5), TokenGrid(1, 4, 3), TokenGrid(2, 5, 4), TokenGrid(1, 4, 3))
+LAYOUTS = {
+    "video": TokenLayout.uniform(TokenGrid(3, 5, 4), 2),
+    "image": TokenLayout.uniform(TokenGrid(1, 4, 6), 3),
+    "packed": TokenLayout.pack(MIXED),
+}
+LAYERS = (0, 1)
+TOLERANCE = 1e-5
+
+
+class ContractViolation(AssertionError):
+    """A block does not do what every block must."""
+
+
+Check = Callable[[str], None]
+CHECKS: dict[str, Check] = {}
+
+
+def _check(check: Check) -> Check:
+    CHECKS[check.__name__] = check
+    return check
+
+
+def run_checks(spec: str) -> Iterator[tuple[str, str | None]]:
+    """Puts a block to every check: its name, and what is wrong or None."""
+    for name, check in CHECKS.items():
+        try:
+            check(spec)
+        except (ContractViolation, SoraError) as violation:
+            yield name, str(violation)
+        except Exception as problem:  # the block's own, whatever it is
+            yield name, f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
+        else:
+            yield name, None
+
+
+# What the checks are made of.
+def make(spec: str, layer: int = 0, kernel: str | None = None) -> AttentionBlock:
+    """A block with keyed initial values."""
+    block = create_attention(spec, DIM, HEADS, layer=layer, depth=DEPTH, kernel=kernel)
+    initialize(block, seed=1)
+    return block
+
+
+def rope_of(layout: TokenLayout) -> Rope:
+    return rotary(layout.coordinates()[: layout.shape[1], 1:], DIM // HEADS)
+
+
+def tokens_of(layout: TokenLayout, seed: int = 2) -> Tensor:
+    return torch.randn(*layout.shape, DIM, generator=generator(seed, "contract"))
+
+
+def text_of(layout: TokenLayout) -> TextKeys:
+    """Text of another length in each clip."""
+    joint = JointText(DIM, HEADS)
+    initialize(joint, seed=3)
+    embeddings = torch.randn(layout.clips, TEXT_TOKENS, DIM, generator=generator(4, "contract"))
+    lengths = torch.arange(layout.clips) % TEXT_TOKENS + 1
+    return joint(embeddings, torch.arange(TEXT_TOKENS) < lengths[:, None])
+
+
+def _cases(spec: str) -> Iterator[tuple[AttentionBlock, TokenLayout, str]]:
+    for layer in LAYERS:
+        for name, layout in LAYOUTS.items():
+            yield make(spec, layer), layout, f"layer {layer}, {name} layout"
+
+
+def _texts(layout: TokenLayout) -> Iterator[tuple[TextKeys | None, str]]:
+    yield None, "without text"
+    yield text_of(layout), "with joint text"
+
+
+def _require(condition: object, message: str) -> None:
+    if not condition:
+        raise ContractViolation(message)
+
+
+def _close(found: Tensor, expected: Tensor, message: str, tolerance: float = TOLERANCE) -> None:
+    distance = (found - expected).abs().max().item()
+    _require(distance <= tolerance, f"{message}: the largest difference is {distance:.3g}, allowed {tolerance:g}")
+
+
+# The contract.
+@_check
+def keeps_shape_and_dtype(spec: str) -> None:
+    """Tokens come out as they went in, in float32 and in float64."""
+    for block, layout, where in _cases(spec):
+        for dtype in (torch.float32, torch.float64):
+            x, rope = tokens_of(layout).to(dtype), rope_of(layout)
+            y = block.to(dtype)(x, layout, rope.to(torch.complex128) if dtype == torch.float64 else rope)
+            _require(y.shape == x.shape, f"{where}: {tuple(x.shape)} went in, {tuple(y.shape)} came out")
+            _require(y.dtype == dtype, f"{where}: {dtype} went in, {y.dtype} came out")
+
+
+@_check
+def gradient_reaches_every_parameter(spec: str) -> None:
+    """No parameter is idle."""
+    for block, layout, where in _cases(spec):
+        _require(list(block.parameters()), "the block has no parameters: call super().__init__() and use self.project")
+        block(tokens_of(layout), layout, rope_of(layout), text_of(layout)).square().sum().backward()
+        for name, parameter in block.named_parameters():
+            _require(parameter.grad is not None, f"{where}: no gradient reaches {name}; it is not used")
+            assert parameter.grad is not None
+            _require(parameter.grad.isfinite().all(), f"{where}: the gradient of {name} is not finite")
+            # With one token per group the softmax is constant: queries and keys then have no say.
+            if layout.grids[0].frames > 1:
+                _require(parameter.grad.abs().sum() > 0, f"{where}: the gradient of {name} is zero")
+
+
+@_check
+def sees_its_receptive_field_and_nothing_else(spec: str) -> None:
+    """In float64: the gradient of a token is exactly zero outside the field, and not zero inside."""
+    for block, layout, where in _cases(spec):
+        field = block.receptive_field(layout)
+        _require(field.shape == (layout.total, layout.total), f"{where}: the field must be [total, total]")
+        _require(field.diagonal().all(), f"{where}: every token must see itself")
+        clip = layout.coordinates()[:, 0]
+        for token, influence in influences(block, layout):
+            leaks = (influence != 0) & (clip != clip[token])
+            _require(not leaks.any(), f"{where}: token {token} sees tokens of another clip: {_some(leaks)}")
+            leaks = (influence != 0) & ~field[token]
+            _require(not leaks.any(), f"{where}: token {token} sees {_some(leaks)}, outside its receptive field")
+            blind = (influence == 0) & field[token]
+            _require(not blind.any(), f"{where}: token {token} does not see {_some(blind)} of its receptive field")
+
+
+def influences(block: AttentionBlock, layout: TokenLayout) -> Iterator[tuple[int, Tensor]]:
+    """For some tokens: how much each token of the batch moves them, in float64."""
+    block = block.double()
+    x = tokens_of(layout).double().requires_grad_()
+    weights = torch.randn(DIM, generator=generator(5, "contract")).double()
+    y = block(x, layout, rope_of(layout).to(torch.complex128)).reshape(layout.total, DIM) @ weights
+    for token in range(0, layout.total, 7):
+        (gradient,) = torch.autograd.grad(y[token], x, retain_graph=True)
+        yield token, gradient.reshape(layout.total, DIM).abs().sum(dim=-1)
+
+
+def _some(chosen: Tensor) -> str:
+    found = chosen.nonzero()[:, 0].tolist()
+    return f"{', '.join(map(str, found[:4]))}{' ...' if len(found) > 4 else ''}"
+
+
+@_check
+def packed_equals_one_clip_at_a_time(spec: str) -> None:
+    """Neighbours in a pack change nothing."""
+    layout = LAYOUTS["packed"]
+    for layer in LAYERS:
+        block, x = make(spec, layer), tokens_of(layout)
+        for text, where in _texts(layout):
+            together = layout.split(block(x, layout, rope_of(layout), text))
+            for i, part in enumerate(layout.split(x)):
+                alone = layout.clip(i)
+                own = None if text is None else TextKeys(text.k[i : i + 1], text.v[i : i + 1], text.mask[i : i + 1])
+                expected = block(part[None], alone, rope_of(alone), own)[0]
+                _close(together[i], expected, f"layer {layer}, {where}: clip {i} of a pack differs from itself alone")
+
+
+@_check
+def uniform_equals_packed(spec: str) -> None:
+    """A batch of equal clips is the same clips packed."""
+    layout = LAYOUTS["video"]
+    packed = TokenLayout.pack(layout.grids)
+    for layer in LAYERS:
+        block, x = make(spec, layer), tokens_of(layout)
+        for text, where in _texts(layout):
+            expected = block(x.reshape(1, -1, DIM), packed, rope_of(packed), text).reshape(x.shape)
+            found = block(x, layout, rope_of(layout), text)
+            _close(found, expected, f"layer {layer}, {where}: a batch of equal clips differs from a pack of them")
+
+
+@_check
+def order_of_clips_has_no_say(spec: str) -> None:
+    """Other places in a pack permute the result."""
+    block, layout = make(spec), LAYOUTS["packed"]
+    parts, order = layout.split(tokens_of(layout)), [2, 0, 3, 1]
+    other = TokenLayout.pack([MIXED[i] for i in order])
+    before = layout.split(block(layout.join(parts), layout, rope_of(layout)))
+    after = other.split(block(other.join([parts[i] for i in order]), other, rope_of(other)))
+    for place, i in enumerate(order):
+        _close(after[place], before[i], f"clip {i} changes with its place in a pack")
+
+
+@_check
+def text_joins_in(spec: str) -> None:
+    """Every token sees its own clip's text, all of it and no padding, and no other clip's."""
+    for block, layout, where in _cases(spec):
+        x, rope, text = tokens_of(layout), rope_of(layout), text_of(layout)
+        base = block(x, layout, rope, text).reshape(layout.total, DIM)
+        clip = layout.coordinates()[:, 0]
+        without = block(x, layout, rope).reshape(layout.total, DIM)
+        idle = (base - without).abs().amax(dim=1) <= TOLERANCE / 10
+        _require(not idle.any(), f"{where}: joint text does not move tokens {_some(idle)}")
+        v = text.v.clone()
+        v[~text.mask] = 100.0
+        padded = block(x, layout, rope, TextKeys(text.k, v, text.mask)).reshape(layout.total, DIM)
+        _close(padded, base, f"{where}: padding of the text is seen; use the mask")
+        v = text.v.clone()
+        v[0] += 1.0
+        moved = block(x, layout, rope, TextKeys(text.k, v, text.mask)).reshape(layout.total, DIM)
+        _close(moved[clip != 0], base[clip != 0], f"{where}: the text of clip 0 is seen by other clips")
+
+
+@_check
+def equals_softmax_over_its_receptive_field(spec: str) -> None:
+    """Against softmax written out over all tokens of the batch and their text; for blocks that are softmax attention."""
+    for block, layout, where in _cases(spec):
+        if not block.softmax:
+            return
+        x, rope = tokens_of(layout), rope_of(layout)
+        clip = layout.coordinates()[:, 0]
+        for text, words in _texts(layout):
+            q, k, v = (a.reshape(layout.total, HEADS, -1) for a in block.project(x, rope))
+            seen = block.receptive_field(layout)
+            if text is not None:
+                k, v = torch.cat([k, text.k.flatten(0, 1)]), torch.cat([v, text.v.flatten(0, 1)])
+                owner = torch.arange(layout.clips).repeat_interleave(TEXT_TOKENS)
+                seen = torch.cat([seen, (clip[:, None] == owner) & text.mask.flatten()], dim=1)
+            scores = torch.einsum("qhd,khd->hqk", q, k) * q.shape[-1] ** -0.5
+            weights = scores.masked_fill(~seen, float("-inf")).softmax(dim=-1)
+            expected = block.out(torch.einsum("hqk,khd->qhd", weights, v).reshape(*layout.shape, DIM))
+            message = f"{where}, {words}: differs from softmax over its receptive field (softmax = False if meant)"
+            _close(block(x, layout, rope, text), expected, message)
+
+
+@_check
+@torch.no_grad()
+def kernels_agree(spec: str) -> None:
+    """Every kernel that the block names and this machine has gives the same; every other is refused."""
+    for block, layout, where in _cases(spec):
+        results = {}
+        for kernel in KERNELS.list():
+            if kernel not in block.kernels:
+                try:
+                    block.use_kernel(kernel)
+                except SoraError:
+                    continue
+                raise ContractViolation(f"kernel {kernel!r} is not in `kernels`, but use_kernel takes it")
+            block.use_kernel(kernel)
+            if kernel == "varlen" and not torch.cuda.is_available():
+                continue
+            results[kernel] = block(tokens_of(layout), layout, rope_of(layout), text_of(layout))
+        first, *others = results
+        for other in others:
+            _close(results[other], results[first], f"{where}: kernels {first!r} and {other!r} disagree")
+
+
+@_check
+def bfloat16_is_finite_and_close(spec: str) -> None:
+    """Under autocast, forward and backward."""
+    for block, layout, where in _cases(spec):
+        x, rope, text = tokens_of(layout), rope_of(layout), text_of(layout)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = block(x, layout, rope, text)
+        y.float().sum().backward()
+        finite = all(p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
+        _require(finite and y.isfinite().all(), f"{where}: not finite under bfloat16")
+        _close(y.float(), block(x, layout, rope, text), f"{where}: bfloat16 is far from float32", tolerance=0.08)
+
+
+@_check
+def compiles(spec: str) -> None:
+    """Compiled, it gives the same."""
+    layout = LAYOUTS["video"]
+    block = make(spec, layer=1)
+    x, rope = tokens_of(layout), rope_of(layout)
+    expected = block(x, layout, rope)  # plans are made outside
+    compiled = torch.compile(lambda x: block(x, layout, rope), backend="aot_eager", dynamic=False)
+    _close(compiled(x), expected, "compiled differs from eager")
+    torch.compiler.reset()
+
+
+@_check
+def recomputes_under_checkpointing(spec: str) -> None:
+    """Activation checkpointing changes no gradient."""
+    layout = LAYOUTS["packed"]
+    gradients = []
+    for recompute in (False, True):
+        block, x = make(spec), tokens_of(layout).requires_grad_()
+
+        def run(x: Tensor, block: AttentionBlock = block) -> Tensor:
+            return block(x, layout, rope_of(layout), text_of(layout))
+
+        y = checkpoint(run, x, use_reentrant=False) if recompute else run(x)
+        y.square().sum().backward()
+        assert x.grad is not None
+        gradients.append(x.grad)
+    _close(gradients[1], gradients[0], "checkpointing changes the gradient")
+
+
+@_check
+def state_loads_strictly(spec: str) -> None:
+    """Saved state, a deep copy and a pickle all give the same block; keyed initial values repeat."""
+    layout = LAYOUTS["video"]
+    x, rope = tokens_of(layout), rope_of(layout)
+    first = make(spec)
+    expected = first(x, layout, rope)
+    second = create_attention(spec, DIM, HEADS, layer=0, depth=DEPTH)
+    second.load_state_dict(first.state_dict(), strict=True)
+    copies = {"its state": second, "a deep copy": copy.deepcopy(first), "a pickle": pickle.loads(pickle.dumps(first))}
+    for words, other in {**copies, "keyed initialisation": make(spec)}.items():
+        _require(torch.equal(other(x, layout, rope), expected), f"{words} gives another block")
+
+
+@_check
+def counts_its_flops(spec: str) -> None:
+    """Exactly what torch's counter sees; with a dense mask, what is visible of it."""
+    for layer in LAYERS:
+        for name, layout in LAYOUTS.items():
+            block = make(spec, layer, kernel="matmul")
+            for text, words in _texts(layout):
+                with FlopCounterMode(display=False) as counter:
+                    block(tokens_of(layout), layout, rope_of(layout), text)
+                declared = block.flops(layout, 0 if text is None else TEXT_TOKENS)
+                wasted = 4 * (_computed_pairs(block, layout) - block.pairs(layout)) * DIM if _dense(block) else 0
+                counted = counter.get_total_flops() - wasted
+                where = f"layer {layer}, {name} layout, {words}"
+                _require(declared == counted, f"{where}: flops() says {declared}, torch counts {counted}")
+
+
+@_check
+def counts_its_pairs(spec: str) -> None:
+    """``pairs`` is the size of the receptive field."""
+    for block, layout, where in _cases(spec):
+        seen = int(block.receptive_field(layout).sum())
+        _require(block.pairs(layout) == seen, f"{where}: pairs() says {block.pairs(layout)}, the field holds {seen}")
+
+
+def _dense(block: AttentionBlock) -> bool:
+    inner = getattr(block, "inner", block)
+    return isinstance(inner, MaskedBlock) and not isinstance(inner, PartitionBlock)
+
+
+def _computed_pairs(block: AttentionBlock, layout: TokenLayout) -> int:
+    """What a kernel without sparsity computes: whole squares where there are no segments."""
+    inner = getattr(block, "inner", block)
+    total = 0
+    for grid in layout.grids:
+        plan = inner.plan(grid)
+        total += plan.pairs if plan.segments else grid.tokens**2
+    return total
+
+
+@_check
+def refuses_widths_that_do_not_divide(spec: str) -> None:
+    """A width that the heads do not divide is a user's mistake, told as one."""
+    try:
+        create_attention(spec, DIM + 1, HEADS, layer=0, depth=DEPTH)
+    except SoraError:
+        return
+    raise ContractViolation(f"dim={DIM + 1} with num_heads={HEADS} is accepted")

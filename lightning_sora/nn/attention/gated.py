@@ -1,0 +1,63 @@
+"""Gated attention: each head says how much of what it found is passed on."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from lightning_sora.errors import SoraError
+from lightning_sora.nn.attention.base import ATTENTION, AttentionBlock, Heads, TextKeys, register_attention
+from lightning_sora.nn.rope import Rope
+from lightning_sora.spacetime import TokenLayout
+
+
+@register_attention("gated")
+class GatedAttention(AttentionBlock):
+    """A sigmoid gate of the input, per value, after the attention of another block (Qiu et al. 2025,
+    arXiv:2505.06708, section 2.2: the elementwise gate after SDPA).
+
+    Args:
+        operator: spec of the block that is gated.
+    """
+
+    softmax = False
+
+    def __init__(self, dim: int, num_heads: int, *, layer: int, depth: int, operator: str = "full") -> None:
+        inner = ATTENTION.create(operator, dim, num_heads, layer=layer, depth=depth)
+        if isinstance(inner, GatedAttention):
+            raise SoraError(f"gated operator={operator!r} is gated already; name the block inside")
+        super().__init__(dim, num_heads, layer=layer, depth=depth)
+        # The projections are this block's own.
+        inner.project, inner.out = nn.Identity(), nn.Identity()  # type: ignore[assignment]
+        self.inner = inner
+        self.gate = nn.Linear(dim, dim, bias=False)
+        self.use_kernel(inner.kernels[0])
+
+    def use_kernel(self, name: str) -> None:
+        if hasattr(self, "inner"):  # not yet while the base is made
+            self.kernels = self.inner.kernels  # type: ignore[misc]
+            self.inner.use_kernel(name)
+        super().use_kernel(name)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        layout: TokenLayout,
+        rope: Rope | None = None,
+        text: TextKeys | None = None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        q, k, v = self.project(x, rope)
+        return self.out(self.attend(q, k, v, layout, text).flatten(2) * torch.sigmoid(self.gate(x)))
+
+    def attend(self, q: Heads, k: Heads, v: Heads, layout: TokenLayout, text: TextKeys | None = None) -> Heads:
+        return self.inner.attend(q, k, v, layout, text)
+
+    def receptive_field(self, layout: TokenLayout) -> Bool[Tensor, "total total"]:
+        return self.inner.receptive_field(layout)
+
+    def pairs(self, layout: TokenLayout) -> int:
+        return self.inner.pairs(layout)
+
+    def flops(self, layout: TokenLayout, text_tokens: int = 0) -> int:
+        return self.inner.flops(layout, text_tokens) + 2 * layout.total * self.dim**2

@@ -1,0 +1,74 @@
+"""Blocks that are a partition: tokens attend within groups, and a group is a function of coordinates."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lightning_sora.nn.attention.base import AttentionBlock, Heads, TextKeys, with_text
+from lightning_sora.nn.attention.segments import gather, scatter, segment_clips
+from lightning_sora.spacetime import Groups, TokenGrid, TokenLayout
+
+
+class PartitionBlock(AttentionBlock):
+    """Attention within the groups of a partition of the tokens.
+
+    A subclass implements ``group`` alone. Tokens are gathered by group, one kernel call is made per
+    distinct group length, and the results are put back in token order.
+    """
+
+    @abstractmethod
+    def group(self, coordinates: Int[Tensor, "total 4"], grids: Sequence[TokenGrid]) -> Int[Tensor, "total keys"]:
+        """Names the group of each token within its clip.
+
+        Args:
+            coordinates: (clip, t, y, x) of each token.
+            grids: of the clips.
+        """
+
+    @property
+    def plan_name(self) -> tuple[object, ...]:
+        """Identifies the partition: layers with equal names share one plan per layout.
+
+        By default the class, the layer and every plain option; a block whose groups do not depend
+        on the layer may name less.
+        """
+        options = {k: v for k, v in vars(self).items() if isinstance(v, int | float | str | tuple)}
+        del options["training"], options["dim"], options["num_heads"]
+        return (type(self), *sorted(options.items()))
+
+    def groups(self, layout: TokenLayout, device: torch.device | str = "cpu") -> Groups:
+        """The groups within one clip of a uniform layout, or within all clips of a packed one."""
+        if not layout.packed:
+            layout = _one_clip(layout.grids[0])
+        return layout.groups(self.group, self.plan_name, device)
+
+    def attend(self, q: Heads, k: Heads, v: Heads, layout: TokenLayout, text: TextKeys | None = None) -> Heads:
+        groups = self.groups(layout, q.device)
+        clips = segment_clips(groups, layout, q.device) if text is not None else [None] * len(groups.segments)
+        mixed = []
+        for queries, keys, values, clip in zip(
+            gather(q, groups), gather(k, groups), gather(v, groups), clips, strict=True
+        ):
+            keys, values, mask = with_text(keys, values, text, clip)
+            mixed.append(self.kernel(queries, keys, values, mask))
+        return scatter(mixed, groups, layout.shape)
+
+    def receptive_field(self, layout: TokenLayout) -> Bool[Tensor, "total total"]:
+        coordinates = layout.coordinates()
+        keys = torch.cat([coordinates[:, :1], self.group(coordinates, layout.grids).reshape(layout.total, -1)], dim=1)
+        return (keys[:, None] == keys[None]).all(dim=-1)
+
+    def pairs(self, layout: TokenLayout) -> int:
+        return self.groups(layout).pairs * (1 if layout.packed else layout.clips)
+
+
+@lru_cache(maxsize=1024)
+def _one_clip(grid: TokenGrid) -> TokenLayout:
+    """Shared by all batches, so that a grid's plans are made once."""
+    return TokenLayout.uniform(grid, 1)

@@ -1,0 +1,44 @@
+"""Radial attention: the further apart in time, the narrower in space."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lightning_sora.errors import SoraError
+from lightning_sora.nn.attention.base import register_attention
+from lightning_sora.nn.attention.masked import MaskedBlock
+from lightning_sora.spacetime import TokenGrid
+
+
+@register_attention("radial")
+class RadialAttention(MaskedBlock):
+    """Attention as its energy decays (Li et al. 2025, arXiv:2506.19852, section 4.2): frames that are ``2^r`` to
+    ``2^(r+1)`` apart see a band of each other's tokens, in reading order, of ``2^-r`` of a frame's width; the same and
+    the next frame are seen whole. Where the band is narrower than a token, every so many-th frame sees its own place.
+
+    Args:
+        width: of the bands, as a factor.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, layer: int, depth: int, width: float = 1.0) -> None:
+        super().__init__(dim, num_heads, layer=layer, depth=depth)
+        if not 0 < width < math.inf:
+            raise SoraError(f"radial width={width} must be positive")
+        self.width = float(width)
+
+    def visible(
+        self, queries: Int[Tensor, "queries 1 3"], keys: Int[Tensor, "1 keys 3"], grid: TokenGrid
+    ) -> Bool[Tensor, "queries keys"]:
+        apart = (queries[..., 0] - keys[..., 0]).abs()
+        place = (queries[..., 1] - keys[..., 1]) * grid.width + queries[..., 2] - keys[..., 2]
+        frame = grid.height * grid.width
+        band = self.width * frame * 0.5 ** torch.floor(torch.log2(apart.clamp(min=1).double()))
+        near = place.abs() < band
+        # A band of less than one token: its own place, in one of so many frames.
+        every = torch.ceil(1 / band).long()
+        thin = (band < 1) & (place == 0) & (apart % every == 0)
+        return torch.where(band < 1, thin, near) | (apart == 0)
