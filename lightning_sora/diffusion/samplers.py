@@ -1,12 +1,15 @@
 """Samplers: from noise at ``t = 1`` to data at ``t = 0``.
 
-A sampler is a function ``(denoise, noise, times) -> x_0``. ``denoise(x_t, t)`` gives the expected
-``x_0``; the straight path's velocity is then ``(x_t - x_0) / t``.
+A sampler is a function ``(denoise, noise, times) -> x_0``. ``denoise(x_t, t)`` gives the expected ``x_0``; the straight
+path's velocity is then ``(x_t - x_0) / t``. Every path is a rescaling of the straight one (see :mod:`.paths`), so the
+samplers work on that one whatever the objective.
 """
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -70,6 +73,39 @@ def sample_heun(denoise: Denoise, noise: Rows, times: list[float], progress: Pro
     return x
 
 
+def sample_ddim(denoise: Denoise, noise: Rows, times: list[float], progress: Progress = iter) -> Rows:
+    """DDIM without added noise (Song et al. 2021, arXiv:2010.02502, Eq. 12): ``alpha_s x_0 + sigma_s noise``, with the noise
+    that ``x_t`` and ``x_0`` imply.
+
+    The step does not depend on how a path is scaled, so this is DDIM of the variance-preserving path at equal
+    signal-to-noise ratios; on the straight path it is Euler's method.
+    """
+    x = noise
+    for t, t_next in _pairs(times, progress):
+        x_0 = denoise(x, t)
+        implied = (x - (1 - t) * x_0) / t
+        x = (1 - t_next) * x_0 + t_next * implied
+    return x
+
+
+def sample_dpmpp_2m(denoise: Denoise, noise: Rows, times: list[float], progress: Progress = iter) -> Rows:
+    """DPM-Solver++ (2M) in ``lambda = log(alpha / sigma)`` (Lu et al. 2022, arXiv:2211.01095, Alg. 2); one denoising a step.
+
+    First order where ``lambda`` is infinite: out of pure noise, in the step after it, and into the data.
+    """
+    x, before, h_before = noise, None, math.inf
+    for t, t_next in _pairs(times, progress):
+        x_0 = denoise(x, t)
+        h = math.inf if t == 1 or t_next == 0 else math.log((1 - t_next) * t / (t_next * (1 - t)))
+        guess = x_0
+        if before is not None and math.isfinite(h) and math.isfinite(h_before):
+            guess = x_0 + h / (2 * h_before) * (x_0 - before)
+        # -alpha_s (exp(-h) - 1), with exp(-h) written out so that it is finite at both ends.
+        x = t_next / t * x + ((1 - t_next) - (1 - t) * t_next / t) * guess
+        before, h_before = x_0, h
+    return x
+
+
 @SAMPLERS.register("euler")
 def euler() -> Sampler:
     """First order, one denoising a step."""
@@ -80,3 +116,66 @@ def euler() -> Sampler:
 def heun() -> Sampler:
     """Second order, two denoisings a step."""
     return sample_heun
+
+
+@SAMPLERS.register("ddim")
+def ddim() -> Sampler:
+    """First order, one denoising a step; on the straight path the same as Euler."""
+    return sample_ddim
+
+
+@SAMPLERS.register("dpmpp_2m")
+def dpmpp_2m() -> Sampler:
+    """Second order, one denoising a step."""
+    return sample_dpmpp_2m
+
+
+#: Schedulers of diffusers that take any descending noise levels of the straight path.
+DIFFUSERS = (
+    "FlowMatchEulerDiscreteScheduler",
+    "UniPCMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+)
+
+
+@SAMPLERS.register("unipc")
+def unipc(order: int = 2) -> Sampler:
+    """UniPC of diffusers (Zhao et al. 2023, arXiv:2302.04867); one denoising a step."""
+    return diffusers_sampler("UniPCMultistepScheduler", solver_order=order)
+
+
+@SAMPLERS.register("diffusers")
+def diffusers(scheduler: str) -> Sampler:
+    """A scheduler of diffusers, by the name of its class; needs ``lightning-sora[diffusers]``."""
+    return diffusers_sampler(scheduler)
+
+
+def diffusers_sampler(scheduler: str, **options: Any) -> Sampler:
+    """A scheduler of diffusers as a sampler, driven at the times that are asked for.
+
+    Raises:
+        SoraError: diffusers is not installed, or the scheduler is not one that can be driven so.
+    """
+    if scheduler not in DIFFUSERS:
+        raise SoraError(
+            f"scheduler={scheduler!r} cannot be driven at given times; those that can: {', '.join(DIFFUSERS)}"
+        )
+    try:
+        schedulers = importlib.import_module("diffusers.schedulers")
+    except ModuleNotFoundError:
+        raise SoraError("diffusers is not installed: pip install 'lightning-sora[diffusers]'") from None
+    flow = {} if scheduler.startswith("FlowMatch") else {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+
+    def sample(denoise: Denoise, noise: Rows, times: list[float], progress: Progress = iter) -> Rows:
+        solver = getattr(schedulers, scheduler)(**flow, **options)
+        solver.set_timesteps(len(times) - 1)
+        # Their logarithm of alpha / sigma must be finite at the start.
+        solver.sigmas = torch.tensor([min(t, 1 - 1e-6) for t in times], dtype=torch.float32)
+        solver.timesteps = solver.sigmas[:-1] * solver.config.num_train_timesteps
+        x = noise
+        for index, (t, _) in enumerate(_pairs(times, progress)):
+            velocity = (x - denoise(x, t)) / t
+            x = solver.step(velocity, solver.timesteps[index], x, return_dict=False)[0]
+        return x
+
+    return sample

@@ -89,6 +89,49 @@ class LogitNormal(TimestepSampler):
         return torch.sigmoid(self.mean + self.std * z).to(uniform.dtype)
 
 
+@TIMESTEPS.register("edm")
+@dataclass(frozen=True)
+class EDM(LogitNormal):
+    """``log sigma`` normal (Karras et al. 2022, arXiv:2206.00364, section 5): with ``sigma = t / (1 - t)`` that is a
+    logit-normal ``t``, at the paper's values."""
+
+    mean: float = -1.2
+    std: float = 1.2
+
+
+@TIMESTEPS.register("cosine")
+@dataclass(frozen=True)
+class Cosine(TimestepSampler):
+    """The levels of the cosine schedule (Nichol and Dhariwal 2021, arXiv:2102.09672, Eq. 17), of which
+    ``sigma / alpha = tan(pi u / 2)`` (CosMap, Esser et al. 2024, section 3.1)."""
+
+    def quantile(self, uniform: Clips) -> Clips:
+        angle = uniform * (math.pi / 2)
+        return torch.sin(angle) / (torch.sin(angle) + torch.cos(angle))
+
+
+@TIMESTEPS.register("mode")
+@dataclass(frozen=True)
+class Mode(TimestepSampler):
+    """``1 - u - scale (cos^2(pi u / 2) - 1 + u)`` of a uniform ``u`` (Esser et al. 2024, arXiv:2403.03206, Eq. 20):
+    a positive scale dwells in the middle, a negative one at both ends.
+
+    Args:
+        scale: from -1 to ``2 / (pi - 2)``, about 1.75, beyond which it is no distribution.
+    """
+
+    scale: float = 1.29
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not -1 <= self.scale <= 2 / (math.pi - 2):
+            raise SoraError(f"scale={self.scale} must lie in [-1, {2 / (math.pi - 2):.3f}]")
+
+    def quantile(self, uniform: Clips) -> Clips:
+        u = 1 - uniform  # the published map falls
+        return 1 - u - self.scale * (torch.cos(u * (math.pi / 2)) ** 2 - 1 + u)
+
+
 def stratified(count: int) -> Float[Tensor, " count"]:
     """``count`` evenly spaced uniform numbers, the middles of equal strata."""
     return (torch.arange(count, dtype=torch.float64) + 0.5).div(count).float()
