@@ -71,8 +71,8 @@ def refuse_undeclared(study: Study) -> None:
     if found:
         more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise SoraError(
-            f"these runs differ in more than {study.factor}: {'; '.join(found[:SHOWN])}{more}. A comparison would not say "
-            "what made the difference: train these arms again under one recipe, data and code"
+            f"these runs differ in more than {study.factor}: {'; '.join(found[:SHOWN])}{more}. A comparison would not "
+            "say what made the difference: train these arms again under one recipe, data and code"
         )
 
 
@@ -91,8 +91,8 @@ def incomparable_metric(study: Study) -> str:
     for word, factors in moved.items():
         if word in study.metric and study.factor in factors:
             return (
-                f"{study.metric} is measured in units that {study.factor} itself sets, so its values cannot be compared "
-                "between arms; judge by val/denoising_error (objectives) or test/adherence"
+                f"{study.metric} is measured in units that {study.factor} itself sets, so its values cannot be "
+                "compared between arms; judge by val/denoising_error (objectives) or test/adherence"
             )
     return ""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import queue
 import signal
@@ -240,7 +241,7 @@ class RayEngine(Engine):
                 address=self.address,
                 include_dashboard=None if self.address else False,
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 runtime_env={"env_vars": variables},
             )
         task = ray.remote(_in_folder).options(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
@@ -69,11 +70,11 @@ def curves(study: Study, axis: str) -> str | None:
     return _svg(figure)
 
 
-def _scale(axes: object, values: Sequence[float]) -> None:
+def _scale(axes: Axes, values: Sequence[float]) -> None:
     """Logarithmic where the values span more than a factor of five."""
     finite = [v for v in values if math.isfinite(v)]
     if finite and min(finite) > 0 and max(finite) / min(finite) > 5:
-        axes.set_yscale("log")  # type: ignore[attr-defined]
+        axes.set_yscale("log")
 
 
 def pareto(study: Study, verdicts: Sequence[Verdict], cost: str, words: str) -> str | None:
@@ -111,7 +112,7 @@ def pareto_front(points: Mapping[str, tuple[float, float]], mode: str) -> list[s
     return [arm for arm in points if not beaten(arm)]
 
 
-def _label(axes: object, points: Mapping[str, tuple[float, float]]) -> None:
+def _label(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
     """Names beside the points, moved up or down where they would cover each other."""
     ys = [y for _, y in points.values()]
     height = (max(ys) - min(ys)) or 1.0
@@ -123,13 +124,13 @@ def _label(axes: object, points: Mapping[str, tuple[float, float]]) -> None:
         while any(abs(at - other) < 0.075 * height and abs(x - place) < 0.45 * width for place, other in placed):
             at += 0.075 * height
         placed.append((x, at))
-        axes.annotate(  # type: ignore[attr-defined]
+        axes.annotate(
             arm, (x, y), xytext=(x + 0.03 * width, at), fontsize=8, va="center", color=INK,
             arrowprops={"arrowstyle": "-", "color": INK, "alpha": 0.3, "linewidth": 0.6},
         )  # fmt: skip
 
 
-def _canvas(width: float, height: float) -> tuple[Figure, object]:
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.grid(alpha=0.25, linewidth=0.6)

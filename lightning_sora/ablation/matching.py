@@ -107,7 +107,7 @@ def _by_steps(arm: str, budget: Budget, goal: float, cost: Cost, validations: in
             f"arm {arm!r}: one step is {one:.4g} {budget.quantity}, so {goal:.4g} cannot be met within "
             f"{TOLERANCE:.0%}; a budget of at least {least:.4g} can"
         )
-    said = "" if budget.quantity == "steps" else f"{steps} steps, {_deviation(budget, error)}"
+    said = "" if budget.quantity == "steps" else f"by steps: {_deviation(budget, error)}"
     return Match(steps, {}, amount, error, said)
 
 
@@ -170,7 +170,7 @@ def _ratio(error: Callable[[float], float], ratio: float) -> tuple[float, float]
 
 
 def _deviation(budget: Budget, error: float) -> str:
-    return f"{budget.quantity} {error:+.2%} of the budget"
+    return f"{budget.quantity} {error:+.2%}"
 
 
 def validation_interval(steps: int, validations: int) -> int:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import yaml
 
@@ -174,7 +174,8 @@ def read_budget(content: Any) -> Budget:
     if unknown or len(asked) != 1:
         said = f"unknown {', '.join(unknown)}" if unknown else f"{len(asked)} quantities"
         raise SoraError(f"budget has {said}; give one of {', '.join(quantities)}, and `by` for what is set to meet it")
-    ((quantity, amount),) = asked.items()
+    ((name, amount),) = asked.items()
+    quantity = cast(Quantity, name)
     by = content.get("by", MEANS_OF[quantity][0])
     if by not in means:
         raise SoraError(f"budget.by={by!r} must be one of {', '.join(means)}")

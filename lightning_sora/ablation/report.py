@@ -212,7 +212,8 @@ def _last_samples(trial: Trial) -> Path | None:
         return None
     steps = sorted(p for p in root.iterdir() if p.is_dir() and any(p.glob("[0-9]*.mp4")))
     tested = [p for p in steps if p.name == "test"]
-    return (tested or steps or [None])[-1]
+    found = tested or steps
+    return found[-1] if found else None
 
 
 def _template(name: str) -> str:

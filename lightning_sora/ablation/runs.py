@@ -1,4 +1,4 @@
-"""Runs as they are kept: through mlflow's API, or read directly from a sqlite store, which is a hundred times faster."""
+"""Runs as they are kept: through mlflow's API, or read directly from a sqlite store, which is far quicker."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ def judge(
 ) -> list[Verdict]:
     """Each arm against the baseline.
 
-    The verdict is Student's paired t-test over seeds at ``1 - level``, two-sided, after Holm's correction over arms. The
-    interval is widened so that it agrees: it leaves out zero exactly where the verdict is not "inconclusive".
+    The verdict is Student's paired t-test over seeds at ``1 - level``, two-sided, after Holm's correction over arms.
+    The interval is widened so that it agrees: it leaves out zero exactly where the verdict is not "inconclusive".
 
     Args:
         values: arm -> seed -> the metric.
@@ -83,7 +83,7 @@ def paired_clips(arm: ClipScores, baseline: ClipScores) -> list[NDArray[np.float
 
 
 def t_test(differences: NDArray[np.float64]) -> float | None:
-    """Two-sided p-value of a zero mean (Student 1908); None with fewer than two, or where all are zero or not finite."""
+    """Two-sided p-value of a zero mean (Student 1908); None with fewer than two, all zero, or not finite."""
     if len(differences) < 2 or not np.isfinite(differences).all() or not differences.any():
         return None
     spread = differences.std(ddof=1)

@@ -86,9 +86,11 @@ class _Sitting:
     def run(self) -> int:
         from lightning_sora.ablation.record import AblationRecord
         from lightning_sora.commands.planning import Planner
+        from lightning_sora.tracking.provenance import code_hash
 
         planner = Planner(self.plan, self.folder)
         design = planner.design()
+        self.code = code_hash()
         calibration = self.folder / "seconds_per_step.json"
         known = json.loads(calibration.read_text()) if calibration.is_file() else None
         arms = planner.arms(known if known and set(known) >= set(self.plan.arms) else None)
@@ -110,7 +112,10 @@ class _Sitting:
         record.end(ended)
         for name, reason in failures.items():
             _say(f"failed: {name}: {reason}")
-        self._judge(record)
+        if any(record.finished(trial.planned) for trial in trials if trial.planned.arm == self.plan.baseline):
+            self._judge(record)
+        else:
+            _say(f"no trial of the baseline {self.plan.baseline!r} is finished, so that there is nothing to compare to")
         return 0 if all(ended.values()) else 1
 
     def _show(self, planner: Any, arms: Sequence[Any]) -> None:
@@ -138,6 +143,7 @@ class _Sitting:
             for done, outcome in enumerate(self.engine.run(jobs), 1):
                 planned = trials[outcome.job.name].planned
                 metrics = self._metrics(record, planned)
+                self._refuse_changed_code(record, planned)
                 problem = outcome.message or f"exit status {outcome.status}" if outcome.status else ""
                 if not problem and self.plan.metric not in metrics:
                     near = difflib.get_close_matches(self.plan.metric, metrics, n=3, cutoff=0.5)
@@ -147,14 +153,24 @@ class _Sitting:
                     failures[outcome.job.name] = f"{problem} (log: {outcome.job.log})"
                     record.failed(planned, problem)
                 said = problem or f"{self.plan.metric} {metrics[self.plan.metric]:.5g}"
-                left = (time.perf_counter() - begun) / done * (len(jobs) - done)
-                _say(
-                    f"[{done}/{len(jobs)}] {outcome.job.name}: {said} in {outcome.seconds:.0f} s, {left / 60:.0f} min left"
-                )
+                left = (time.perf_counter() - begun) / done * (len(jobs) - done) / 60
+                _say(f"[{done}/{len(jobs)}] {outcome.job.name}: {said}, {outcome.seconds:.0f} s; {left:.0f} min left")
         except KeyboardInterrupt:
             record.end(dict.fromkeys(self.plan.arms, False), interrupted=True)
             raise KeyboardInterrupt("the same command goes on with what is unfinished") from None
         return failures
+
+    def _refuse_changed_code(self, record: Any, planned: Any) -> None:
+        """Stops at once where the code was edited meanwhile: nothing that follows could be compared."""
+        from lightning_sora.tracking.provenance import code_hash
+
+        found = {run.data.tags.get("code.hash") for run in record.runs_of(planned)[:1]} - {None, self.code}
+        if found or code_hash() != self.code:
+            record.end(dict.fromkeys(self.plan.arms, False), interrupted=True)
+            raise SoraError(
+                f"the code of lightning_sora changed while ablation {self.plan.name!r} ran; undo the change and run "
+                "the same command again, or begin another ablation by --name"
+            )
 
     def _metrics(self, record: Any, planned: Any) -> dict[str, float]:
         finished = [run for run in record.runs_of(planned) if run.info.status == "FINISHED"]
@@ -168,7 +184,7 @@ class _Sitting:
         _set_aside_others(folder, planned.identity)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / TRIAL_FILE).write_text(json.dumps({"trial": planned.identity}))
-        commands = []
+        commands: list[tuple[str, ...]] = []
         for training in trial.trainings:
             judged = training is trial.trainings[-1]
             file = self._write_recipe(record, trial, training, judged)

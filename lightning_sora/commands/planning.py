@@ -342,6 +342,6 @@ def code_hashes() -> dict[str, str]:
 
 
 def _processes(trainer: Mapping[str, Any]) -> int:
-    devices = trainer.get("devices")
+    devices: Any = trainer.get("devices")
     count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
     return count * int(trainer.get("num_nodes") or 1)

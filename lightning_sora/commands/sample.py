@@ -23,7 +23,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--fps", type=_positive, help="frames per second of the files; default: as trained")
     parser.add_argument("--seed", type=int, default=0, help="of the noise; the same seed gives the same videos")
     parser.add_argument("--steps", type=_whole, help="sampling steps; default: those of the recipe")
-    parser.add_argument("--guidance", type=float, help="classifier-free scale, 1 is off; default: that of the recipe")
+    parser.add_argument("--guidance", help="scale of plain guidance, 1 is off, or a spec; default: that of the recipe")
+    parser.add_argument("--plugins", action="append", default=[], metavar="FILE", help="a file that registers parts")
     parser.add_argument("--out", type=Path, default=Path("outputs/samples"), help="folder (default: %(default)s)")
     parser.add_argument("--scale", type=_whole, default=1, help="enlarge by this whole number (default: %(default)s)")
     parser.add_argument("--batch-size", type=_whole, default=8, help="videos at once (default: %(default)s)")
@@ -42,8 +43,14 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from lightning_sora import media
+    from lightning_sora.diffusion.guidance import guidance_of
     from lightning_sora.lit.dit import LitDiT
+    from lightning_sora.plugins import load_packages, load_plugins
 
+    load_packages()
+    load_plugins(args.plugins)
+    if args.guidance is not None:
+        guidance_of(args.guidance)  # refused before the model is loaded
     model = LitDiT.load(args.ckpt, _device(args.device))
     videos: list[Any] = []
     for start in range(0, len(prompts), args.batch_size):

@@ -129,7 +129,7 @@ class Noise(_VariancePreserving):
         return ((1 - t) / t.clamp(min=SMALL)) ** 2
 
 
-#: ``1 - t`` below which a predicted noise says nothing of the data: a thousandth, as in the common 1,000-step schedules.
+#: ``1 - t`` below which a predicted noise says nothing of the data: a thousandth, as in 1,000-step schedules.
 NOISE_FLOOR = 1e-3
 
 

@@ -74,8 +74,8 @@ def sample_heun(denoise: Denoise, noise: Rows, times: list[float], progress: Pro
 
 
 def sample_ddim(denoise: Denoise, noise: Rows, times: list[float], progress: Progress = iter) -> Rows:
-    """DDIM without added noise (Song et al. 2021, arXiv:2010.02502, Eq. 12): ``alpha_s x_0 + sigma_s noise``, with the noise
-    that ``x_t`` and ``x_0`` imply.
+    """DDIM without added noise (Song et al. 2021, arXiv:2010.02502, Eq. 12): ``alpha_s x_0 + sigma_s noise``, with the
+    noise that ``x_t`` and ``x_0`` imply.
 
     The step does not depend on how a path is scaled, so this is DDIM of the variance-preserving path at equal
     signal-to-noise ratios; on the straight path it is Euler's method.
@@ -89,7 +89,8 @@ def sample_ddim(denoise: Denoise, noise: Rows, times: list[float], progress: Pro
 
 
 def sample_dpmpp_2m(denoise: Denoise, noise: Rows, times: list[float], progress: Progress = iter) -> Rows:
-    """DPM-Solver++ (2M) in ``lambda = log(alpha / sigma)`` (Lu et al. 2022, arXiv:2211.01095, Alg. 2); one denoising a step.
+    """DPM-Solver++ (2M) in ``lambda = log(alpha / sigma)`` (Lu et al. 2022, arXiv:2211.01095, Alg. 2); one denoising
+    a step.
 
     First order where ``lambda`` is infinite: out of pure noise, in the step after it, and into the data.
     """

@@ -203,7 +203,7 @@ class LitDiT(GenerativeModule):
         if batch.space == "pixel":
             for grid in batch.layout.grids:
                 size = grid.size(self.patch)
-                clip = torch.zeros((1, 3, *size), device=self.device, dtype=self.dtype)
+                clip = torch.zeros((1, 3, *size), device=self.device).to(self.dtype)
                 total += self._count(size, self.vae, lambda clip=clip: self.vae.encode(clip))  # type: ignore[misc]
         return total
 

@@ -106,12 +106,13 @@ class GenerativeModule(LitModule):
 
     def denoiser(self, prompts: Sequence[str], layout: TokenLayout, guidance: float | str | None = None) -> Denoise:
         """``(x_t, t) -> x_0`` for these prompts, guided; the solver's state stays in float32."""
-        guide = (self.guidance if guidance is None else guidance_of(guidance)).start()
+        asked = self.guidance if guidance is None else guidance_of(guidance)
+        guide = asked.start()
         captions = {"conditional": list(prompts), "unconditional": [""] * len(prompts)}
         contexts: dict[str, Any] = {}
 
         def predict(kind: str, x_t: Tensor, t: float) -> Tensor:
-            model: GenerativeModule = self.weak(guide.weak) if kind == "weak" else self
+            model: GenerativeModule = self.weak(asked.weak) if kind == "weak" else self
             if kind not in contexts:
                 contexts[kind] = model.text(captions["conditional" if kind == "weak" else kind])
             times = torch.full((len(prompts),), t, device=x_t.device)

@@ -230,7 +230,12 @@ class LitModule(pl.LightningModule):
         """
         checkpoint = read_checkpoint(path)
         check_module(checkpoint, cls.__name__)
-        module = cls(**cls.rebuild_arguments(checkpoint))
+        try:
+            module = cls(**cls.rebuild_arguments(checkpoint))
+        except SoraError as problem:
+            raise SoraError(
+                f"{path} cannot be rebuilt: {problem}; if a part of it is from a plugin, give that by --plugins FILE"
+            ) from problem
         module.on_load_checkpoint(checkpoint)
         try:
             module.load_state_dict(checkpoint["state_dict"])

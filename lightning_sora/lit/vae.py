@@ -112,7 +112,7 @@ class LitVAE(LitModule):
         total = 0
         for grid in batch.layout.grids:
             size = grid.size(batch.patch)
-            clip = torch.zeros((1, 3, *size), device=self.device, dtype=self.dtype)
+            clip = torch.zeros((1, 3, *size), device=self.device).to(self.dtype)
             total += self._count(size, self.vae, lambda clip=clip: self.vae.decode(self.vae.encode(clip).mean))  # type: ignore[misc]
         return FORWARD_AND_BACKWARD * total
 

@@ -178,7 +178,7 @@ class ViTVAE(VideoVAE):
     @property
     def last_layer(self) -> nn.Parameter:
         """What the adversarial loss is balanced at."""
-        return self.decoder.output.weight  # type: ignore[return-value,union-attr]
+        return self.decoder.output.weight  # type: ignore[return-value]
 
 
 def _as_map(rows: Float[Tensor, "batch tokens channels"], grid: TokenGrid) -> Float[Tensor, "batch channels t h w"]:

@@ -230,7 +230,7 @@ def text_joins_in(spec: str) -> None:
 
 @_check
 def equals_softmax_over_its_receptive_field(spec: str) -> None:
-    """Against softmax written out over all tokens of the batch and their text; for blocks that are softmax attention."""
+    """Against softmax written out over all tokens of the batch and their text, where a block is softmax attention."""
     for block, layout, where in _cases(spec):
         if not block.softmax:
             return
@@ -360,7 +360,7 @@ def _dense(block: AttentionBlock) -> bool:
 
 def _computed_pairs(block: AttentionBlock, layout: TokenLayout) -> int:
     """What a kernel without sparsity computes: whole squares where there are no segments."""
-    inner = getattr(block, "inner", block)
+    inner: MaskedBlock = getattr(block, "inner", block)
     total = 0
     for grid in layout.grids:
         plan = inner.plan(grid)

@@ -111,7 +111,7 @@ def varlen(q: Query, k: Key, v: Value, mask: Mask | None = None) -> Mixed:
 
     ends_q, ends_k = row_ends(q), row_ends(k) if mask is None else masked_row_ends(mask)
     flat_k, flat_v = (x.flatten(0, 1) if mask is None else x[mask] for x in (k, v))
-    mixed = varlen_attn(q.flatten(0, 1), flat_k, flat_v, ends_q, ends_k, q.shape[1], k.shape[1])
+    mixed: Any = varlen_attn(q.flatten(0, 1), flat_k, flat_v, ends_q, ends_k, q.shape[1], k.shape[1])
     return mixed.unflatten(0, q.shape[:2])
 
 

@@ -90,9 +90,9 @@ class MaskedBlock(AttentionBlock):
         mixed: list[Tensor] = [q] * layout.clips
         for grid in dict.fromkeys(layout.grids):
             chosen = [i for i, other in enumerate(layout.grids) if other == grid]
-            stacked = [torch.stack([part[i] for i in chosen]) for part in parts]
+            some_q, some_k, some_v = (torch.stack([part[i] for i in chosen]) for part in parts)
             clips = torch.tensor(chosen, device=q.device)
-            for i, rows in zip(chosen, self._attend(*stacked, grid, text, clips), strict=True):
+            for i, rows in zip(chosen, self._attend(some_q, some_k, some_v, grid, text, clips), strict=True):
                 mixed[i] = rows
         return layout.join(mixed)
 

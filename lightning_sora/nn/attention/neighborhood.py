@@ -15,7 +15,8 @@ from lightning_sora.spacetime import TokenGrid
 @register_attention("neighborhood")
 class NeighborhoodAttention(MaskedBlock):
     """A box of ``2 * radius + 1`` tokens per axis around each token, moved inwards at the border, so that every token
-    sees equally many (Hassani et al. 2023, arXiv:2204.07143, section 3.1). A box that covers the grid is full attention.
+    sees equally many (Hassani et al. 2023, arXiv:2204.07143, section 3.1). A box that covers the grid is full
+    attention.
 
     Args:
         radius: along (frames, height, width), or one number for all; 0 keeps to the token's own place.

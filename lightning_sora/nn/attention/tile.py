@@ -15,8 +15,8 @@ from lightning_sora.spacetime import TokenGrid
 
 @register_attention("tile")
 class TileAttention(MaskedBlock):
-    """Neighbourhood attention in units of tiles, whose tokens all see the same, so that no block of scores is half empty
-    (Zhang et al. 2025, arXiv:2502.04507, section 3.2). At the border the window is moved inwards.
+    """Neighbourhood attention in units of tiles, whose tokens all see the same, so that no block of scores is half
+    empty (Zhang et al. 2025, arXiv:2502.04507, section 3.2). At the border the window is moved inwards.
 
     Args:
         tile: tokens per tile along (frames, height, width), or one number for all; the last may be smaller.
