@@ -78,7 +78,7 @@ def demo() -> None:
     os.chdir(ROOT)
     begun = time.perf_counter()
     seconds = {name: run(command) for name, command in STEPS.items()}
-    from lightning_sora.lit.callbacks.speed import peak_memory_gib  # after the first command has set up torch
+    from lightning_sora.memory import peak_memory_gib
 
     metrics = recorded()
     table = Table("what", "value", title="lightning-sora demo: 128 held-out prompts, fresh noise")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lightning_sora.ablation.engines import Job
+from lightning_sora.memory import reset_peak_memory
 
 
 def run_job(job: Job) -> tuple[int, str]:
@@ -24,6 +25,7 @@ def run_job(job: Job) -> tuple[int, str]:
 
     with _printed_to(job.log), _unchanged_torch():
         torch.set_num_threads(job.threads)
+        reset_peak_memory()
         for command in job.commands:
             print(f"$ lightning-sora {' '.join(command)}", flush=True)
             begun = os.fstat(1).st_size

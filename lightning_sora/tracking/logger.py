@@ -12,6 +12,7 @@ from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_sora.errors import SoraError
+from lightning_sora.memory import peak_memory_gib
 from lightning_sora.tracking import provenance, store
 from lightning_sora.tracking.flatten import flatten, metric_name
 from lightning_sora.tracking.outbox import Outbox
@@ -304,7 +305,7 @@ class MLflowTracker(Logger):
         succeeded = status in ("success", "finished") and self.outcome is None
         spent = {
             f"system/{self._stage or 'run'}_seconds": time.monotonic() - self._began_at,
-            "system/peak_memory_gib": provenance.peak_memory_gib(),
+            "system/peak_memory_gib": peak_memory_gib(),
         }
         advanced = self._advanced
         self.log_metrics(spent, self._last_step)

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
+from lightning_sora.memory import peak_memory_gib
 from lightning_sora.spacetime import SpacetimeBatch
-
-
-def peak_memory_gib() -> float:
-    """The largest resident size of this process so far, in GiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 30 if sys.platform == "darwin" else 1 << 20)
 
 
 class Speed(pl.Callback):

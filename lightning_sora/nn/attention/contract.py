@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -360,7 +361,7 @@ def _dense(block: AttentionBlock) -> bool:
 
 def _computed_pairs(block: AttentionBlock, layout: TokenLayout) -> int:
     """What a kernel without sparsity computes: whole squares where there are no segments."""
-    inner: MaskedBlock = getattr(block, "inner", block)
+    inner: Any = getattr(block, "inner", block)
     total = 0
     for grid in layout.grids:
         plan = inner.plan(grid)
