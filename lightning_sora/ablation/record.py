@@ -13,8 +13,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.tracking import store
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from lightning_sora.tracking.store import MlflowClient, Run
 
 PLAN_FILE = "plan.json"
 REASON = "ablation.reason"

@@ -17,8 +17,7 @@ from urllib.parse import unquote, urlparse
 from lightning_sora.tracking.store import connect, database_path
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from lightning_sora.tracking.store import MlflowClient, Run
 
 #: What the direct reader needs of mlflow's private schema.
 SCHEMA = {

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from lightning_sora.errors import SoraError
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    from mlflow import MlflowClient as MlflowClient
+    from mlflow.entities import Run as Run
 
 SQLITE = "sqlite:///"
 #: Folder beside a sqlite store where artifacts go.

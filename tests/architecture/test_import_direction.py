@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "memory": set(),
     "spacetime": set(),
     "world": {"spacetime", "randomness"},
-    "nn": {"spacetime"},
+    "nn": {"spacetime", "randomness"},
     "diffusion": {"spacetime", "randomness"},
     "models": {"nn", "spacetime"},
     "metrics": {"spacetime", "world"},
