@@ -46,7 +46,7 @@ def curve(trial: Trial, metric: str, axis: str) -> tuple[NDArray[np.float64], ND
 
 def curves(study: Study, axis: str) -> str | None:
     """Means over seeds, with 95 % bands of Student's t where there are several; None where nothing was logged."""
-    figure, axes = _canvas(7.2, 3.6)
+    figure, axes = _canvas(8.4, 3.8)
     drawn = False
     for arm, (color, dashes) in styles(study).items():
         lines = [curve(t, study.metric, axis) for t in study.of(arm) if t.finished]
@@ -83,7 +83,7 @@ def pareto(study: Study, verdicts: Sequence[Verdict], cost: str, words: str) -> 
     known = {arm: (float(x), y) for arm, (x, y) in points.items() if x is not None and math.isfinite(y)}
     if len(known) < 2:
         return None
-    figure, axes = _canvas(5.2, 3.6)
+    figure, axes = _canvas(6.4, 3.8)
     front = pareto_front(known, study.mode)
     ordered = sorted(known[arm] for arm in front)
     axes.plot([x for x, _ in ordered], [y for _, y in ordered], color=INK, linewidth=1, alpha=0.5, zorder=1)
@@ -151,7 +151,7 @@ def _svg(figure: Figure) -> str:
 
 def forest(verdict: Verdict, low: float, high: float) -> str:
     """One arm's difference and interval on the common scale of a column, with zero and what could be detected."""
-    width, height = 220, 26
+    width, height = 160, 26
 
     def at(value: float) -> float:
         return round(6 + (width - 12) * (min(max(value, low), high) - low) / ((high - low) or 1.0), 2)

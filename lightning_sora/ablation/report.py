@@ -66,7 +66,7 @@ def write_report(study: Study, verdicts: Sequence[Verdict], folder: Path) -> Pat
         verdicts=verdicts,
         values={arm.name: arm for arm in study.arms},
         summary=summary(study, verdicts),
-        facts=_facts(study),
+        facts=facts(study),
         notes=notes(study, verdicts),
         forests={v.arm: Markup(figures.forest(v, low, high)) for v in verdicts if v.outcome != "baseline"},
         curves={axis: Markup(svg) for axis, svg in plots.items() if svg is not None},
@@ -120,7 +120,7 @@ def _range(verdicts: Sequence[Verdict]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _facts(study: Study) -> dict[str, str]:
+def facts(study: Study) -> dict[str, str]:
     finished = [t for t in study.trials if t.finished]
     seeds = sorted({t.seed for t in study.trials})
 

@@ -116,7 +116,7 @@ def as_markdown(study: Study, verdicts: Sequence[Verdict]) -> str:
     for arm, v in _paired(study, verdicts):
         cells = (v.arm, f"`{arm}`", *_cells(study, v))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n\n" + "".join(f"{note}\n" for note in notes(study, verdicts))
+    return "\n".join(lines) + "\n\n" + "".join(f"- {note}\n" for note in notes(study, verdicts))
 
 
 def as_table(study: Study, verdicts: Sequence[Verdict]) -> Table:

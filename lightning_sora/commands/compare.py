@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
         Console(width=None if sys.stdout.isatty() else 160).print(table.as_table(study, verdicts))
     else:
-        form = {"csv": table.as_csv, "json": table.as_json, "md": table.as_markdown}[args.format]
+        form = {"csv": table.as_csv, "json": table.as_json, "md": markdown}[args.format]
         sys.stdout.write(form(study, verdicts))
     for note in filter(None, [hardware_note(study)]):
         sys.stderr.write(f"note: {note}\n")
@@ -94,6 +94,20 @@ def verdicts_of(study: Any, level: float = 0.95) -> list[Any]:
     return judge(values, study.baseline, study.mode, scores, level)
 
 
+def markdown(study: Any, verdicts: Sequence[Any]) -> str:
+    """The table for a page of its own: what it says, the rows, and where they are from."""
+    from lightning_sora.ablation.report import facts, summary
+    from lightning_sora.ablation.table import as_markdown
+
+    shown = {
+        name: value
+        for name, value in facts(study).items()
+        if name not in ("factor", "baseline", "decided by", "budget")
+    }
+    said = "".join(f"- {name}: {value}\n" for name, value in shown.items())
+    return f"# {study.name}: `{study.factor}`\n\n{summary(study, verdicts)}\n\n{as_markdown(study, verdicts)}\n{said}"
+
+
 def report(study: Any, verdicts: Sequence[Any], folder: Path | None, uri: str) -> Path:
     """Writes the HTML report, and stores it with the ablation's run where there is one."""
     from lightning_sora.ablation import table
@@ -102,7 +116,7 @@ def report(study: Any, verdicts: Sequence[Any], folder: Path | None, uri: str) -
     folder = folder or Path("outputs/ablations") / study.name / "report"
     folder.mkdir(parents=True, exist_ok=True)
     page = write_report(study, verdicts, folder)
-    (folder / "table.md").write_text(table.as_markdown(study, verdicts))
+    (folder / "table.md").write_text(markdown(study, verdicts))
     (folder / "table.csv").write_text(table.as_csv(study, verdicts))
     (folder / "table.json").write_text(table.as_json(study, verdicts))
     if study.run_id is not None:
