@@ -1,0 +1,101 @@
+"""Engines: outcomes, deaths, and that nothing outlives the one who asked."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lightning_sora.ablation.engines import ENGINES, Job
+from lightning_sora.errors import SoraError
+
+ENTRY = "tests.unit.engine_toys:run"
+
+
+@pytest.fixture(autouse=True)
+def _toys_can_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = str(Path(__file__).parents[2])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]))
+
+
+def job(folder: Path, name: str, *command: str, threads: int = 1) -> Job:
+    return Job(name, (command,), folder / f"{name}.log", threads)
+
+
+def test_jobs_survive_their_text(tmp_path: Path) -> None:
+    made = Job("a/b", (("fit", "--x=1"), ("test",)), tmp_path / "log", 3)
+    assert Job.from_json(made.to_json()) == made
+
+
+def test_a_failing_and_a_dying_job_stop_no_other(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, n, n.split("-")[0]) for n in ("ok-1", "fail", "die", "ok-2", "ok-3")]
+    outcomes = {o.job.name: o for o in ENGINES.create("local").run(jobs, ENTRY)}
+    assert {n: o.status for n, o in outcomes.items()} == {"ok-1": 0, "fail": 2, "die": -9, "ok-2": 0, "ok-3": 0}
+    assert outcomes["fail"].message == "as it was asked to"
+    assert "SIGKILL" in outcomes["die"].message
+    pids = {n: (tmp_path / f"{n}.log").read_text() for n in outcomes}
+    assert pids["ok-1"] == pids["fail"] == pids["die"]  # one process for many jobs
+    assert pids["ok-2"] == pids["ok-3"] != pids["die"]  # and another after its death
+
+
+def test_as_many_processes_as_asked_for_work_side_by_side(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, f"w{i}", "wait", "0.5") for i in range(4)]
+    assert len(list(ENGINES.create("local(processes=2)").run(jobs, ENTRY))) == 4
+    assert len({(tmp_path / f"w{i}.log").read_text() for i in range(4)}) == 2
+
+
+def test_threads_are_set_before_torch_is_loaded(tmp_path: Path) -> None:
+    (outcome,) = ENGINES.create("local").run([job(tmp_path, "t", "OMP_NUM_THREADS", threads=3)], ENTRY)
+    assert outcome.message == "3"
+
+
+def test_no_jobs_need_no_engine() -> None:
+    assert list(ENGINES.create("local(processes=3)").run([], ENTRY)) == []
+
+
+def test_an_entry_that_does_not_exist_is_a_death_with_a_reason(tmp_path: Path) -> None:
+    (outcome,) = ENGINES.create("local").run([job(tmp_path, "x", "ok")], "tests.unit.engine_toys:nothing")
+    assert outcome.status != 0
+    assert "died" in outcome.message
+
+
+@pytest.mark.parametrize("spec", ["local(processes=0)", "ray(cpus=0.0)", "ray(gpus=-1.0)"])
+def test_impossible_options_are_refused(spec: str) -> None:
+    with pytest.raises(SoraError):
+        ENGINES.create(spec)
+
+
+def test_without_ray_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SoraError, match=r"pip install 'lightning-sora\[ray\]'"):
+        ENGINES.create("ray")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_no_worker_outlives_its_parent(tmp_path: Path, number: signal.Signals) -> None:
+    script = (
+        "from pathlib import Path\n"
+        "from lightning_sora.ablation.engines import ENGINES, Job\n"
+        f"job = Job('long', (('wait', '60'),), Path({str(tmp_path / 'long.log')!r}))\n"
+        f"list(ENGINES.create('local').run([job], {ENTRY!r}))\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "long.log").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    worker = int((tmp_path / "long.log").read_text())
+    parent.send_signal(number)
+    parent.wait(20)
+    while _alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(worker)
+
+
+def _alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,149 @@
+"""Plugins: files that register parts of their own."""
+
+from pathlib import Path
+
+import pytest
+
+from lightning_sora import plugins
+from lightning_sora.cli import main
+from lightning_sora.commands.recipes import plugin_files, with_plugins
+from lightning_sora.errors import SoraError
+from lightning_sora.nn.attention import ATTENTION
+
+HEAD = (
+    "from lightning_sora.nn.attention import register_attention\n"
+    "from lightning_sora.nn.attention.full import FullAttention\n"
+)
+
+
+def block(folder: Path, name: str, body: str = "    pass\n") -> Path:
+    file = folder / f"{name}.py"
+    file.write_text(
+        f"{HEAD}\n\n@register_attention('{name}')\nclass Made(FullAttention):\n    '''Made here.'''\n\n{body}"
+    )
+    return file
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(plugins, "_LOADED", {})
+    with ATTENTION.temporary():
+        yield
+
+
+def test_a_file_is_run_once_and_remembered(tmp_path: Path) -> None:
+    file = block(tmp_path, "once")
+    (first,), (second,) = plugins.load_plugins([file]), plugins.load_plugins([str(file)])
+    assert first is second
+    assert plugins.loaded()["once.py"].source == file.read_text()
+    assert "once" in ATTENTION.list()
+
+
+def test_a_file_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
+    file = block(tmp_path, "moving")
+    plugins.load_plugins([file])
+    file.write_text(file.read_text() + "\n# edited\n")
+    with pytest.raises(SoraError, match="has changed"):
+        plugins.load_plugins([file])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import nothing_of_this_name\n", "ModuleNotFoundError.*line 1"),
+        ("x = 1\ny = (\n", "SyntaxError"),
+        ("x = 1\n\nraise ValueError('no')\n", "ValueError: no in line 3"),
+        (f"{HEAD}register_attention('full')(FullAttention)\n", "registered already"),
+    ],
+)
+def test_a_broken_file_says_where(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text(text)
+    with pytest.raises(SoraError, match=said):
+        plugins.load_plugins([file])
+    assert plugins.loaded() == {}
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    for name in ("gone.py", "note.txt"):
+        with pytest.raises(SoraError, match=r"no plugin at .*my_block\.py"):
+            plugins.load_plugins([tmp_path / name])
+
+
+def test_packages_offer_plugins_by_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Entry:
+        name, value, dist = "mine", "a_package.blocks", None
+
+        def load(self) -> None:
+            raise ImportError("it is broken")
+
+    monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: [Entry()] if group == plugins.GROUP else [])
+    with pytest.raises(SoraError, match=r"'mine' of an installed package cannot be loaded.*it is broken"):
+        plugins.load_packages()
+    loads: list[str] = []
+    monkeypatch.setattr(Entry, "load", lambda self: loads.append(self.value))
+    monkeypatch.setattr(plugins, "_PACKAGES", set())
+    plugins.load_packages()
+    plugins.load_packages()
+    assert loads == ["a_package.blocks"]
+
+
+def test_recipes_and_flags_name_plugins(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("plugins: [a.py]\n")
+    arguments = with_plugins(["fit", "--plugins", "b.py", "--plugins=c.py", "--model.dim=3"])
+    assert arguments == ["fit", "--plugins+=b.py", "--plugins+=c.py", "--model.dim=3"]
+    assert plugin_files([recipe], arguments) == ["a.py", "b.py", "c.py"]
+    recipe.write_text("plugins: a.py\n")
+    with pytest.raises(SoraError, match="list of paths"):
+        plugin_files([recipe], [])
+    with pytest.raises(SoraError, match="needs a file"):
+        with_plugins(["fit", "--plugins"])
+
+
+def test_a_block_of_ones_own_is_listed_and_checked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    good = block(tmp_path, "good")
+    assert main(["list", "attention", "good", "--plugins", str(good)]) == 0
+    assert "Made here." in capfd.readouterr().out
+
+
+def test_a_block_that_breaks_the_contract_fails_its_check(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning_sora.nn.attention import contract
+
+    chosen = ("counts_its_flops", "state_loads_strictly")
+    monkeypatch.setattr(contract, "CHECKS", {name: contract.CHECKS[name] for name in chosen})
+    bad = block(tmp_path, "bad", "    def flops(self, layout, text_tokens=0):\n        return 1\n")
+    assert main(["list", "attention", "--check", str(bad)]) == 1
+    printed = " ".join(capfd.readouterr().out.split())
+    assert "flops() says 1, torch counts" in printed
+    assert "bad: 2 checks" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["attention", "--check", "nothing_like_it"], "unknown attention block"),
+        (["vae", "--check", "full"], "attention blocks only"),
+        (["attention", "--check", "zzz*"], "no attention block matches"),
+    ],
+)
+def test_what_cannot_be_checked_is_refused(arguments: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", *arguments]) == 2
+    assert said in capfd.readouterr().err
+
+
+def test_a_file_without_a_block_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    empty = tmp_path / "empty.py"
+    empty.write_text("x = 1\n")
+    assert main(["list", "attention", "--check", str(empty)]) == 2
+    assert "registers no attention block" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["kernel", "weighting", "guidance", "schedule", "engine", "sampler", "objective"])
+def test_every_kind_can_be_listed(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", kind]) == 0
+    printed = capfd.readouterr().out
+    assert printed
+    assert "(not documented)" not in printed
