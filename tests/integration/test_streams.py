@@ -72,6 +72,27 @@ def test_streams_do_not_depend_on_the_model(reference: list[Any], make_trainer: 
     assert torch.equal(shared, fresh)
 
 
+ARMS: list[dict[str, Any]] = [
+    {"attention": "linear(conv=3)"},
+    {"attention": "gated, differential"},
+    {"conditioning": "joint"},
+    {"objective": "v", "weighting": "min_snr"},
+    {"depth": 4, "modulation": "per_block"},
+]
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=str)
+def test_arms_share_streams_and_the_initial_value_of_every_common_parameter(
+    arm: dict[str, Any], reference: list[Any], make_trainer: Callable[..., pl.Trainer]
+) -> None:
+    assert stream_of(make_trainer(), {}, **arm)[0] == reference
+    base, other = dict(make_dit().named_parameters()), dict(make_dit(**arm).named_parameters())
+    common = [name for name in base.keys() & other.keys() if base[name].shape == other[name].shape]
+    assert len(common) > len(base) / 2
+    for name in common:
+        assert torch.equal(base[name], other[name]), name
+
+
 def test_streams_depend_on_the_seed(reference: list[Any], make_trainer: Callable[..., pl.Trainer]) -> None:
     other, _ = stream_of(make_trainer(), {}, seed=1)
     same_pixels = [(key, drawn[3]) for key, drawn in other] == [(key, drawn[3]) for key, drawn in reference]
