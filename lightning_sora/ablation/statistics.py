@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -21,7 +22,8 @@ from lightning_sora.errors import SoraError
 Values = Mapping[int, float]
 ClipScores = Mapping[int, Mapping[str, float]]
 Mode = Literal["min", "max"]
-RESAMPLES = 4000
+RESAMPLES = 2000
+DRAWS_AT_ONCE = 2_000_000
 POWER = 0.8
 
 
@@ -118,6 +120,12 @@ def minimum_detectable_effect(spread: float, n: int, alpha: float, power: float 
         spread: standard deviation of the paired difference over seeds.
         alpha: two-sided level, corrected for the number of arms.
     """
+    return _standardised_effect(n, alpha, power) * spread / math.sqrt(n)
+
+
+@cache
+def _standardised_effect(n: int, alpha: float, power: float) -> float:
+    """The same in units of the mean's standard error."""
     critical = stats.t.ppf(1 - alpha / 2, n - 1)
     # The noncentral t as a mixture of normals over the sample deviation: scipy's own fails with one degree of freedom.
     deviations = np.sqrt(stats.chi2.ppf((np.arange(2000) + 0.5) / 2000, n - 1) / (n - 1))
@@ -132,7 +140,7 @@ def minimum_detectable_effect(spread: float, n: int, alpha: float, power: float 
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if found(middle) < power else (low, middle)
-    return high * spread / math.sqrt(n)
+    return high
 
 
 def hierarchical_bootstrap(
@@ -143,13 +151,20 @@ def hierarchical_bootstrap(
     With few seeds it is too narrow, which is why it decides nothing; it shows how much clips alone move the mean.
     """
     draws = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    # The means of resampled clips, then of resampled seeds: the same as drawing both at once.
-    per_seed = np.stack(
-        [c[draws.integers(0, len(c), size=(resamples * len(clips), len(c)))].mean(axis=1) for c in clips], axis=1
-    ).reshape(resamples, len(clips), len(clips))
-    chosen = draws.integers(0, len(clips), size=(resamples, len(clips)))
-    means = np.take_along_axis(per_seed, chosen[:, :, None], axis=2)[:, :, 0].mean(axis=1)
+    lengths = np.array([len(c) for c in clips])
+    padded = np.zeros((len(clips), lengths.max()))
+    for row, c in zip(padded, clips, strict=True):
+        row[: len(c)] = c
+    parts = []
+    at_once = max(1, DRAWS_AT_ONCE // padded.size)
+    for begun in range(0, resamples, at_once):
+        chosen = draws.integers(0, len(clips), size=(min(at_once, resamples - begun), len(clips)))
+        shape = (*chosen.shape, padded.shape[1])
+        which = (draws.random(shape, dtype=np.float32) * lengths[chosen][..., None]).astype(np.int32)
+        values = padded[chosen[..., None], which]
+        kept = np.arange(padded.shape[1]) < lengths[chosen][..., None]
+        parts.append((np.where(kept, values, 0.0).sum(axis=2) / lengths[chosen]).mean(axis=1))
+    means = np.concatenate(parts)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
