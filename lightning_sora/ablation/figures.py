@@ -45,9 +45,9 @@ def curve(trial: Trial, metric: str, axis: str) -> tuple[NDArray[np.float64], ND
 
 
 def curves(study: Study, axis: str) -> str | None:
-    """Means over seeds, with 95 % bands of Student's t where there are several; None where nothing was logged."""
+    """Means over seeds, with 95 % bands of Student's t where there are several; None where no arm has two points."""
     figure, axes = _canvas(8.4, 3.8)
-    drawn = False
+    longest = 0
     for arm, (color, dashes) in styles(study).items():
         lines = [curve(t, study.metric, axis) for t in study.of(arm) if t.finished]
         lines = [line for line in lines if len(line[0])]
@@ -60,8 +60,8 @@ def curves(study: Study, axis: str) -> str | None:
         if len(y) > 1:
             half = stats.t.ppf(0.975, len(y) - 1) * y.std(axis=0, ddof=1) / math.sqrt(len(y))
             axes.fill_between(x, y.mean(axis=0) - half, y.mean(axis=0) + half, color=color, alpha=0.12, linewidth=0)
-        drawn = True
-    if not drawn:
+        longest = max(longest, length)
+    if longest < 2:
         return None
     _scale(axes, [v for t in study.trials if t.finished for _, v in t.history.get(study.metric, ())])
     axes.set_xlabel(AXES[axis][1])

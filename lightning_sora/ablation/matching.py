@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,25 +121,30 @@ def _by_size(arm: str, budget: Budget, goal: float, base: Mapping[str, Any], ste
             f"budget.by={budget.matched_by} sets {key} and {MLP}, but the base recipe's model has no "
             f"{', '.join(missing)}; match by steps"
         )
-    # Rotary positions need an even width per head.
-    grain = 2 * int(base[HEADS]) if key == WIDTH else 1
-
-    def amount(size: int, ratio: float) -> float:
-        return total(budget, measure({key: size, MLP: ratio}), steps)
-
+    grain = _grain(base) if key == WIDTH else 1
     ratio = float(base[MLP])
-    low, high = 1, 2
-    while amount(high * grain, ratio) < goal:
+
+    def amount(units: int, ratio: float) -> float:
+        try:
+            return total(budget, measure({key: units * grain, MLP: ratio}), steps)
+        except SoraError:  # too small to be built: a head too narrow, a pattern longer than the model
+            return -math.inf
+
+    low = high = max(1, int(base[key]) // grain)
+    while amount(high, ratio) < goal:
         low, high = high, 2 * high
         if high * grain > 1 << 20:
             raise SoraError(f"arm {arm!r}: {goal:.4g} {budget.quantity} needs a {budget.matched_by} beyond 2^20")
+    while low > 1 and amount(low, ratio) >= goal:
+        low, high = low // 2, low
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if amount(middle * grain, ratio) < goal else (low, middle)
+        low, high = (middle, high) if amount(middle, ratio) < goal else (low, middle)
     candidates = []
-    for size in (n * grain for n in range(max(1, low - NEIGHBOURS), high + NEIGHBOURS + 1)):
-        found = _ratio(lambda r, size=size: amount(size, r) / goal - 1, ratio)  # type: ignore[misc]
-        candidates.append((abs(found[0] - ratio), size, *found))
+    for units in range(max(1, low - NEIGHBOURS), high + NEIGHBOURS + 1):
+        if amount(units, ratio) > 0:
+            found = _ratio(lambda r, units=units: amount(units, r) / goal - 1, ratio)  # type: ignore[misc]
+            candidates.append((abs(found[0] - ratio), units * grain, *found))
     fitting = [c for c in candidates if abs(c[3]) <= TOLERANCE]
     if not fitting:
         nearest = min(candidates, key=lambda c: abs(c[3]))
@@ -150,6 +156,12 @@ def _by_size(arm: str, budget: Budget, goal: float, base: Mapping[str, Any], ste
     adjusted = {k: v for k, v in {key: size, MLP: round(ratio_found, 4)}.items() if v != base[k]}
     changes = ", ".join(f"{k}={v}" for k, v in adjusted.items()) or "nothing set"
     return Match(steps, adjusted, goal * (1 + error), error, f"{changes}, {_deviation(budget, error)}")
+
+
+def _grain(base: Mapping[str, Any]) -> int:
+    """Steps of the width: heads stay even for rotary positions, and divisible by four where they are."""
+    heads = int(base[HEADS])
+    return heads * (4 if int(base[WIDTH]) // heads % 4 == 0 else 2)
 
 
 def _ratio(error: Callable[[float], float], ratio: float) -> tuple[float, float]:

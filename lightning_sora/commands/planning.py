@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import logging
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -108,6 +110,7 @@ class Planner:
         self._base = resolve(plan.base, {**plan.overrides, "seed_everything": 0})
         self._refuse_wired_seeds()
         self.matches: dict[str, Match] = {}
+        self._resolved: dict[str, Recipe] = {}
 
     def _refuse_wired_seeds(self) -> None:
         if self.plan.factor.split(".")[-1] in ("seed", "seed_everything", "source_seed"):
@@ -178,13 +181,17 @@ class Planner:
         return {split: data.fingerprint(split) for split in splits} if hasattr(data, "fingerprint") else {}
 
     def cost(self, arm: str, adjusted: Mapping[str, Any]) -> Cost:
-        """What one arm's model is and what a step costs it."""
-        keys = {**self.plan.overrides, **adjusted}
-        if self.plan.before is None:
-            keys[self.plan.factor] = self.plan.arms[arm]
-        else:
-            keys[self.plan.factor] = f"untrained:{self.plan.arms[arm]}"
-        model, _ = self.module(resolve(self.plan.base, keys))
+        """What one arm's model is and what a step costs it.
+
+        Args:
+            adjusted: options of the model by dotted key; the solver tries many, so the recipe is resolved once per arm.
+        """
+        if arm not in self._resolved:
+            value = self.plan.arms[arm] if self.plan.before is None else f"untrained:{self.plan.arms[arm]}"
+            self._resolved[arm] = resolve(self.plan.base, {**self.plan.overrides, self.plan.factor: value})
+        recipe = copy.deepcopy(self._resolved[arm])
+        recipe["model"]["init_args"] |= {key.removeprefix("model."): value for key, value in adjusted.items()}
+        model, _ = self.module(recipe)
         trainer = self._base["trainer"]
         per_step = int(trainer.get("accumulate_grad_batches") or 1) * _processes(trainer)
         flops, tokens = model.training_flops(self._batch), self._batch.layout.total
@@ -192,6 +199,7 @@ class Planner:
 
     def seconds(self) -> dict[str, float]:
         """Seconds per optimizer step of each arm, by short trainings in turns; medians, the warm-up left out."""
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # what devices there are, again and again
         taken: dict[str, list[float]] = {arm: [] for arm in self.plan.arms}
         for _ in range(CALIBRATION_ROUNDS):
             for arm in self.plan.arms:
