@@ -82,19 +82,18 @@ def hardware_note(study: Study) -> str:
     return "" if len(machines) <= 1 else f"costs are of {len(machines)} kinds of machine: {', '.join(sorted(machines))}"
 
 
-def incomparable_metric(study: Study) -> str:
-    """A warning where the metric itself changes its meaning with the factor; empty otherwise."""
+def refuse_incomparable(metric: str, factor: str) -> None:
+    """Raises SoraError if the metric's own units change with the factor, so that arms cannot be compared by it."""
     moved: Mapping[str, tuple[str, ...]] = {
-        "loss": ("model.objective", "model.weighting", "model.vae"),
-        "denoising_error": ("model.vae",),
+        "/loss": ("model.objective", "model.weighting", "model.vae"),
+        "/denoising_error": ("model.vae",),
     }
     for word, factors in moved.items():
-        if word in study.metric and study.factor in factors:
-            return (
-                f"{study.metric} is measured in units that {study.factor} itself sets, so its values cannot be "
-                "compared between arms; judge by val/denoising_error (objectives) or test/adherence"
+        if word in metric and factor in factors:
+            raise SoraError(
+                f"{metric} is measured in units that {factor} itself sets, so it cannot be compared between arms; "
+                "judge by val/denoising_error (objectives, weightings) or test/adherence (VAEs)"
             )
-    return ""
 
 
 def _short(value: Any) -> str:

@@ -64,9 +64,11 @@ def run(arguments: Sequence[str]) -> int:
         raise SoraError(f"--level {args.level} must lie between 0 and 1, such as 0.95")
 
     from lightning_sora import plugins
+    from lightning_sora.ablation.checks import refuse_incomparable
     from lightning_sora.ablation.engines import ENGINES
     from lightning_sora.tracking.store import resolve_uri
 
+    refuse_incomparable(plan.metric, plan.factor)
     uri = resolve_uri(args.uri)
     engine = ENGINES.create(plan.engine)
     plugins.load_plugins(args.plugins)

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
 def run(args: argparse.Namespace) -> int:
     """Prints the verdicts, writes the report, and keeps it with the ablation's run."""
     from lightning_sora.ablation import table
-    from lightning_sora.ablation.checks import hardware_note, incomparable_metric, refuse_undeclared
+    from lightning_sora.ablation.checks import hardware_note, refuse_incomparable, refuse_undeclared
     from lightning_sora.ablation.reader import read_study
     from lightning_sora.tracking.store import database_path, resolve_uri
 
@@ -52,8 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if database is not None and not database.is_file():
         raise SoraError(f"no mlflow store at {database}; run `lightning-sora ablate` here first, or give --uri")
     study = read_study(uri, args.what, metric=args.metric, mode=args.mode, baseline=args.baseline)
-    if problem := incomparable_metric(study):
-        raise SoraError(problem)
+    refuse_incomparable(study.metric, study.factor)
     refuse_undeclared(study)
     verdicts = verdicts_of(study, args.level)
     if args.format == "table":

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 from lightning_sora.ablation import table
-from lightning_sora.ablation.checks import incomparable_metric, refuse_undeclared, undeclared_differences
+from lightning_sora.ablation.checks import refuse_incomparable, refuse_undeclared, undeclared_differences
 from lightning_sora.ablation.reader import mode_of, read_study
 from lightning_sora.ablation.runs import ClientReader, SqliteReader, open_reader
 from lightning_sora.ablation.study import Study
@@ -179,10 +179,14 @@ def test_what_the_solver_set_is_declared(study: Study) -> None:
     assert undeclared_differences(replace(wider, arms=arms)) == []
 
 
-def test_a_metric_in_units_of_the_factor_is_refused(study: Study) -> None:
-    assert incomparable_metric(study) == ""
-    assert "val/denoising_error" in incomparable_metric(replace(study, factor="model.objective", metric="val/loss"))
-    assert "test/adherence" in incomparable_metric(replace(study, factor="model.vae"))
+def test_a_metric_in_units_of_the_factor_is_refused() -> None:
+    refuse_incomparable("val/loss", "model.attention")
+    refuse_incomparable("val/denoising_error", "model.objective")
+    for metric, factor in (("val/loss", "model.objective"), ("val/loss_t1", "model.weighting")):
+        with pytest.raises(SoraError, match="val/denoising_error"):
+            refuse_incomparable(metric, factor)
+    with pytest.raises(SoraError, match="test/adherence"):
+        refuse_incomparable("val/denoising_error_t0", "model.vae")
 
 
 def test_verdicts_of_a_study(study: Study) -> None:
