@@ -1,11 +1,14 @@
 """Shared by all tests."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+# Whoever starts the tests in the background has Ctrl-C ignored, and every process of theirs inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests are small: a second thread costs more than it brings.
 torch.set_num_threads(1)
 

@@ -14,7 +14,8 @@ from lightning_sora.spacetime import SpacetimeBatch
 class Costs(pl.Callback):
     """Logs ``cost/tokens``, ``cost/flops`` and ``cost/seconds``, all since the first step, with every validation.
 
-    Tokens and FLOPs are of all ranks; FLOPs are the module's own count (:meth:`LitModule.training_flops`).
+    For modules of this package alone: others have no tokens. Tokens and FLOPs are of all ranks; FLOPs are the
+    module's own count (:meth:`LitModule.training_flops`).
     Seconds are those between the start and the end of training batches with the wait for the next one,
     validation left out. Kept in checkpoints: a resumed training goes on counting.
     """
@@ -31,8 +32,8 @@ class Costs(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: SpacetimeBatch, batch_idx: int
     ) -> None:
         self._tick()
-        self.tokens += batch.layout.total * trainer.world_size
         if isinstance(pl_module, LitModule):
+            self.tokens += batch.layout.total * trainer.world_size
             self.flops += pl_module.training_flops(batch) * trainer.world_size
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -41,7 +42,7 @@ class Costs(pl.Callback):
             self._since = None
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and isinstance(pl_module, LitModule):
             spent = {"tokens": float(self.tokens), "flops": float(self.flops), "seconds": self.seconds}
             for name, value in spent.items():
                 pl_module.log(f"cost/{name}", value, rank_zero_only=True)
