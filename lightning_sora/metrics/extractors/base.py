@@ -1,0 +1,133 @@
+"""Feature extractors: networks that turn a clip into the vector that a distance is measured on.
+
+An extractor owns its preprocessing, because a change of it moves a Fréchet distance as much as a change of model:
+it takes display values 0 to 255 of any size, and says in :meth:`Extractor.card` everything that it did to them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from lightning_sora.errors import SoraError
+from lightning_sora.registry import Registry
+
+Clip = UInt8[Tensor, "frames height width 3"]
+EXTRACTORS: Registry[Extractor] = Registry("extractor")
+MICRO_BATCH = 8
+"""Clips of one forward; each clip's features do not depend on the others."""
+
+
+class Extractor(nn.Module, ABC):
+    """A frozen network in float32 and evaluation mode.
+
+    Attributes:
+        title: what the distance is called in tables: "FVD" for I3D alone, else a name that cannot be taken for it.
+        width: of the features.
+        min_frames: of a clip.
+        frames: the only length that is taken, or None for any from ``min_frames`` on.
+    """
+
+    title: str
+    width: int
+    min_frames: int = 1
+    frames: int | None = None
+
+    @abstractmethod
+    def prepare(self, clip: Clip) -> Float[Tensor, "3 frames height width"]:
+        """One clip as the network takes it: resized, in its range, normalised."""
+
+    @abstractmethod
+    def features(self, clips: Float[Tensor, "clips 3 frames height width"]) -> Float[Tensor, "clips width"]:
+        """Features of prepared clips of one size."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Name, weights ("sha256:...", "seed 0"), whether they are the published ones ("verified"), and preprocessing."""
+
+    def card(self) -> dict[str, Any]:
+        """What a protocol card says of the extractor."""
+        return {"title": self.title, "width": self.width, **self.describe()}
+
+    def check(self, clip: Clip) -> None:
+        """Refuses what the network cannot take.
+
+        Raises:
+            SoraError: not uint8 [frames height width 3], or too few or too many frames.
+        """
+        if clip.dtype != torch.uint8 or clip.ndim != 4 or clip.shape[-1] != 3:
+            raise SoraError(
+                f"a clip of {clip.dtype} {tuple(clip.shape)} cannot be scored: give display values 0 to 255 as uint8 "
+                "[frames height width 3]"
+            )
+        if len(clip) < self.min_frames or (self.frames is not None and len(clip) != self.frames):
+            wanted = f"exactly {self.frames}" if self.frames is not None else f"at least {self.min_frames}"
+            raise SoraError(f"a clip of {len(clip)} frames is given to {self.title}, which takes {wanted}; cut it so")
+
+    @torch.no_grad()
+    def forward(self, clips: Sequence[Clip]) -> Float[Tensor, "clips width"]:
+        """Features in float64 on the CPU, in the order of the clips, which may differ in size.
+
+        Raises:
+            SoraError: a clip that the network cannot take, or features that are not finite.
+        """
+        self.eval()
+        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        rows: list[Tensor] = []
+        for clip in clips:
+            self.check(clip)
+        with torch.autocast(device.type, enabled=False):
+            for chosen in _runs_of_one_shape(clips):
+                batch = torch.stack([self.prepare(clip.to(device)) for clip in chosen])
+                rows.append(self.features(batch).double().cpu())
+        if not rows:
+            return torch.zeros((0, self.width), dtype=torch.float64)
+        found = torch.cat(rows)
+        if not found.isfinite().all():
+            bad = (~found.isfinite().all(dim=1)).nonzero().flatten().tolist()
+            raise SoraError(
+                f"{self.title} features of clips {bad[:8]} of this batch are not finite; the weights are damaged or "
+                "the clips break the network: look at them before anything is scored"
+            )
+        return found
+
+
+def _runs_of_one_shape(clips: Sequence[Clip]) -> list[list[Clip]]:
+    runs: list[list[Clip]] = []
+    for clip in clips:
+        if runs and runs[-1][0].shape == clip.shape and len(runs[-1]) < MICRO_BATCH:
+            runs[-1].append(clip)
+        else:
+            runs.append([clip])
+    return runs
+
+
+def freeze(module: nn.Module) -> None:
+    """No gradients, evaluation mode, float32."""
+    module.float().eval().requires_grad_(False)
+
+
+def file_sha256(path: str | Path) -> str:
+    """The SHA-256 of a file, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """A digest of a network's names, shapes and values, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(json.dumps([name, list(value.shape), str(value.dtype)]).encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
