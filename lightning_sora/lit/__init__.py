@@ -1,7 +1,8 @@
 """LightningModules and callbacks: thin, over models, diffusion and metrics."""
 
 from lightning_sora.lit.dit import LitDiT
+from lightning_sora.lit.evaluator import LitEvaluator
 from lightning_sora.lit.module import LitModule
 from lightning_sora.lit.vae import LitVAE
 
-__all__ = ["LitDiT", "LitModule", "LitVAE"]
+__all__ = ["LitDiT", "LitEvaluator", "LitModule", "LitVAE"]

@@ -3,5 +3,6 @@
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, DecodeError, Source
 from lightning_sora.data.sources.folder import FolderSource
 from lightning_sora.data.sources.world import WorldSource
+from lightning_sora.data.sources.worlds import WorldsSource
 
-__all__ = ["SOURCES", "Clip", "ClipInfo", "DecodeError", "FolderSource", "Source", "WorldSource"]
+__all__ = ["SOURCES", "Clip", "ClipInfo", "DecodeError", "FolderSource", "Source", "WorldSource", "WorldsSource"]

@@ -101,9 +101,17 @@ class WorldSource(Source):
     ) -> Clip:
         facts = self.world.facts(self._offset + index)
         rate = fps or self._fps
-        caption = self.world.caption(facts, self._captions, key=self._offset + index)
         video = self._video(index, (frames, height, width, rate))
-        return Clip(video, caption, rate, {**facts.as_dict(), "config": self.world.config})
+        return Clip(video, self.recaption(index, self._captions), rate, {**facts.as_dict(), "config": self.world.config})
+
+    def recaption(self, index: int, style: str) -> str:
+        """A clip's caption in another style.
+
+        Raises:
+            SoraError: unknown style.
+        """
+        number = self._offset + index
+        return self.world.caption(self.world.facts(number), style, key=number)
 
     def _cache(self, size: Size) -> _ClipCache:
         if size not in self._caches:

@@ -1,0 +1,204 @@
+"""LitEvaluator: trains the network that reads the facts of world clips."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_sora.errors import SoraError
+from lightning_sora.lit.flops import FORWARD_AND_BACKWARD, CountedFlops
+from lightning_sora.lit.module import LitModule
+from lightning_sora.metrics.evaluator.accuracy import ReadingAccuracy
+from lightning_sora.metrics.evaluator.network import Perception, WorldEvaluator
+from lightning_sora.metrics.evaluator.vocabulary import (
+    FPS,
+    FRAMES,
+    MIN_FRAMES,
+    OF_OBJECTS,
+    SIDE,
+    Answers,
+    answers,
+    mirrored_codes,
+    mirrored_words,
+)
+from lightning_sora.randomness import initialize, stream_seed
+from lightning_sora.spacetime import PatchSize, SpacetimeBatch
+
+LENGTHS = (MIN_FRAMES, 13, FRAMES)
+WEIGHTS = {"present": 1.0, "shape": 1.0, "size": 0.5, "motion": 1.0, "camera": 1.0, "frame_shape": 0.3, "geometry": 4.0}
+
+
+class LitEvaluator(LitModule):
+    """The world evaluator under cross-entropy per fact and a contrastive loss against captions.
+
+    Clips are shown mirrored, shorter, blurred, noisy, brighter or darker at random: generated clips are all that.
+
+    Args:
+        dim, embedding: see :class:`WorldEvaluator`.
+        contrast: weight of the contrastive loss.
+        degraded: probability that a training clip is blurred, noised or dimmed.
+        levels: that accuracies are told apart by.
+        patch: pixels per row of the data's batches.
+        optimizer, schedule, ema_decay, seed: see :class:`LitModule`.
+    """
+
+    boundary = ("*.embedding*", "network.named*", "network.text.words*", "network.heads*", "network.camera*")
+
+    def __init__(
+        self,
+        *,
+        dim: int = 96,
+        embedding: int = 64,
+        contrast: float = 0.5,
+        degraded: float = 0.5,
+        levels: Sequence[str] = ("tiny", "simple", "medium"),
+        patch: Sequence[int] = (4, 16, 16),
+        optimizer: str = "adamw(lr=2e-3)",
+        schedule: str = "cosine(warmup=50)",
+        ema_decay: float | None = 0.995,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(optimizer=optimizer, schedule=schedule, ema_decay=ema_decay, seed=seed)
+        self.save_hyperparameters()
+        if contrast < 0 or not 0 <= degraded <= 1:
+            raise SoraError(f"contrast={contrast} must be at least 0 and degraded={degraded} between 0 and 1")
+        self.network = WorldEvaluator(dim, embedding)
+        initialize(self.network, seed, "network.")
+        self.contrast, self.degraded = contrast, degraded
+        self._patch = PatchSize(*patch)
+        self.accuracy = ReadingAccuracy(tuple(levels))
+        self._count = CountedFlops()
+
+    @property
+    def patch(self) -> PatchSize:
+        return self._patch
+
+    def check_batch(self, batch: SpacetimeBatch) -> None:
+        """Refuses clips that are not of the world, or of another size or rate than the evaluator reads.
+
+        Raises:
+            SoraError: any of these.
+        """
+        super().check_batch(batch)
+        sizes = {grid.size(self.patch) for grid in batch.layout.grids}
+        if batch.facts is None or sizes != {(FRAMES, SIDE, SIDE)} or set(batch.fps) != {FPS}:
+            raise SoraError(
+                f"the evaluator trains on world clips of {FRAMES}x{SIDE}x{SIDE} at {FPS:g} frames per second, but the "
+                f"data are {sorted(sizes)} at {sorted(set(batch.fps))}; set data.source to world or worlds and the size so"
+            )
+
+    def training_flops(self, batch: SpacetimeBatch) -> int:
+        """Counted on one clip with one object."""
+        clip = torch.zeros((1, 3, FRAMES, SIDE, SIDE), device=self.device)
+        slots = torch.zeros((1, 2), dtype=torch.int64, device=self.device)
+        return FORWARD_AND_BACKWARD * len(batch) * self._count("clip", self.network, lambda: self.network(clip, slots))
+
+    def training_step(self, batch: SpacetimeBatch, batch_idx: int) -> Tensor:
+        frames = random.Random(stream_seed(self.seed, "length", batch.ids[0], batch.visits[0])).choice(LENGTHS)
+        true = answers(batch.facts or (), FRAMES, FPS)
+        video = self.videos(batch) * 0.5 + 0.5
+        draws = [random.Random(stream_seed(self.seed, "augment", *key)) for key in batch.keys]
+        flips = [draw.random() < 0.5 for draw in draws]
+        video = torch.stack([degraded(clip[:, :frames].flip(-1) if flip else clip[:, :frames], draw, self.degraded)
+                             for clip, flip, draw in zip(video, flips, draws, strict=True)])  # fmt: skip
+        captions = [mirrored_words(c) if flip else c for c, flip in zip(batch.captions, flips, strict=True)]
+        true = mirrored(true, torch.tensor(flips), frames)
+        seen = self.network(video, true.slots.to(self.device))
+        losses = self.losses(seen, true)
+        losses["contrast"] = self.contrast * contrastive(
+            seen.embedding, self.network.embed_texts(captions), self.network.temperature, captions
+        )
+        loss = torch.stack(list(losses.values())).sum()
+        for name, value in losses.items():
+            self.log(f"train/{name}", value.detach(), batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def losses(self, seen: Perception, true: Answers) -> dict[str, Tensor]:
+        """The weighted losses per fact."""
+        device = self.device
+        shapes = true.labels["shape"].to(device)
+        frames = seen.shapes.shape[1]
+        found = {
+            "present": F.binary_cross_entropy_with_logits(seen.present, true.present.to(seen.present)),
+            **{name: F.cross_entropy(seen.objects[name], true.labels[name].to(device)) for name in OF_OBJECTS},
+            "camera": F.cross_entropy(seen.camera, true.labels["camera"].to(device)),
+            "frame_shape": F.cross_entropy(seen.shapes.flatten(0, 1), shapes.repeat_interleave(frames)),
+            "geometry": F.smooth_l1_loss(seen.places, true.places.to(seen.places), beta=0.1)
+            + F.smooth_l1_loss(seen.depths, true.depths.to(seen.depths), beta=0.1),
+        }
+        return {name: WEIGHTS[name] * value for name, value in found.items()}
+
+    # Evaluation.
+    def protocol(self, split: str) -> dict[str, Any]:
+        return super().protocol(split) | {"judge": "facts of the world", "clip": [FRAMES, SIDE, SIDE, FPS]}
+
+    def validation_step(self, batch: SpacetimeBatch, batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: SpacetimeBatch, batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: SpacetimeBatch, split: str) -> None:
+        true = answers(batch.facts or (), FRAMES, FPS)
+        with self.averaged():
+            seen = self.network(self.videos(batch) * 0.5 + 0.5, true.slots.to(self.device))
+            texts = self.network.embed_texts(batch.captions)
+        loss = torch.stack(list(self.losses(seen, true).values())).sum()
+        self.accuracy.update(seen, true, [name.split("-", 1)[0] for name in batch.ids])
+        similar = (seen.embedding * texts).sum(1)
+        values = {f"{split}/loss": loss, f"{split}/clip_score": 100 * similar.mean(),
+                  f"{split}/clip_score_shuffled": 100 * (seen.embedding * texts.roll(1, 0)).sum(1).mean()}  # fmt: skip
+        self.log_dict(values, batch_size=len(batch), on_step=False, on_epoch=True, sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_accuracy("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_accuracy("test")
+
+    def _log_accuracy(self, split: str) -> None:
+        self.log_dict({f"{split}/{name}": value for name, value in self.accuracy.compute().items()})
+        self.accuracy.reset()
+
+
+def degraded(clip: Float[Tensor, "3 frames h w"], draw: random.Random, probability: float) -> Tensor:
+    """A clip as a generator may make it: softer, noisier, brighter or darker."""
+    if draw.random() >= probability:
+        return clip
+    side = draw.choice((24, 32, 32, 40, 48, 64))
+    if side < SIDE:
+        small = F.interpolate(clip.transpose(0, 1), size=(side, side), mode="bilinear", antialias=True)
+        clip = F.interpolate(small, size=(SIDE, SIDE), mode="bilinear", antialias=True).transpose(0, 1)
+    gain, lift = draw.uniform(0.85, 1.1), draw.uniform(-0.05, 0.05)
+    noise = torch.randn(clip.shape, generator=torch.Generator().manual_seed(draw.getrandbits(62)))
+    return (clip * gain + lift + draw.choice((0.0, 0.0, 0.02, 0.05)) * noise.to(clip)).clamp(0, 1)
+
+
+def mirrored(true: Answers, flips: Tensor, frames: int) -> Answers:
+    """The truth about the first frames of clips of which some are shown mirrored."""
+    clip = true.slots[:, 0]
+    labels = dict(true.labels)
+    for name, of in (("motion", flips[clip]), ("camera", flips)):
+        labels[name] = torch.where(of, mirrored_codes(name)[labels[name]], labels[name])
+    sign = torch.where(flips[clip], -1.0, 1.0)[:, None]
+    places, spots = true.places[:, :frames].clone(), true.spots[:, :frames].clone()
+    places[..., 0] *= sign
+    spots[..., 0] *= sign
+    return Answers(true.present, true.slots, labels, places, true.depths[:, :frames], spots)
+
+
+def contrastive(
+    clips: Float[Tensor, "clips dim"], texts: Float[Tensor, "clips dim"], temperature: Tensor, captions: Sequence[str]
+) -> Float[Tensor, ""]:
+    """InfoNCE in both directions (Radford et al. 2021, figure 3); equal captions are equally right."""
+    logits = temperature.exp() * clips @ texts.T
+    same = torch.tensor([[a == b for b in captions] for a in captions], device=logits.device).to(logits)
+    target = same / same.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -1,0 +1,259 @@
+"""Distances between real and generated clips as metrics: any extractor, any number of processes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from lightning_sora.errors import SoraError
+from lightning_sora.metrics.extractors.base import Clip, Extractor
+from lightning_sora.metrics.frechet import (
+    Estimate,
+    Moments,
+    clip_hash,
+    frechet_estimate,
+    frechet_infinity,
+    group_of,
+    merged,
+    small_sample_bias,
+)
+from lightning_sora.metrics.kernel import jedi_distance, kernel_estimate
+from lightning_sora.metrics.reference import ReferenceStatistics
+
+log = logging.getLogger(__name__)
+GROUPS = 16
+"""Random groups that clips are dealt to by their ids, for intervals and extrapolation."""
+SIDES = ("real", "generated")
+
+
+class ClipSetMetric(Metric):
+    """Two sets of clips, each known by features and ids.
+
+    The extractor is no part of the metric's state; a reference survives :meth:`reset`.
+
+    Args:
+        extractor: injected; its width is the state's.
+        expected: how many clips each side must have when the value is computed; None for any number.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+
+    def __init__(self, extractor: Extractor, expected: int | None = None) -> None:
+        super().__init__()
+        self._extractor = (extractor,)
+        self.expected = expected
+        for side in SIDES:
+            self.add_state(f"{side}_ids", default=[], dist_reduce_fx="cat")
+
+    @property
+    def extractor(self) -> Extractor:
+        return self._extractor[0]
+
+    def update(self, clips: Sequence[Clip], ids: Sequence[str], *, real: bool) -> None:
+        """Adds clips to one side.
+
+        Args:
+            clips: display values 0 to 255.
+            ids: one per clip; a clip is told by its id alone, on whichever rank it is.
+
+        Raises:
+            SoraError: what the extractor cannot take.
+        """
+        self.add(self.extractor(clips), ids, real=real)
+
+    def add(self, features: Float[Tensor, "clips width"], ids: Sequence[str], *, real: bool) -> None:
+        """Adds clips whose features are known."""
+        if len(features) != len(ids) or features.ndim != 2 or features.shape[1] != self.extractor.width:
+            raise SoraError(
+                f"features {tuple(features.shape)} for {len(ids)} ids do not fit {self.extractor.title}, whose width "
+                f"is {self.extractor.width}"
+            )
+        if not len(ids):
+            return
+        hashes = torch.tensor([clip_hash(name) for name in ids], dtype=torch.int64, device=self.device)
+        getattr(self, f"{SIDES[not real]}_ids").append(hashes)
+        self._add(SIDES[not real], features.double().to(self.device), group_of(ids, GROUPS).to(self.device))
+
+    def _add(self, side: str, features: Tensor, groups: Tensor) -> None:
+        raise NotImplementedError
+
+    def _sync_dist(self, dist_sync_fn: Callable = gather_all_tensors, process_group: Any | None = None) -> None:
+        # torchmetrics stands in for a rank without clips with a tensor of the wrong type and shape.
+        for name, empty in self._empty_lists().items():
+            if isinstance(getattr(self, name), list) and not getattr(self, name):
+                setattr(self, name, [empty.to(self.device)])
+        super()._sync_dist(dist_sync_fn, process_group)
+
+    def _empty_lists(self) -> dict[str, Tensor]:
+        return {f"{side}_ids": torch.zeros(0, dtype=torch.int64) for side in SIDES}
+
+    def _collected(self, name: str) -> Tensor:
+        value = getattr(self, name)
+        if isinstance(value, Tensor):
+            return value
+        return torch.cat(value) if value else self._empty_lists()[name]
+
+    def check_ids(self, side: str) -> int:
+        """The number of clips of a side.
+
+        Raises:
+            SoraError: a clip was counted twice (a sampler that pads), or there are more or fewer than expected.
+        """
+        ids = self._collected(f"{side}_ids")
+        different = len(ids.unique())
+        if different != len(ids):
+            raise SoraError(
+                f"{len(ids) - different} of {len(ids)} {side} clips were given more than once, which biases the value: "
+                "a distributed sampler that pads does this; use one that does not, and ids that tell clips apart"
+            )
+        if self.expected is not None and len(ids) != self.expected:
+            raise SoraError(
+                f"{len(ids)} {side} clips were given where {self.expected} were expected; a rank or a batch is missing"
+            )
+        return len(ids)
+
+
+class MomentsMetric(ClipSetMetric):
+    """What needs sums of features and of their products alone: float64, exact under any partition.
+
+    Args:
+        reference: the real side, computed before; then only generated clips are added.
+    """
+
+    real_counts: Tensor
+    real_totals: Tensor
+    real_outers: Tensor
+    generated_counts: Tensor
+    generated_totals: Tensor
+    generated_outers: Tensor
+
+    def __init__(
+        self, extractor: Extractor, expected: int | None = None, reference: ReferenceStatistics | None = None
+    ) -> None:
+        super().__init__(extractor, expected)
+        if reference is not None:
+            reference.check_extractor(extractor)
+        self.reference = reference
+        width = extractor.width
+        for side in SIDES:
+            shapes = {"counts": (GROUPS,), "totals": (GROUPS, width), "outers": (GROUPS, width, width)}
+            for name, shape in shapes.items():
+                self.add_state(f"{side}_{name}", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def _add(self, side: str, features: Tensor, groups: Tensor) -> None:
+        counts, totals, outers = (getattr(self, f"{side}_{name}") for name in ("counts", "totals", "outers"))
+        for group in groups.unique().tolist():
+            rows = features[groups == group]
+            counts[group] += len(rows)
+            totals[group] += rows.sum(0)
+            outers[group] += rows.T @ rows
+
+    def add(self, features: Float[Tensor, "clips width"], ids: Sequence[str], *, real: bool) -> None:
+        if real and self.reference is not None:
+            raise SoraError("the real side is a reference computed before; give generated clips only, or no reference")
+        super().add(features, ids, real=real)
+
+    def groups(self, side: str) -> list[Moments]:
+        """The moments of each group of a side."""
+        if side == "real" and self.reference is not None:
+            return list(self.reference.groups)
+        counts, totals, outers = (getattr(self, f"{side}_{name}").cpu() for name in ("counts", "totals", "outers"))
+        return [Moments(int(c), t, o) for c, t, o in zip(counts, totals, outers, strict=True)]
+
+    def checked_groups(self) -> tuple[list[Moments], list[Moments]]:
+        """Both sides, refusing what :meth:`check_ids` refuses."""
+        for side in SIDES[self.reference is not None :]:
+            self.check_ids(side)
+        return self.groups("real"), self.groups("generated")
+
+
+class FrechetVideoDistance(MomentsMetric):
+    """The Fréchet distance between features of real and generated clips (Unterthiner et al. 2018).
+
+    It is *FVD* with the extractor "i3d" and published weights; with any other it is that extractor's own distance,
+    and ``extractor.title`` says which.
+    """
+
+    def compute(self) -> dict[str, Tensor]:
+        """``value`` as defined; ``unbiased`` with its interval ``low`` to ``high`` and ``stderr``; ``infinity``,
+        extrapolated to endless clips; ``bias``, what two sets of this size of the real clips' Gaussian would give;
+        ``real`` and ``generated``, the numbers of clips. All float64.
+
+        Raises:
+            SoraError: too few clips, clips given twice, or another number than expected.
+        """
+        real, generated = self.checked_groups()
+        whole = merged(real)
+        counts = whole.count, merged(generated).count
+        if min(counts) <= self.extractor.width:
+            log.warning(
+                "%d real and %d generated clips for %d features: covariances are rank-deficient, and the value is "
+                "mostly bias; read it beside its floor",
+                *counts,
+                self.extractor.width,
+            )
+        estimate = frechet_estimate(real, generated)
+        return _as_tensors(estimate) | {
+            "infinity": torch.tensor(frechet_infinity(real, generated), dtype=torch.float64),
+            "bias": small_sample_bias(whole.covariance, *counts),
+            "real": torch.tensor(float(counts[0])),
+            "generated": torch.tensor(float(counts[1])),
+        }
+
+
+class JEDi(MomentsMetric):
+    """JEDi's distance (Luo et al. 2024) in the space of any extractor; see :func:`jedi_distance`."""
+
+    def compute(self) -> dict[str, Tensor]:
+        """``value``, float64."""
+        real, generated = self.checked_groups()
+        return {"value": jedi_distance(merged(real), merged(generated))}
+
+
+class KernelVideoDistance(ClipSetMetric):
+    """KVD: the unbiased cubic-kernel MMD^2 between features, over all pairs; see :func:`kernel_distance`.
+
+    Features are kept, and sorted by clip id before anything is summed.
+    """
+
+    def __init__(self, extractor: Extractor, expected: int | None = None) -> None:
+        super().__init__(extractor, expected)
+        for side in SIDES:
+            self.add_state(f"{side}_features", default=[], dist_reduce_fx="cat")
+
+    def _empty_lists(self) -> dict[str, Tensor]:
+        empty = torch.zeros((0, self.extractor.width), dtype=torch.float64)
+        return super()._empty_lists() | {f"{side}_features": empty for side in SIDES}
+
+    def _add(self, side: str, features: Tensor, groups: Tensor) -> None:
+        getattr(self, f"{side}_features").append(features)
+
+    def compute(self) -> dict[str, Tensor]:
+        """``value``, its interval ``low`` to ``high``, ``stderr``, all float64.
+
+        Raises:
+            SoraError: too few clips, clips given twice, or another number than expected.
+        """
+        features, groups = [], []
+        for side in SIDES:
+            self.check_ids(side)
+            ids = self._collected(f"{side}_ids").cpu()
+            order = ids.argsort()
+            features.append(self._collected(f"{side}_features").cpu()[order])
+            groups.append(ids[order] % GROUPS)
+        estimate = kernel_estimate(*features, *groups)
+        return {name: value for name, value in _as_tensors(estimate).items() if name != "unbiased"}
+
+
+def _as_tensors(estimate: Estimate) -> dict[str, Tensor]:
+    names = ("value", "unbiased", "stderr", "low", "high")
+    return {name: torch.tensor(getattr(estimate, name), dtype=torch.float64) for name in names}

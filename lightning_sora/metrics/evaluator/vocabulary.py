@@ -1,0 +1,100 @@
+"""What the world evaluator reads, and the true answers for a clip whose facts are known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lightning_sora.world import CAMERAS, COLORS, MOTIONS, SHAPES, SIZES
+from lightning_sora.world.facts import CameraFacts, ObjectFacts
+from lightning_sora.world.motion import camera_path, positions
+
+VOCABULARY: dict[str, tuple[str, ...]] = {
+    "color": tuple(COLORS),
+    "shape": SHAPES,
+    "size": tuple(SIZES),
+    "motion": MOTIONS,
+    "camera": CAMERAS,
+}
+OF_OBJECTS = ("shape", "size", "motion")
+"""Facts that each object has; its colour is how it is found, since no two objects of a clip share one."""
+
+SECONDS = 2.0  # of a clip that the evaluator sees
+FPS = 8.0
+FRAMES = 17
+MIN_FRAMES = 9
+SIDE = 64  # pixels
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What is true of a batch.
+
+    Attributes:
+        present: whether a clip shows an object of a colour.
+        slots: (clip, colour) of every object.
+        labels: per object the code of its shape, size and motion; per clip that of the camera's motion.
+        places: centres of the objects in world units over the clip's stage.
+        depths: log of the distance along the optical axis over the stage.
+        spots: projected centres, right and down, in halves of the frame's shorter side.
+    """
+
+    present: Bool[Tensor, "clips colors"]
+    slots: Int[Tensor, "objects 2"]
+    labels: dict[str, Int[Tensor, " items"]]
+    places: Float[Tensor, "objects frames 3"]
+    depths: Float[Tensor, "objects frames"]
+    spots: Float[Tensor, "objects frames 2"]
+
+
+def answers(facts: Sequence[Mapping[str, Any]], frames: int, fps: float) -> Answers:
+    """The truth about clips, from ``Facts.as_dict()`` with the world's configuration under "config"."""
+    times = torch.arange(frames) / fps
+    present = torch.zeros((len(facts), len(VOCABULARY["color"])), dtype=torch.bool)
+    slots, places, depths, spots = [], [], [], []
+    labels: dict[str, list[int]] = {name: [] for name in (*OF_OBJECTS, "camera")}
+    for clip, fact in enumerate(facts):
+        stage = fact["config"].stage
+        camera = camera_path(CameraFacts(**{**fact["camera"], "target": tuple(fact["camera"]["target"])}), times,
+                             fact["duration"])  # fmt: skip
+        labels["camera"].append(code("camera", fact["camera"]["motion"]))
+        for described in fact["objects"]:
+            thing = ObjectFacts(**{**described, "heading": tuple(described["heading"])})
+            color = code("color", thing.color)
+            present[clip, color] = True
+            slots.append((clip, color))
+            for name in OF_OBJECTS:
+                labels[name].append(code(name, described[name]))
+            path = positions(thing, times, fact["duration"])
+            spot, depth = camera.project(path, 2, 2)
+            places.append(path / stage)
+            depths.append((depth.clamp(min=0.1) / stage).log())
+            spots.append(spot - 1)
+    return Answers(
+        present,
+        torch.tensor(slots),
+        {name: torch.tensor(values) for name, values in labels.items()},
+        torch.stack(places),
+        torch.stack(depths),
+        torch.stack(spots),
+    )
+
+
+def code(fact: str, value: str) -> int:
+    """The number of a value among those of a fact."""
+    return VOCABULARY[fact].index(value)
+
+
+def mirrored_codes(fact: str) -> Int[Tensor, " values"]:
+    """What each value becomes when left and right change places."""
+    return torch.tensor([code(fact, mirrored_words(value)) for value in VOCABULARY[fact]])
+
+
+def mirrored_words(text: str) -> str:
+    """A caption, or the name of a motion, of the clip seen in a mirror."""
+    return text.replace("left", "\0").replace("right", "left").replace("\0", "right")

@@ -1,0 +1,128 @@
+"""Reference statistics: the real side of a distance, computed once, kept by content, verified on load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from jaxtyping import Int
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lightning_sora.errors import SoraError
+from lightning_sora.metrics.extractors.base import Extractor
+from lightning_sora.metrics.frechet import Moments, merged
+from lightning_sora.metrics.protocol import ProtocolCard
+
+FORMAT = "lightning_sora reference 1"
+
+
+@dataclass(frozen=True)
+class ReferenceStatistics:
+    """Moments of a set of real clips, in random groups, with what they mean.
+
+    Attributes:
+        groups: moments of disjoint groups of clips.
+        ids: hash of each clip's id, sorted.
+        fields: how the clips were taken and what the extractor is: a protocol card's fields.
+    """
+
+    groups: Sequence[Moments]
+    ids: Int[Tensor, " clips"]
+    fields: Mapping[str, Any]
+
+    @property
+    def card(self) -> ProtocolCard:
+        return ProtocolCard(self.fields)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content, whatever file holds it."""
+        return hashlib.sha256(safetensors.torch.save(self._tensors(), self._header())).hexdigest()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            "counts": torch.tensor([group.count for group in self.groups]),
+            "totals": torch.stack([group.total for group in self.groups]),
+            "outers": torch.stack([group.outer for group in self.groups]),
+            "ids": self.ids.clone(),
+        }
+
+    def _header(self) -> dict[str, str]:
+        # One entry: several would be written in any order, and the digest is of the bytes.
+        return {"lightning_sora": json.dumps({"format": FORMAT, "fields": self.fields}, sort_keys=True)}
+
+    def save(self, folder: str | Path, name: str) -> Path:
+        """Writes ``NAME-DIGEST.safetensors`` and beside it the same facts as JSON, for people; the first's path."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        digest = self.digest
+        path = folder / f"{name}-{digest[:16]}.safetensors"
+        path.write_bytes(safetensors.torch.save(self._tensors(), self._header()))
+        facts = {"format": FORMAT, "sha256": digest, "clips": len(self.ids), "protocol_id": self.card.id}
+        path.with_suffix(".json").write_text(json.dumps({**facts, "protocol": self.fields}, indent=1, sort_keys=True))
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> ReferenceStatistics:
+        """Reads and verifies statistics.
+
+        Raises:
+            SoraError: no such file, something else, or content that is not what the file's name says.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise SoraError(
+                f"no reference statistics at {path}; make them with `lightning-sora score --real DIR --save-reference`"
+            )
+        try:
+            with safe_open(path, "pt") as file:
+                header = json.loads((file.metadata() or {}).get("lightning_sora", "{}"))
+                if header.get("format") != FORMAT:
+                    raise SoraError(
+                        f"{path} holds {header.get('format', 'something else')!r}, not {FORMAT!r}; give a file that "
+                        "`lightning-sora score --save-reference` wrote"
+                    )
+                tensors = {name: file.get_tensor(name) for name in ("counts", "totals", "outers", "ids")}
+        except SafetensorError as problem:
+            raise SoraError(f"{path} cannot be read as reference statistics ({problem}); make them anew") from problem
+        groups = [
+            Moments(int(c), t, o) for c, t, o in zip(*(tensors[n] for n in ("counts", "totals", "outers")), strict=True)
+        ]
+        loaded = cls(groups, tensors["ids"], header["fields"])
+        if not path.stem.endswith(loaded.digest[:16]):
+            raise SoraError(
+                f"{path} has the digest {loaded.digest[:16]}, not the one in its name: it was changed or damaged, or "
+                "renamed; make it anew, or copy it again"
+            )
+        if len(loaded.ids) != merged(groups).count:
+            raise SoraError(f"{path} names {len(loaded.ids)} clips and sums {merged(groups).count}; make it anew")
+        return loaded
+
+    def merge(self, other: ReferenceStatistics) -> ReferenceStatistics:
+        """The statistics of both sets of clips together.
+
+        Raises:
+            SoraError: they were made by different protocols, or share clips.
+        """
+        self.card.check_same(other.card, "the reference statistics")
+        shared = int(torch.isin(self.ids, other.ids).sum())
+        if shared:
+            raise SoraError(f"{shared} clips are in both reference statistics and would count twice; merge disjoint sets")
+        groups = [mine + theirs for mine, theirs in zip(self.groups, other.groups, strict=True)]
+        return ReferenceStatistics(groups, torch.cat([self.ids, other.ids]).sort().values, self.fields)
+
+    def check_extractor(self, extractor: Extractor) -> None:
+        """Refuses an extractor that the statistics were not made by.
+
+        Raises:
+            SoraError: the cards of the two differ; it names the fields.
+        """
+        made_by = ProtocolCard({"extractor": self.fields.get("extractor")})
+        made_by.check_same(ProtocolCard({"extractor": extractor.card()}), "the reference and these clips")
