@@ -204,9 +204,7 @@ def jackknife(
     return Estimate(value, unbiased, stderr, unbiased - reach, unbiased + reach)
 
 
-def frechet_estimate(
-    real: Sequence[Moments], generated: Sequence[Moments], confidence: float = 0.95
-) -> Estimate:
+def frechet_estimate(real: Sequence[Moments], generated: Sequence[Moments], confidence: float = 0.95) -> Estimate:
     """The distance between two sets of clips given as disjoint random groups, with its interval.
 
     Raises:

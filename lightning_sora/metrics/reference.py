@@ -114,7 +114,9 @@ class ReferenceStatistics:
         self.card.check_same(other.card, "the reference statistics")
         shared = int(torch.isin(self.ids, other.ids).sum())
         if shared:
-            raise SoraError(f"{shared} clips are in both reference statistics and would count twice; merge disjoint sets")
+            raise SoraError(
+                f"{shared} clips are in both reference statistics and would count twice; merge disjoint sets"
+            )
         groups = [mine + theirs for mine, theirs in zip(self.groups, other.groups, strict=True)]
         return ReferenceStatistics(groups, torch.cat([self.ids, other.ids]).sort().values, self.fields)
 

@@ -216,4 +216,6 @@ def test_jedi_equals_its_published_example_and_the_kernel_form() -> None:
     expected = 100 * (kernel(x, x) + kernel(y, y) - 2 * kernel(x, y))
     got = jedi_distance(Moments.of(torch.from_numpy(x)), Moments.of(torch.from_numpy(y)))
     assert float(got) == pytest.approx(expected, rel=1e-12)
-    assert float(jedi_distance(Moments.of(a), Moments.of(b))) == pytest.approx(100 * 270.7222, abs=1e-2)  # the example is not scaled
+    assert float(jedi_distance(Moments.of(a), Moments.of(b))) == pytest.approx(
+        100 * 270.7222, abs=1e-2
+    )  # the example is not scaled

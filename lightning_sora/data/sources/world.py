@@ -102,7 +102,9 @@ class WorldSource(Source):
         facts = self.world.facts(self._offset + index)
         rate = fps or self._fps
         video = self._video(index, (frames, height, width, rate))
-        return Clip(video, self.recaption(index, self._captions), rate, {**facts.as_dict(), "config": self.world.config})
+        return Clip(
+            video, self.recaption(index, self._captions), rate, {**facts.as_dict(), "config": self.world.config}
+        )
 
     def recaption(self, index: int, style: str) -> str:
         """A clip's caption in another style.

@@ -46,7 +46,9 @@ class WorldsSource(Source):
             raise SoraError(f"levels={levels!r} and captions={captions!r} must each name at least one")
         unknown = set(overrides or {}) - set(levels)
         if unknown:
-            raise SoraError(f"overrides of {sorted(unknown)}, which are not among levels={list(levels)}; add or drop them")
+            raise SoraError(
+                f"overrides of {sorted(unknown)}, which are not among levels={list(levels)}; add or drop them"
+            )
         self.captions = tuple(captions)
         share = {"clips": -(-clips // len(levels)), "heldout_clips": -(-heldout_clips // len(levels))}
         self.worlds = [

@@ -54,7 +54,9 @@ class ReadingAccuracy(Metric):
         for number, name in enumerate(READ):
             right, of_clip = hits[name]
             self.right[:, number].index_add_(0, group[of_clip].to(self.device), right.double().to(self.device))
-            self.judged[:, number].index_add_(0, group[of_clip].to(self.device), torch.ones(len(right), device=self.device).double())
+            self.judged[:, number].index_add_(
+                0, group[of_clip].to(self.device), torch.ones(len(right), device=self.device).double()
+            )
 
     @staticmethod
     def _orders(seen: Perception, true: Answers) -> tuple[Bool[Tensor, " pairs"], Tensor]:

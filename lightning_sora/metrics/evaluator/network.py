@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce, repeat
+from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lightning_sora.metrics.evaluator.ego_motion import EgoMotion
 from lightning_sora.metrics.evaluator.text import CaptionTower
-from lightning_sora.metrics.evaluator.vocabulary import MIN_FRAMES, OF_OBJECTS, SIDE, VOCABULARY
+from lightning_sora.metrics.evaluator.vocabulary import OF_OBJECTS, VOCABULARY
 from lightning_sora.world import COLORS
 
 WINDOW, CROP = 0.6, 32  # side of the window that follows an object, of the frame's; and its pixels
@@ -83,15 +84,6 @@ def _conv2d(inward: int, outward: int, stride: int = 1) -> nn.Sequential:
     )
 
 
-def _conv3d(inward: int, outward: int, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> nn.Sequential:
-    padding = tuple(k // 2 for k in kernel)
-    return nn.Sequential(
-        nn.Conv3d(inward, outward, kernel, stride, padding, bias=False),  # type: ignore[arg-type]
-        nn.GroupNorm(outward // 8, outward),
-        nn.SiLU(),
-    )
-
-
 class WorldEvaluator(nn.Module):
     """Reads clips and captions of the world.
 
@@ -104,14 +96,7 @@ class WorldEvaluator(nn.Module):
         super().__init__()
         self.colors = ColorMaps()
         self.presence = nn.Sequential(nn.Linear(3, 16), nn.SiLU(), nn.Linear(16, 1))
-        # The scene: brightness alone, all frames at once.
-        self.scene = nn.Sequential(
-            _conv3d(2, 24, (1, 5, 5), (1, 2, 2)),
-            _conv3d(24, 32, (3, 3, 3), (1, 2, 2)),
-            _conv3d(32, 48, (3, 3, 3), (2, 1, 1)),
-            _conv3d(48, 64, (3, 3, 3), (2, 2, 2)),
-        )
-        self.view = nn.Sequential(nn.Linear(64 * 16, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.view = EgoMotion(dim)
         # The object: a window that follows it.
         self.look = nn.Sequential(_conv2d(3, 24), _conv2d(24, 32, 2), _conv2d(32, 48, 2), _conv2d(48, 64, 2))
         self.appearance = nn.Linear(64 * 16, dim)
@@ -129,6 +114,7 @@ class WorldEvaluator(nn.Module):
         self.whole = nn.Sequential(nn.Linear(2 * dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, embedding))
         self.text = CaptionTower(embedding)
         self.temperature = nn.Parameter(torch.tensor(2.5))
+        self.dim, self.embedding = dim, embedding
 
     def reset_parameters(self) -> None:
         """Of what it owns itself: the logarithm of the contrastive scale."""
@@ -137,7 +123,7 @@ class WorldEvaluator(nn.Module):
     def forward(
         self, video: Float[Tensor, "clips 3 frames h w"], slots: Int[Tensor, "objects 2"] | None = None
     ) -> Perception:
-        """Reads clips with values in [0, 1], of ``SIDE`` pixels a side and at least ``MIN_FRAMES`` frames.
+        """Reads clips with values in [0, 1], square, 64 pixels a side.
 
         Args:
             slots: (clip, colour) of the objects to read; those that are found, if None.
@@ -149,9 +135,7 @@ class WorldEvaluator(nn.Module):
             slots = self.found(present)
         grey = video.mean(dim=1, keepdim=True)
         saturation = (video - grey).square().sum(dim=1, keepdim=True).add(1e-6).sqrt()
-        scene = self.scene(torch.cat([grey - 0.5, saturation], dim=1))
-        view = self.view(F.adaptive_avg_pool2d(rearrange(scene, "b c t h w -> (b t) c h w"), 4).flatten(1))
-        view = reduce(view, "(b t) d -> b d", "mean", t=scene.shape[2])
+        view = self.view(grey[:, 0], saturation[:, 0])
 
         clip, color = slots.unbind(1)
         at = spots[clip, :, color]
@@ -170,8 +154,7 @@ class WorldEvaluator(nn.Module):
 
         token = self.token(torch.cat([about, self.named(color)], dim=1))
         together = torch.zeros_like(view).index_add(0, clip, token)
-        embedding = F.normalize(self.whole(torch.cat([together, view], dim=1)), dim=1)
-        features = torch.cat([together, view], dim=1)
+        features = self.whole(torch.cat([together, view], dim=1))
         return Perception(
             present,
             self.camera(F.silu(view)),
@@ -182,7 +165,7 @@ class WorldEvaluator(nn.Module):
             spots,
             mass,
             features,
-            embedding,
+            F.normalize(features, dim=1),
         )
 
     def presence_of(self, mass: Float[Tensor, "clips frames colors"]) -> Float[Tensor, "clips colors"]:
@@ -253,10 +236,3 @@ def follow(
         padding_mode="zeros", align_corners=False,
     )  # fmt: skip
     return rearrange(cut, "(s t) c h w -> s c t h w", t=frames)
-
-
-def check_video(video: Tensor) -> None:
-    """Guards what training and reading share."""
-    _, _, frames, height, width = video.shape
-    if frames < MIN_FRAMES or (height, width) != (SIDE, SIDE):
-        raise ValueError(f"{tuple(video.shape)} is not [clips 3 frames>={MIN_FRAMES} {SIDE} {SIDE}]")

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
 from lightning_sora.registry import Registry
 
-Clip = UInt8[Tensor, "frames height width 3"]
+Clip = Tensor
+"""uint8 [frames height width 3], display values; clips of one call may differ in size, and are checked by hand."""
+
 EXTRACTORS: Registry[Extractor] = Registry("extractor")
 MICRO_BATCH = 8
 """Clips of one forward; each clip's features do not depend on the others."""
