@@ -15,10 +15,12 @@ from lightning_sora.diffusion.paths import OBJECTIVES, interpolate
 from lightning_sora.diffusion.timesteps import TIMESTEPS
 from lightning_sora.diffusion.weighting import WEIGHTINGS
 from lightning_sora.errors import SoraError
+from lightning_sora.lit.clip_cache import ClipCache
 from lightning_sora.lit.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.lit.generate import GenerativeModule, Video
+from lightning_sora.lit.judge import GenerationJudge
 from lightning_sora.lit.pretrained import UNTRAINED, load_vae
-from lightning_sora.metrics.adherence import WorldAdherence, clip_adherence, read_facts
+from lightning_sora.lit.vae import to_uint8
 from lightning_sora.metrics.reconstruction import ReconstructionQuality, clip_quality
 from lightning_sora.models.dit import DiT
 from lightning_sora.models.text import TEXT_ENCODERS
@@ -47,6 +49,8 @@ class LitDiT(GenerativeModule):
             the scale of plain classifier-free guidance.
         prompts: of the gallery that each validation adds to.
         val_timesteps: strata of t at which each validation clip is scored.
+        extractor: spec of the space of FVD in tests, such as "world" or "i3d(weights='PATH')"; None for no FVD.
+        clip: "world" for the CLIP-score of the world's evaluator, the name or directory of a CLIP, or None.
         optimizer, schedule, ema_decay, seed: see :class:`LitModule`.
     """
 
@@ -77,6 +81,8 @@ class LitDiT(GenerativeModule):
         shift: float = 1.0,
         prompts: Sequence[str] = (),
         val_timesteps: int = 4,
+        extractor: str | None = None,
+        clip: str | None = None,
         optimizer: str = "adamw(lr=1e-3, weight_decay=0.01)",
         schedule: str = "trapezoid(warmup=100)",
         ema_decay: float | None = 0.999,
@@ -123,8 +129,9 @@ class LitDiT(GenerativeModule):
         self.weighting = WEIGHTINGS.create(weighting)
         self.timesteps = TIMESTEPS.create(timesteps)
         self.text_drop, self.val_timesteps = text_drop, val_timesteps
-        self.adherence, self.reconstruction = WorldAdherence(), ReconstructionQuality()
-        self._judged = False
+        self.judge, self.reconstruction = GenerationJudge(extractor, clip), ReconstructionQuality()
+        self._clip_cache: ClipCache | None = None
+        self._facts = False  # whether the clips of the test have them
         self._text_tokens = 0  # of the last batch, padding included
         self._count = CountedFlops()
         self._loss_of_size: dict[str, tuple[float, int]] = {}
@@ -259,8 +266,10 @@ class LitDiT(GenerativeModule):
     def protocol(self, split: str) -> dict[str, Any]:
         fixed = {"timesteps": f"{self.val_timesteps} even strata of t", "noise": "fixed per clip", "vae": self.vae_hash}
         sampling = {"sampler": str(self.hparams["sampler"]), "steps": self.steps, "shift": self.shift}
-        sampling |= {"guidance": str(self.hparams["guidance"]), "judge": "world.measure"}
-        return super().protocol(split) | fixed | (sampling if split == "test" else {})
+        sampling |= {"guidance": str(self.hparams["guidance"])}
+        if split == "test":
+            sampling |= self.judge.card(facts=self._facts)
+        return super().protocol(split) | (fixed if split == "val" else fixed | sampling)
 
     def log_loss_of_sizes(self, split: str) -> None:
         """Logs the mean loss of each clip size; ranks may have met different ones."""
@@ -275,9 +284,21 @@ class LitDiT(GenerativeModule):
 
     def on_validation_epoch_end(self) -> None:
         self.log_loss_of_sizes("val")
+        # A sanity check comes before any clip: the size of the gallery is not known yet.
+        videos = self.gallery()[0].get("generated", []) if self.native_size is not None else []
+        if videos:
+            for name, value in self.judge.prompt_scores(videos, self.prompts, self.native_fps).items():
+                self.log(f"val/{name}", value)
 
     def validation_step(self, batch: SpacetimeBatch, batch_idx: int) -> None:
         self.fixed_loss(batch, "val")
+
+    def on_test_start(self) -> None:
+        loader: Any = self.trainer.test_dataloaders
+        clips = len(getattr(loader, "dataset", ()))
+        self.judge.check(clips)
+        with self.averaged():
+            self._clip_cache = ClipCache(self.trainer.default_root_dir, self, self.protocol("generation"))
 
     def test_step(self, batch: SpacetimeBatch, batch_idx: int) -> None:
         """Generates for captions that were never trained on, and judges what can be judged.
@@ -285,34 +306,54 @@ class LitDiT(GenerativeModule):
         What the VAE alone makes of the clips is scored beside it: no generation can be sharper.
         """
         self.fixed_loss(batch, "test")
-        self._judged = batch.facts is not None
-        if batch.space == "pixel":
-            self._score_vae(batch)
-        if batch.facts is not None:
-            frames, height, width = batch.layout.grids[0].size(self.patch)
-            keys = [("test", i) for i in batch.ids]
-            generated = self.sample(batch.captions, frames, height, width, seed=self.seed, keys=keys)
-            found, asked = read_facts(generated, batch.facts, batch.fps)
-            self.adherence.add(found, asked)
-            single = [i for i, fact in zip(batch.ids, batch.facts, strict=True) if len(fact["objects"]) == 1]
-            self.score_clips("test/adherence", single, clip_adherence(found, asked).tolist())
+        reconstructed = self._score_vae(batch) if batch.space == "pixel" else []
+        self._facts = batch.facts is not None
+        scores = self.judge.update(batch, self.generate(batch), reconstructed)
+        for name, values in scores.items():
+            self.score_clips(f"test/{name}", list(values), list(values.values()))
 
-    def _score_vae(self, batch: SpacetimeBatch) -> None:
+    def generate(self, batch: SpacetimeBatch) -> list[Video]:
+        """A clip for each caption, of the size of its clip; those of an interrupted test are taken up."""
+        cache = self._clip_cache
+        made = {name: cache.get(name) for name in batch.ids} if cache is not None else {}
+        sizes = {name: grid.size(self.patch) for name, grid in zip(batch.ids, batch.layout.grids, strict=True)}
+        captions = dict(zip(batch.ids, batch.captions, strict=True))
+        for size in sorted(set(sizes.values())):
+            missing = [name for name in batch.ids if made.get(name) is None and sizes[name] == size]
+            if not missing:
+                continue
+            keys = [("test", name) for name in missing]
+            videos = self.sample([captions[name] for name in missing], *size, seed=self.seed, keys=keys)
+            for name, video in zip(missing, videos, strict=True):
+                made[name] = video
+                if cache is not None:
+                    cache.put(name, video)
+        return [clip for name in batch.ids if (clip := made[name]) is not None]
+
+    def _score_vae(self, batch: SpacetimeBatch) -> list[Video]:
+        found: list[Video] = []
         for video in batch.videos():
             pixels = rearrange(video.to(self.dtype) / 127.5 - 1, "t h w c -> 1 c t h w")
             with torch.no_grad():
-                self.reconstruction.add(*clip_quality(self.vae.decode_latent(self.vae.encode_latent(pixels)), pixels))
+                made = self.vae.decode_latent(self.vae.encode_latent(pixels))
+            self.reconstruction.add(*clip_quality(made, pixels))
+            found += to_uint8(made)
+        return found
 
     def on_test_epoch_end(self) -> None:
         self.log_loss_of_sizes("test")
-        if self._judged:
-            for name, value in self.adherence.compute().items():
-                self.log(f"test/{name}", value)
+        for name, value in self.judge.compute().items():
+            self.log(f"test/{name}", value)
         if int(self.reconstruction.clips):
             for name, value in self.reconstruction.compute().items():
                 self.log(f"test/vae_{name}", value)
-        self.adherence.reset()
+        self.judge.reset()
         self.reconstruction.reset()
+
+    def on_test_end(self) -> None:
+        if self._clip_cache is not None and self.trainer.is_global_zero:
+            self._clip_cache.clear()
+        self._clip_cache = None
 
     def predict_step(self, batch: SpacetimeBatch, batch_idx: int) -> list[Video]:
         frames, height, width = batch.layout.grids[0].size(self.patch)

@@ -56,6 +56,7 @@ class GenerativeModule(LitModule):
         self.prompts = list(prompts)
         # Outside the module tree: the weak model of autoguidance is no part of this one's weights.
         self.__dict__["_weak"] = None
+        self.__dict__["_shown"] = None, []
 
     @property
     def patch(self) -> PatchSize:
@@ -156,4 +157,8 @@ class GenerativeModule(LitModule):
     def gallery(self) -> tuple[dict[str, list[Tensor]], list[str]]:
         if not self.prompts:
             return {}, []
-        return {"generated": self.sample(self.prompts, seed=self.seed)}, self.prompts
+        # Validation scores what the gallery shows: the same clips, made once.
+        key = (self.trainer.global_step, self.trainer.state.fn) if self._trainer is not None else None
+        if key is None or self.__dict__["_shown"][0] != key:
+            self.__dict__["_shown"] = key, self.sample(self.prompts, seed=self.seed)
+        return {"generated": self.__dict__["_shown"][1]}, self.prompts

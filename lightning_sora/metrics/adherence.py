@@ -1,4 +1,4 @@
-"""Prompt adherence: does the clip show what the caption says? Judged from pixels, with no learned part."""
+"""Prompt adherence: does the clip show what the caption says? Fact by fact, as the world evaluator reads them."""
 
 from __future__ import annotations
 
@@ -6,108 +6,103 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float
 from torch import Tensor
-from torchmetrics import Metric
 
-from lightning_sora.world import COLORS, DIRECTIONS, SHAPES, measure
+from lightning_sora.metrics.clip_lists import ClipListMetric
+from lightning_sora.metrics.evaluator.reading import Reading
+from lightning_sora.metrics.evaluator.vocabulary import OF_OBJECTS, VOCABULARY, code
 
-VOCABULARY: dict[str, tuple[str, ...]] = {
-    "color": tuple(COLORS),
-    "shape": tuple(SHAPES),
-    "motion": tuple(DIRECTIONS),
-}
-"""The facts that :func:`lightning_sora.world.measure` reads, and their values."""
+FACTS = ("color", "count", *OF_OBJECTS, "camera")
+"""What is judged: the set of colours, the number of objects, each object's shape, size and motion, the camera."""
 
-UNKNOWN = -1
+COLORS = len(VOCABULARY["color"])
+WIDTH = COLORS * (1 + len(OF_OBJECTS)) + 1
+SHUFFLES = 8  # other captions that each clip is judged by, for chance
+
+Codes = Float[Tensor, "clips codes"]
 
 
-class WorldAdherence(Metric):
-    """The fraction of world clips whose colour, shape and motion direction are as asked.
+def read_codes(readings: Sequence[Reading]) -> Codes:
+    """What clips show: per colour its coverage (0 if absent) and the codes of its object's facts, then the camera."""
+    found = torch.zeros((len(readings), WIDTH), dtype=torch.float64)
+    for row, reading in zip(found, readings, strict=True):
+        slots = row[:-1].view(COLORS, -1)
+        for thing in reading.objects:
+            values = [float(code(name, getattr(thing, name))) for name in OF_OBJECTS]
+            # What was found covers something, however small.
+            slots[code("color", thing.color)] = torch.tensor([max(thing.coverage, 1e-9), *values], dtype=torch.float64)
+        row[-1] = code("camera", reading.camera)
+    return found
 
-    Only clips of one object are judged, and motion only where it is one of the eight directions.
-    ``compute`` also gives each rate under shuffled captions: the chance that a clip shows what
-    *another* caption of the set asks for, over all pairs.
-    """
 
-    is_differentiable = False
+def asked_codes(facts: Sequence[Mapping[str, Any]]) -> Codes:
+    """What clips should show, in the same form, from ``Facts.as_dict()``."""
+    asked = torch.zeros((len(facts), WIDTH), dtype=torch.float64)
+    for row, fact in zip(asked, facts, strict=True):
+        slots = row[:-1].view(COLORS, -1)
+        for thing in fact["objects"]:
+            values = [float(code(name, thing[name])) for name in OF_OBJECTS]
+            slots[code("color", thing["color"])] = torch.tensor([1.0, *values], dtype=torch.float64)
+        row[-1] = code("camera", fact["camera"]["motion"])
+    return asked
+
+
+def judge(found: Codes, asked: Codes) -> Float[Tensor, "clips facts"]:
+    """The share of each fact that is as asked, in [0, 1]; facts in the order of ``FACTS``."""
+    rows = [_judge_one(f, a) for f, a in zip(found, asked, strict=True)]
+    return torch.tensor(rows, dtype=torch.float64).reshape(-1, len(FACTS))
+
+
+def _judge_one(found: Tensor, asked: Tensor) -> list[float]:
+    shown, wanted = found[:-1].view(COLORS, -1), asked[:-1].view(COLORS, -1)
+    seen = shown[:, 0].nonzero().flatten().tolist()
+    sought = wanted[:, 0].nonzero().flatten().tolist()
+    partner = {color: color for color in sought if color in seen}
+    # An object of another colour than asked may still have the shape: the largest are matched first.
+    spare = sorted(set(seen) - set(partner), key=lambda color: -float(shown[color, 0]))
+    for color in sought:
+        if color not in partner and spare:
+            partner[color] = spare.pop(0)
+    hits = [
+        sum(float(shown[partner[c], 1 + i] == wanted[c, 1 + i]) for c in sought if c in partner) / max(len(sought), 1)
+        for i in range(len(OF_OBJECTS))
+    ]
+    return [float(seen == sought), float(len(seen) == len(sought)), *hits, float(found[-1] == asked[-1])]
+
+
+class PromptAdherence(ClipListMetric):
+    """The mean of every fact's share over clips, and the same for captions of other clips of the set: chance."""
+
     higher_is_better = True
-    full_state_update = False
-    found: list[Int[Tensor, "clips facts"]]
-    asked: list[Int[Tensor, "clips facts"]]
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("found", default=[], dist_reduce_fx="cat")
-        self.add_state("asked", default=[], dist_reduce_fx="cat")
+        self.add_list("ids", torch.zeros(0, dtype=torch.int64))
+        for name in ("found", "asked"):
+            self.add_list(name, torch.zeros((0, WIDTH), dtype=torch.float64))
 
-    def update(
-        self,
-        videos: Sequence[UInt8[Tensor, "frames height width 3"]],
-        facts: Sequence[Mapping[str, Any]],
-        fps: Sequence[float],
-    ) -> None:
-        """Judges videos by the facts of the clips whose captions they were made from.
-
-        Args:
-            facts: ``Facts.as_dict()`` with, under "config", the world's configuration.
-        """
-        self.add(*read_facts(videos, facts, fps))
-
-    def add(self, found: Int[Tensor, "clips facts"], asked: Int[Tensor, "clips facts"]) -> None:
-        """Adds clips whose facts are read."""
-        if len(found):
-            self.found.append(found.to(self.device))
-            self.asked.append(asked.to(self.device))
+    def update(self, readings: Sequence[Reading], facts: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> None:
+        """Adds clips by what was read from them and the facts that their captions were made from."""
+        if not len(ids):
+            return
+        for name, rows in (("found", read_codes(readings)), ("asked", asked_codes(facts)), ("ids", self.hashes(ids))):
+            getattr(self, name).append(rows.to(self.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """In [0, 1]: ``adherence_<fact>`` and ``adherence_<fact>_shuffled``, their mean over facts ``adherence``, and
-        ``adherence_all``, the clips with every fact right; ``adherence_clips`` is how many were judged."""
-        if not isinstance(self.found, Tensor) and not self.found:
-            return {"adherence_clips": torch.tensor(0.0)}
-        found = torch.cat(self.found) if isinstance(self.found, list) else self.found
-        asked = torch.cat(self.asked) if isinstance(self.asked, list) else self.asked
-        rates = {"adherence_clips": torch.tensor(float(len(found)))}
-        hits = (found == asked) | (asked == UNKNOWN)
-        for index, name in enumerate(VOCABULARY):
-            judged = asked[:, index] != UNKNOWN
-            count = int(judged.sum())
-            if not count:
-                continue
-            seen, wanted = found[judged, index], asked[judged, index]
-            matches = (seen[:, None] == wanted[None, :]).double()
-            rates[f"adherence_{name}"] = matches.diagonal().mean()
-            if count > 1:
-                others = matches.sum() - matches.diagonal().sum()
-                rates[f"adherence_{name}_shuffled"] = others / (count * (count - 1))
-        rates["adherence"] = clip_adherence(found, asked).mean()
-        rates["adherence_all"] = hits.all(dim=1).double().mean()
+        """In [0, 1]: per fact ``FACT`` and ``FACT_shuffled``; ``mean`` over facts; ``all``, the share of clips with
+        every fact right; and ``clips``, how many were judged."""
+        order = self.collected("ids").argsort()
+        found, asked = (self.collected(name)[order].cpu() for name in ("found", "asked"))
+        clips = len(found)
+        rates = {"clips": torch.tensor(float(clips))}
+        if not clips:
+            return rates
+        scores = judge(found, asked)
+        rates |= {name: scores[:, i].mean() for i, name in enumerate(FACTS)}
+        rates |= {"mean": scores.mean(), "all": (scores == 1).all(dim=1).double().mean()}
+        if clips > 1:
+            turns = torch.linspace(1, clips - 1, min(SHUFFLES, clips - 1)).round().long().tolist()
+            shuffled = torch.cat([judge(found, asked.roll(turn, 0)) for turn in turns])
+            rates |= {f"{name}_shuffled": shuffled[:, i].mean() for i, name in enumerate(FACTS)}
         return rates
-
-
-def read_facts(
-    videos: Sequence[UInt8[Tensor, "frames height width 3"]], facts: Sequence[Mapping[str, Any]], fps: Sequence[float]
-) -> tuple[Int[Tensor, "clips facts"], Int[Tensor, "clips facts"]]:
-    """What each video shows and what its caption asked for, as codes; videos of several objects are left out."""
-    found, asked = [], []
-    for video, fact, rate in zip(videos, facts, fps, strict=True):
-        if len(fact["objects"]) != 1:
-            continue
-        reading = measure(video, fact["config"], rate)
-        found.append(_encode({name: getattr(reading, name) for name in VOCABULARY}))
-        asked.append(_encode({name: fact["objects"][0][name] for name in VOCABULARY}))
-    if not found:
-        nothing = torch.zeros((0, len(VOCABULARY)), dtype=torch.int64)
-        return nothing, nothing
-    return torch.cat(found), torch.cat(asked)
-
-
-def clip_adherence(found: Int[Tensor, "clips facts"], asked: Int[Tensor, "clips facts"]) -> Float[Tensor, " clips"]:
-    """The fraction of each clip's facts that are as asked, of those that can be judged; float64."""
-    judged = asked != UNKNOWN
-    return ((found == asked) & judged).sum(dim=1).double() / judged.sum(dim=1).clamp(min=1)
-
-
-def _encode(values: Mapping[str, str | None]) -> Int[Tensor, "1 facts"]:
-    codes = [VOCABULARY[name].index(value) if value in VOCABULARY[name] else UNKNOWN for name, value in values.items()]
-    return torch.tensor([codes])

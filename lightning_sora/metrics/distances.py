@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_sora.errors import SoraError
+from lightning_sora.metrics.clip_lists import ClipListMetric
 from lightning_sora.metrics.extractors.base import Clip, Extractor
 from lightning_sora.metrics.frechet import (
     Estimate,
     Moments,
-    clip_hash,
     frechet_estimate,
     frechet_infinity,
     group_of,
@@ -33,7 +30,7 @@ GROUPS = 16
 SIDES = ("real", "generated")
 
 
-class ClipSetMetric(Metric):
+class ClipSetMetric(ClipListMetric):
     """Two sets of clips, each known by features and ids.
 
     The extractor is no part of the metric's state; a reference survives :meth:`reset`.
@@ -43,16 +40,14 @@ class ClipSetMetric(Metric):
         expected: how many clips each side must have when the value is computed; None for any number.
     """
 
-    is_differentiable = False
     higher_is_better = False
-    full_state_update = False
 
     def __init__(self, extractor: Extractor, expected: int | None = None) -> None:
         super().__init__()
         self._extractor = (extractor,)
         self.expected = expected
         for side in SIDES:
-            self.add_state(f"{side}_ids", default=[], dist_reduce_fx="cat")
+            self.add_list(f"{side}_ids", torch.zeros(0, dtype=torch.int64))
 
     @property
     def extractor(self) -> Extractor:
@@ -79,28 +74,14 @@ class ClipSetMetric(Metric):
             )
         if not len(ids):
             return
-        hashes = torch.tensor([clip_hash(name) for name in ids], dtype=torch.int64, device=self.device)
-        getattr(self, f"{SIDES[not real]}_ids").append(hashes)
+        getattr(self, f"{SIDES[not real]}_ids").append(self.hashes(ids))
+        # For torchmetrics, which sees calls of update alone: there is data, and what it computed before is stale.
+        self._update_count += 1
+        self._computed = None
         self._add(SIDES[not real], features.double().to(self.device), group_of(ids, GROUPS).to(self.device))
 
     def _add(self, side: str, features: Tensor, groups: Tensor) -> None:
         raise NotImplementedError
-
-    def _sync_dist(self, dist_sync_fn: Callable = gather_all_tensors, process_group: Any | None = None) -> None:
-        # torchmetrics stands in for a rank without clips with a tensor of the wrong type and shape.
-        for name, empty in self._empty_lists().items():
-            if isinstance(getattr(self, name), list) and not getattr(self, name):
-                setattr(self, name, [empty.to(self.device)])
-        super()._sync_dist(dist_sync_fn, process_group)
-
-    def _empty_lists(self) -> dict[str, Tensor]:
-        return {f"{side}_ids": torch.zeros(0, dtype=torch.int64) for side in SIDES}
-
-    def _collected(self, name: str) -> Tensor:
-        value = getattr(self, name)
-        if isinstance(value, Tensor):
-            return value
-        return torch.cat(value) if value else self._empty_lists()[name]
 
     def check_ids(self, side: str) -> int:
         """The number of clips of a side.
@@ -108,7 +89,7 @@ class ClipSetMetric(Metric):
         Raises:
             SoraError: a clip was counted twice (a sampler that pads), or there are more or fewer than expected.
         """
-        ids = self._collected(f"{side}_ids")
+        ids = self.collected(f"{side}_ids")
         different = len(ids.unique())
         if different != len(ids):
             raise SoraError(
@@ -185,8 +166,9 @@ class FrechetVideoDistance(MomentsMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """``value`` as defined; ``unbiased`` with its interval ``low`` to ``high`` and ``stderr``; ``infinity``,
-        extrapolated to endless clips; ``bias``, what two sets of this size of the real clips' Gaussian would give;
-        ``real`` and ``generated``, the numbers of clips. All float64.
+        extrapolated to endless clips. Beside them the floors: ``bias``, what two sets of this size from the real
+        clips' own Gaussian would give, and ``halves`` with ``halves_low`` and ``halves_high``, the distance between
+        two halves of the real clips without bias. ``real`` and ``generated`` are the numbers of clips. All float64.
 
         Raises:
             SoraError: too few clips, clips given twice, or another number than expected.
@@ -202,7 +184,11 @@ class FrechetVideoDistance(MomentsMetric):
                 self.extractor.width,
             )
         estimate = frechet_estimate(real, generated)
+        halves = _as_tensors(frechet_estimate(real[::2], real[1::2]))
         return _as_tensors(estimate) | {
+            "halves": halves["unbiased"],
+            "halves_low": halves["low"],
+            "halves_high": halves["high"],
             "infinity": torch.tensor(frechet_infinity(real, generated), dtype=torch.float64),
             "bias": small_sample_bias(whole.covariance, *counts),
             "real": torch.tensor(float(counts[0])),
@@ -228,11 +214,7 @@ class KernelVideoDistance(ClipSetMetric):
     def __init__(self, extractor: Extractor, expected: int | None = None) -> None:
         super().__init__(extractor, expected)
         for side in SIDES:
-            self.add_state(f"{side}_features", default=[], dist_reduce_fx="cat")
-
-    def _empty_lists(self) -> dict[str, Tensor]:
-        empty = torch.zeros((0, self.extractor.width), dtype=torch.float64)
-        return super()._empty_lists() | {f"{side}_features": empty for side in SIDES}
+            self.add_list(f"{side}_features", torch.zeros((0, extractor.width), dtype=torch.float64))
 
     def _add(self, side: str, features: Tensor, groups: Tensor) -> None:
         getattr(self, f"{side}_features").append(features)
@@ -246,11 +228,11 @@ class KernelVideoDistance(ClipSetMetric):
         features, groups = [], []
         for side in SIDES:
             self.check_ids(side)
-            ids = self._collected(f"{side}_ids").cpu()
+            ids = self.collected(f"{side}_ids").cpu()
             order = ids.argsort()
-            features.append(self._collected(f"{side}_features").cpu()[order])
+            features.append(self.collected(f"{side}_features").cpu()[order])
             groups.append(ids[order] % GROUPS)
-        estimate = kernel_estimate(*features, *groups)
+        estimate = kernel_estimate(features[0], features[1], groups[0], groups[1])
         return {name: value for name, value in _as_tensors(estimate).items() if name != "unbiased"}
 
 

@@ -113,7 +113,7 @@ def dynamic_degree(flow: Flow, fps: float, height: int, width: int, compat: str 
     if (stride := flow_stride(fps)) > 1:
         raise SoraError(
             f"flow between frames at {fps:g} fps is too short for the dynamic degree's threshold, which is for "
-            f"{FLOW_FPS} fps; take every {stride}th frame first (clip[::flow_stride(fps)])"
+            f"{FLOW_FPS} fps; take one of every {stride} frames first (clip[::flow_stride(fps)])"
         )
     speed = flow.double().norm(dim=1).flatten(1)
     fastest = speed.topk(max(1, int(speed.shape[1] * 0.05)), dim=1).values.mean(dim=1)

@@ -13,7 +13,8 @@ CELLS = 7
 MEASURED = 4  # right, down, energy of the picture, energy of its change
 GREY = 0.12  # chroma above which a pixel is an object's
 FASTEST = 8.0  # hundredths of the frame from one frame to the next
-REGULAR = 1e-4  # of the squared brightness gradient; where there is less, motion is told to be none
+FLOW_SCALE = 0.08  # halves of the frame, the unit of places in it, per unit of flow
+REGULAR = 1e-5  # of the squared brightness gradient; where there is less, motion is told to be none
 
 
 class EgoMotion(nn.Module):
@@ -32,12 +33,15 @@ class EgoMotion(nn.Module):
 
     def forward(
         self, grey: Float[Tensor, "clips frames h w"], saturation: Float[Tensor, "clips frames h w"]
-    ) -> Float[Tensor, "clips dim"]:
+    ) -> tuple[Float[Tensor, "clips dim"], Float[Tensor, "clips pairs 2 cells cells"]]:
+        """What the camera does, and the flow from each frame to the next in halves of the frame, right and down."""
         with torch.no_grad():
-            measured = torch.cat([flow_of_cells(grey, saturation, scale) for scale in SCALES], dim=2)
+            scales = [flow_of_cells(grey, saturation, scale) for scale in SCALES]
+            measured = torch.cat(scales, dim=2)
+            flow = FLOW_SCALE * scales[0][:, :, :2]  # the finer is the more exact one
         cells = self.cells(rearrange(measured, "b t c y x -> (b t) c y x"))
         pairs = self.pair(cells.flatten(1))
-        return rearrange(pairs, "(b t) d -> b t d", b=len(grey)).mean(1)
+        return rearrange(pairs, "(b t) d -> b t d", b=len(grey)).mean(1), flow
 
 
 def flow_of_cells(
@@ -79,3 +83,13 @@ def smooth(images: Float[Tensor, "clips frames h w"]) -> Float[Tensor, "clips fr
     flat = F.pad(rearrange(images, "b t h w -> (b t) 1 h w"), (3, 3, 3, 3), mode="replicate")
     flat = F.conv2d(F.conv2d(flat, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
     return rearrange(flat, "(b t) 1 h w -> b t h w", b=len(images))
+
+
+def carried(
+    flow: Float[Tensor, "objects pairs 2 cells cells"], spots: Float[Tensor, "objects frames 2"]
+) -> Float[Tensor, "objects frames 2"]:
+    """How far the picture of the ground has moved, where an object is, since the first frame."""
+    at = rearrange(spots[:, :-1], "s t i -> (s t) 1 1 i") * (CELLS + 1) / CELLS  # cells' centres do not reach the edge
+    here = F.grid_sample(flow.flatten(0, 1), at, padding_mode="border", align_corners=False)
+    steps = rearrange(here, "(s t) i 1 1 -> s t i", s=len(spots))
+    return F.pad(steps.cumsum(1), (0, 0, 1, 0))

@@ -16,7 +16,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lightning_sora.metrics.evaluator.ego_motion import EgoMotion
+from lightning_sora.metrics.evaluator.ego_motion import EgoMotion, carried
 from lightning_sora.metrics.evaluator.text import CaptionTower
 from lightning_sora.metrics.evaluator.vocabulary import OF_OBJECTS, VOCABULARY
 from lightning_sora.world import COLORS
@@ -100,7 +100,7 @@ class WorldEvaluator(nn.Module):
         # The object: a window that follows it.
         self.look = nn.Sequential(_conv2d(3, 24), _conv2d(24, 32, 2), _conv2d(32, 48, 2), _conv2d(48, 64, 2))
         self.appearance = nn.Linear(64 * 16, dim)
-        self.place = nn.Linear(6, dim)
+        self.place = nn.Linear(10, dim)
         self.from_view = nn.Linear(dim, dim)
         self.over_time = nn.Sequential(*(_Temporal(dim) for _ in range(3)))
         self.summary = nn.Sequential(nn.Linear(3 * dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim), nn.SiLU())
@@ -135,7 +135,7 @@ class WorldEvaluator(nn.Module):
             slots = self.found(present)
         grey = video.mean(dim=1, keepdim=True)
         saturation = (video - grey).square().sum(dim=1, keepdim=True).add(1e-6).sqrt()
-        view = self.view(grey[:, 0], saturation[:, 0])
+        view, flow = self.view(grey[:, 0], saturation[:, 0])
 
         clip, color = slots.unbind(1)
         at = spots[clip, :, color]
@@ -144,9 +144,10 @@ class WorldEvaluator(nn.Module):
         look = self.look(rearrange(crops, "s c t h w -> (s t) c h w"))
         appearance = rearrange(self.appearance(look.flatten(1)), "(s t) d -> s t d", t=video.shape[2])
         time = torch.linspace(-1, 1, video.shape[2], device=video.device)
-        known = torch.cat(
-            [at, spread[clip, :, color], 20 * mass[clip, :, color, None], repeat(time, "t -> s t 1", s=len(slots))], -1
-        )
+        ground = carried(flow[clip], at)
+        moved = at - at[:, :1] - ground
+        known = [at, spread[clip, :, color], 20 * mass[clip, :, color, None], repeat(time, "t -> s t 1", s=len(slots))]
+        known = torch.cat([*known, 2 * ground, 2 * moved], dim=-1)
         state = appearance + self.place(known) + self.from_view(view)[clip, None]
         state = self.over_time(state)
         about = self.summary(torch.cat([state.mean(1), state.amax(1), state[:, -1] - state[:, 0]], dim=1))

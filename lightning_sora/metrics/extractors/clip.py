@@ -18,8 +18,7 @@ from lightning_sora.metrics.extractors.pretrained import (
     load_pretrained,
     load_tokenizer,
     normalised,
-    resized,
-    rounded,
+    resized_uint8,
     short_side,
 )
 
@@ -67,7 +66,7 @@ class CLIPEncoder(nn.Module):
     def prepare(self, frames: Clip) -> Float[Tensor, "frames 3 side side"]:
         """The short side to the model's size, the middle of it, then CLIP's mean and deviation."""
         height, width = short_side(frames.shape[1], frames.shape[2], self.side)
-        values = rounded(resized(frames, (height, width), "bicubic", self.antialias))
+        values = resized_uint8(frames, (height, width), "bicubic", self.antialias)
         top, left = round((height - self.side) / 2), round((width - self.side) / 2)
         return normalised(values[:, :, top : top + self.side, left : left + self.side], MEAN, STD)
 

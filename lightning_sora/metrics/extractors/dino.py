@@ -21,8 +21,7 @@ from lightning_sora.metrics.extractors.pretrained import (
     is_pinned,
     load_pretrained,
     normalised,
-    resized,
-    rounded,
+    resized_uint8,
     short_side,
 )
 
@@ -56,8 +55,9 @@ class DINOExtractor(Extractor):
             self.network, self.library = _timm(weights), "timm"
             self.width, patch = self.network.num_features, self.network.patch_embed.patch_size[0]
         else:
-            # The pooler is a head on the class token, which DINO's files may lack and which is not used.
+            # The pooler is a head on the class token that DINO's files lack: it would be random, and so the digest.
             self.network = load_pretrained("AutoModel", weights, "the extractor dino", optional=("pooler.",))
+            self.network.pooler = None
             self.library = "transformers"
             self.width, patch = self.network.config.hidden_size, self.network.config.patch_size
         self.patch = int(patch)
@@ -72,7 +72,7 @@ class DINOExtractor(Extractor):
 
     def _images(self, frames: Clip) -> Float[Tensor, "frames 3 h w"]:
         height, width = short_side(frames.shape[1], frames.shape[2], self.side)
-        values = rounded(resized(frames, (height, width), "bilinear", antialias=False))
+        values = resized_uint8(frames, (height, width), "bilinear", antialias=False)
         values = values[:, :, : height - height % self.patch, : width - width % self.patch]
         return normalised(values, IMAGENET_MEAN, IMAGENET_STD)
 

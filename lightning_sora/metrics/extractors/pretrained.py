@@ -65,9 +65,13 @@ def load_tokenizer(name: str, part: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        # Where there are no files, transformers makes a tokenizer that knows no word.
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):
+            raise ValueError("its tokenizer knows no words")
     except _UNREADABLE as problem:
         raise _cannot_load(part, name, problem, "a tokenizer of transformers beside the network") from problem
+    return tokenizer
 
 
 def _cannot_load(part: str, name: str, problem: Exception, wanted: str) -> SoraError:
@@ -162,8 +166,20 @@ def resized(
     return F.interpolate(values, size=size, mode=mode, align_corners=False, antialias=antialias)
 
 
-def rounded(frames: Float[Tensor, "frames 3 height width"]) -> Float[Tensor, "frames 3 height width"]:
-    """To whole display values, as where images are resized in uint8; bicubic overshoots are cut."""
+def resized_uint8(
+    frames: UInt8[Tensor, "frames height width 3"], size: tuple[int, int], mode: str, antialias: bool
+) -> Float[Tensor, "frames 3 new_height new_width"]:
+    """Frames in whole display values, as where images are resized in uint8: overshoots are cut.
+
+    With antialiasing it is PIL's: first across, then down, rounded in between as well.
+    """
+    if antialias:
+        across = _whole(resized(frames, (frames.shape[1], size[1]), mode, antialias))
+        frames = across.to(torch.uint8).permute(0, 2, 3, 1)
+    return _whole(resized(frames, size, mode, antialias))
+
+
+def _whole(frames: Tensor) -> Tensor:
     return frames.round().clamp(0, 255)
 
 

@@ -1,0 +1,54 @@
+"""Generated clips on disk while a test runs: a test that is interrupted goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor, nn
+
+from lightning_sora.metrics.extractors.base import weights_sha256
+
+
+class ClipCache:
+    """Clips by id, of one model under one protocol.
+
+    Args:
+        root: under which each (model, protocol) has a folder of its own.
+        model: whose present weights are part of the key.
+        protocol: everything else that the clips depend on.
+    """
+
+    def __init__(self, root: str | Path, model: nn.Module, protocol: Mapping[str, Any]) -> None:
+        text = json.dumps([weights_sha256(model), protocol], sort_keys=True, default=str)
+        self.folder = Path(root) / "generated" / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def path(self, name: str) -> Path:
+        """The file of a clip, whose id may hold any characters."""
+        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
+
+    def get(self, name: str) -> UInt8[Tensor, "frames height width 3"] | None:
+        """A clip, if it was generated before."""
+        path = self.path(name)
+        return torch.from_numpy(np.load(path)) if path.exists() else None
+
+    def put(self, name: str, video: UInt8[Tensor, "frames height width 3"]) -> None:
+        """Keeps a clip; an interrupted write leaves none."""
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.tmp")
+        with partial.open("wb") as file:
+            np.save(file, video.cpu().numpy())
+        partial.replace(path)
+
+    def clear(self) -> None:
+        """Forgets all clips: the test is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)

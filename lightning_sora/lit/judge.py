@@ -1,0 +1,184 @@
+"""What `test` says about generated clips, and the floors beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sora.errors import SoraError
+from lightning_sora.metrics.adherence import PromptAdherence, asked_codes, judge, read_codes
+from lightning_sora.metrics.clip_means import ClipMeans
+from lightning_sora.metrics.clip_score import VideoCLIPScore
+from lightning_sora.metrics.distances import FrechetVideoDistance, KernelVideoDistance
+from lightning_sora.metrics.evaluator.reading import TrainedEvaluator, load_evaluator
+from lightning_sora.metrics.extractors import EXTRACTORS
+from lightning_sora.metrics.extractors.clip import CLIPEncoder
+from lightning_sora.metrics.temporal import motion_smoothness, temporal_flickering
+from lightning_sora.metrics.world_scores import WORLD_SCORES, world_scores
+from lightning_sora.spacetime import SpacetimeBatch
+
+WORLD = "world"
+LEAST_CLIPS = 16
+"""For a distance: with fewer, it is all bias."""
+ALWAYS = ("temporal_flickering", "motion_smoothness")
+
+
+class GenerationJudge(nn.Module):
+    """Scores clips generated for the captions of real ones.
+
+    Args:
+        extractor: spec of the space of the Fréchet and kernel distances; None for no distances.
+        clip: "world" for the evaluator's text tower, or the name or directory of a CLIP; None for no CLIP score.
+    """
+
+    def __init__(self, extractor: str | None, clip: str | None) -> None:
+        super().__init__()
+        self.spec, self.clip_spec = extractor, clip
+        if extractor is not None:
+            # Hidden from the module tree: neither trained, nor saved with the model.
+            self.__dict__["extractor"] = EXTRACTORS.create(extractor)
+            self.fvd, self.fvd_vae = (FrechetVideoDistance(self.__dict__["extractor"]) for _ in range(2))
+            self.kvd = KernelVideoDistance(self.__dict__["extractor"])
+        if clip is not None and clip != WORLD:
+            self.clip = VideoCLIPScore(CLIPEncoder(clip))
+        self.adherence = PromptAdherence()
+        self.means = ClipMeans((*ALWAYS, "clip_score", "clip_score_shuffled", *WORLD_SCORES))
+
+    @property
+    def evaluator(self) -> TrainedEvaluator:
+        """The world's, loaded on first use."""
+        return load_evaluator()
+
+    def check(self, clips: int) -> None:
+        """Refuses too few clips, before any is generated.
+
+        Raises:
+            SoraError: fewer than a distance needs.
+        """
+        if self.spec is not None and clips < LEAST_CLIPS:
+            raise SoraError(
+                f"a Fréchet distance between {clips} clips is all bias; test on at least {LEAST_CLIPS} clips, or set "
+                "model.extractor=null"
+            )
+
+    def card(self, facts: bool) -> dict[str, Any]:
+        """What moves the scores, for the protocol."""
+        found: dict[str, Any] = {"temporal": list(ALWAYS)}
+        if self.spec is not None:
+            found["extractor"] = self.__dict__["extractor"].card()
+            found["distance"] = {"covariance": "N - 1", "kernel": "(x y / d + 1)^3, unbiased"}
+        if self.clip_spec is not None:
+            found["clip_score"] = (
+                {"model": WORLD, "weights": self.evaluator.digest} if self.clip_spec == WORLD else self.clip.card()
+            )
+        if facts:
+            found["facts"] = {"judge": "world evaluator", "weights": self.evaluator.digest}
+        return found
+
+    def update(
+        self, batch: SpacetimeBatch, generated: Sequence[Tensor], reconstructed: Sequence[Tensor]
+    ) -> dict[str, dict[str, float]]:
+        """Adds clips; returns scores of single clips by name and clip id.
+
+        Args:
+            reconstructed: the real clips as the VAE gives them back; may be empty where no distance is asked.
+        """
+        ids, real = batch.ids, [video.cpu() for video in batch.videos()] if batch.space == "pixel" else None
+        if self.spec is not None:
+            if real is None:
+                raise SoraError(
+                    "a distance to real clips needs their pixels, but this source yields latents; test on pixels, or "
+                    "set model.extractor=null"
+                )
+            self._add_distances(real, generated, reconstructed, ids)
+        scores: dict[str, dict[str, float]] = {
+            "temporal_flickering": {i: float(temporal_flickering(v)) for i, v in zip(ids, generated, strict=True)}
+        }
+        if len(generated[0]) > 2:
+            scores["motion_smoothness"] = {
+                i: float(motion_smoothness(v)) for i, v in zip(ids, generated, strict=True)
+            }
+        if batch.facts is not None:
+            scores |= self._read(batch, generated)
+        if self.clip_spec not in (None, WORLD):
+            self.clip.update(list(generated), list(batch.captions))
+        self.means.add({n: torch.tensor(list(v.values())) for n, v in scores.items() if n in self.means.names})
+        return {name: values for name, values in scores.items() if "shuffled" not in name}
+
+    def _add_distances(
+        self, real: list[Tensor], generated: Sequence[Tensor], reconstructed: Sequence[Tensor], ids: Sequence[str]
+    ) -> None:
+        extractor = self.__dict__["extractor"]
+        of_real, of_generated = extractor(real), extractor(list(generated))
+        for metric in (self.fvd, self.kvd):
+            metric.add(of_real, ids, real=True)
+            metric.add(of_generated, ids, real=False)
+        self.fvd_vae.add(of_real, ids, real=True)
+        self.fvd_vae.add(extractor(list(reconstructed)), ids, real=False)
+
+    def _read(self, batch: SpacetimeBatch, generated: Sequence[Tensor]) -> dict[str, dict[str, float]]:
+        facts: Sequence[Mapping[str, Any]] = batch.facts or ()
+        readings = self.evaluator.read(generated, batch.fps)
+        self.adherence.update(readings, facts, batch.ids)
+        rows = judge(read_codes(readings), asked_codes(facts)).mean(dim=1)
+        found = {"adherence": dict(zip(batch.ids, rows.tolist(), strict=True))}
+        for name, reading, fact in zip(batch.ids, readings, facts, strict=True):
+            for score, value in world_scores(reading, fact).items():
+                found.setdefault(score, {})[name] = value
+        if self.clip_spec == WORLD:
+            texts = self.evaluator.embed_texts(batch.captions)
+            cosines = 100 * torch.stack([reading.embedding for reading in readings]) @ texts.T
+            found["clip_score"] = dict(zip(batch.ids, cosines.diagonal().tolist(), strict=True))
+            if len(batch) > 1:
+                others = cosines.roll(1, 1).diagonal()
+                found["clip_score_shuffled"] = dict(zip(batch.ids, others.tolist(), strict=True))
+        return found
+
+    def prompt_scores(self, videos: Sequence[Tensor], prompts: Sequence[str], fps: float) -> dict[str, float]:
+        """What can be said cheaply of a few clips of which only the prompt is known."""
+        found = {"temporal_flickering": _mean([float(temporal_flickering(v)) for v in videos])}
+        if self.clip_spec == WORLD:
+            embedded = torch.stack([r.embedding for r in self.evaluator.read(videos, [fps] * len(videos))])
+            found["clip_score"] = float(100 * (embedded * self.evaluator.embed_texts(prompts)).sum(1).mean())
+        elif self.clip_spec is not None:
+            score = VideoCLIPScore(self.clip.encoder)
+            score.update(list(videos), list(prompts))
+            found["clip_score"] = float(score.compute()["clip_score"])
+        return found
+
+    def compute(self) -> dict[str, Tensor]:
+        """All scores; distances with interval, and beside them their floors.
+
+        ``fvd_floor`` is what two sets of this size from the real clips' own Gaussian give; ``fvd_real`` is the
+        distance between two halves of the real clips, without bias; ``fvd_vae`` is that of the VAE's reconstructions.
+        """
+        found: dict[str, Tensor] = dict(self.means.compute())
+        if self.clip_spec not in (None, WORLD):
+            found |= self.clip.compute()
+        rates = self.adherence.compute()
+        if float(rates["clips"]):
+            found |= {f"adherence_{name}": value for name, value in rates.items()}
+            found["adherence"] = found.pop("adherence_mean")
+        if self.spec is not None:
+            distances = self.fvd.compute()
+            found["fvd"] = distances["value"]
+            for name in ("unbiased", "low", "high", "stderr", "infinity"):
+                found[f"fvd_{name}"] = distances[name]
+            found["fvd_floor"], found["fvd_clips"] = distances["bias"], distances["generated"]
+            found |= {f"kvd{'' if n == 'value' else f'_{n}'}": v for n, v in self.kvd.compute().items()}
+            for end in ("", "_low", "_high"):
+                found[f"fvd_real{end}"] = distances[f"halves{end}"]
+            found["fvd_vae"] = self.fvd_vae.compute()["value"]
+        return found
+
+    def reset(self) -> None:
+        """Forgets all clips."""
+        for child in self.children():
+            child.reset()  # type: ignore[operator]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,251 @@
+"""The CLIP score: closed forms with a stub, and a real (random) CLIP against transformers' own preprocessing."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_sora.errors import SoraError
+from lightning_sora.metrics.clip_score import VideoCLIPScore, spaced_frames
+from lightning_sora.metrics.extractors.clip import CLIPEncoder
+
+WORDS = ["<start>", "<end>", "[UNK]", "a", "red", "blue", "circle", "moves", "right"]
+LIMIT = 6
+
+
+class Stub:
+    """A frame of grey level g, and a caption that is a number, point g degrees from the first axis."""
+
+    def embed_images(self, frames: Tensor) -> Tensor:
+        return self._direction(frames[:, 0, 0, 0].double())
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        return 7 * self._direction(torch.tensor([float(text) for text in texts], dtype=torch.float64))
+
+    def _direction(self, degrees: Tensor) -> Tensor:
+        angle = torch.deg2rad(degrees)
+        return torch.stack((angle.cos(), angle.sin()), dim=1)
+
+
+def clip_of(*degrees: int) -> Tensor:
+    return torch.tensor(degrees, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 2, 3, 3).contiguous()
+
+
+def score(clips: Sequence[Tensor], captions: Sequence[str], **options: Any) -> dict[str, float]:
+    metric = VideoCLIPScore(Stub(), **options)
+    metric.update(clips, captions)
+    return {name: float(value) for name, value in metric.compute().items()}
+
+
+@pytest.mark.parametrize(("caption", "wanted"), [("30", 100.0), ("120", 0.0), ("210", -100.0), ("90", 50.0)])
+def test_it_is_a_hundred_cosines(caption: str, wanted: float) -> None:
+    assert score([clip_of(30, 30)], [caption])["clip_score"] == pytest.approx(wanted, abs=1e-9)
+
+
+def test_clips_weigh_the_same_whatever_their_length() -> None:
+    found = score([clip_of(0), clip_of(90, 90, 90)], ["0", "0"])
+    assert found["clip_score"] == pytest.approx(50)
+    assert found["clip_score_se"] == pytest.approx(50)
+
+
+def test_the_papers_scale_cuts_each_frame_below_zero() -> None:
+    assert score([clip_of(0, 180)], ["0"], paper=True)["clip_score"] == pytest.approx(1.25)
+    assert score([clip_of(0, 180)], ["0"])["clip_score"] == pytest.approx(0, abs=1e-9)
+
+
+def test_frames_are_spaced_evenly() -> None:
+    clip = clip_of(*range(8))
+    assert spaced_frames(clip, 2)[:, 0, 0, 0].tolist() == [2, 6]
+    assert spaced_frames(clip, 1)[:, 0, 0, 0].tolist() == [4]
+    assert torch.equal(spaced_frames(clip, 8), clip)
+    assert torch.equal(spaced_frames(clip, None), clip)
+    with pytest.raises(SoraError, match="at most 8"):
+        spaced_frames(clip, 9)
+    found = score([clip_of(0, 0, 60, 60)], ["60"], frames=2)
+    assert found["clip_score"] == pytest.approx(75)
+
+
+def test_what_cannot_be_scored_is_refused() -> None:
+    with pytest.raises(SoraError, match="2 clips have 1 captions"):
+        score([clip_of(0), clip_of(0)], ["0"])
+    with pytest.raises(SoraError, match="frames=0"):
+        VideoCLIPScore(Stub(), frames=0)
+
+
+def test_no_clips_give_no_score() -> None:
+    assert score([], []) == {"clip_score_truncated": 0.0}
+
+
+def test_the_card_names_the_model_and_the_frames() -> None:
+    card = VideoCLIPScore(Stub(), frames=4).card()
+    assert card == {"model": "Stub", "frames": 4, "scale": "100 cos"}
+
+
+# A real architecture.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random CLIP with a tokenizer of whole words."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    path = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    config = transformers.CLIPConfig(
+        text_config={
+            "vocab_size": len(WORDS),
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": LIMIT,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "pad_token_id": 1,
+        },
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+        projection_dim=12,
+    )
+    transformers.CLIPModel(config).save_pretrained(path)
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", 0), ("<end>", 1)]
+    )
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<end>", unk_token="[UNK]", bos_token="<start>", eos_token="<end>"
+    ).save_pretrained(path)
+    return path
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randint(0, 256, (*shape, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def reference_images(folder: Path, clip: Tensor, pil: bool) -> Tensor:
+    from PIL import Image
+    from transformers import CLIPImageProcessor
+
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    if pil:  # resized by PIL, as OpenAI's CLIP was
+        height, width = clip.shape[1:3]
+        size = (32 * width // height, 32) if height <= width else (32, 32 * height // width)
+        frames: list[Any] = [Image.fromarray(f.numpy()).resize(size, Image.Resampling.BICUBIC) for f in clip]
+    else:
+        frames = [frame.permute(2, 0, 1) for frame in clip]
+    return processor(images=frames, return_tensors="pt")["pixel_values"]
+
+
+# Of tall images Pillow 13 rounds after the columns, and everything before it after the rows, as we do.
+@pytest.mark.parametrize(
+    ("size", "pil"),
+    [((32, 32), False), ((48, 64), False), ((100, 48), False), ((20, 28), False), ((48, 64), True), ((20, 28), True)],
+)
+def test_images_are_prepared_as_by_clips_own_processor(folder: Path, size: tuple[int, int], pil: bool) -> None:
+    """To one display value, which the resizing in integers of either library may round the other way."""
+    clip = noise(2, *size)
+    wanted = reference_images(folder, clip, pil)
+    made = CLIPEncoder(str(folder), captions=False).prepare(clip)
+    one = 1.001 / 255 / 0.261  # of the least deviation
+    torch.testing.assert_close(made, wanted, rtol=0, atol=one)
+    assert (made - wanted).abs().mean() < one / 20
+
+
+def test_the_score_is_that_of_transformers(folder: Path) -> None:
+    """Within 0.05 of 100, the effect of that rounding."""
+    from transformers import AutoTokenizer, CLIPModel
+
+    captions = ["a red circle moves", "blue circle"]
+    clips = [noise(3, 48, 64), 255 - noise(2, 40, 40)]
+    model, tokenizer = CLIPModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    wanted = []
+    for clip, caption in zip(clips, captions, strict=True):
+        tokens = tokenizer([caption], return_tensors="pt")
+        with torch.no_grad():
+            found = model(
+                input_ids=tokens["input_ids"],
+                attention_mask=tokens["attention_mask"],
+                pixel_values=reference_images(folder, clip, pil=False),
+            )
+        wanted.append(float(100 * F.cosine_similarity(found.image_embeds, found.text_embeds).mean()))
+    assert abs(wanted[0] - wanted[1]) > 0.5
+    metric = VideoCLIPScore(CLIPEncoder(str(folder)))
+    metric.update(clips, captions)
+    assert float(metric.compute()["clip_score"]) == pytest.approx(sum(wanted) / 2, abs=0.05)
+    assert metric.card()["model"] == str(folder)
+    assert not metric.state_dict()
+
+
+def test_embeddings_do_not_depend_on_the_batch(folder: Path) -> None:
+    encoder, clip = CLIPEncoder(str(folder)), noise(3, 40, 40)
+    assert encoder.width == 12
+    alone = torch.cat([encoder.embed_images(frame[None]) for frame in clip])
+    torch.testing.assert_close(encoder.embed_images(clip), alone)
+    captions = ["a", "a red circle moves", "blue"]
+    alone = torch.cat([encoder.embed_texts([caption]) for caption in captions])
+    torch.testing.assert_close(encoder.embed_texts(captions), alone)
+
+
+def test_captions_beyond_the_limit_are_counted(folder: Path) -> None:
+    metric = VideoCLIPScore(CLIPEncoder(str(folder)))
+    captions = ["a red circle moves", "a red circle moves right", "a"]
+    metric.update([clip_of(0)] * 3, captions)
+    metric.update([clip_of(0)], [captions[1]])
+    found = metric.compute()
+    assert float(found["clip_score_truncated"]) == 2
+    assert math.isfinite(float(found["clip_score"]))
+
+
+def test_autocast_and_train_mode_around_it_change_nothing(folder: Path) -> None:
+    encoder, clip = CLIPEncoder(str(folder)), noise(2, 32, 32)
+    wanted = encoder.embed_images(clip)
+    encoder.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = encoder.embed_images(clip)
+        assert encoder.embed_texts(["a"]).dtype == torch.float32
+    assert not encoder.training
+    assert torch.equal(found, wanted)
+
+
+def test_pinned_weights_are_verified(folder: Path) -> None:
+    encoder = CLIPEncoder(str(folder))
+    assert encoder.describe()["verified"] is False
+    pinned = CLIPEncoder(str(folder), sha256=encoder.describe()["weights"])
+    assert pinned.describe()["verified"] is True
+    with pytest.raises(SoraError, match="digest"):
+        CLIPEncoder(str(folder), sha256="0" * 64)
+
+
+def test_it_says_what_cannot_be_loaded(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SoraError, match="local directory that holds a CLIPModel"):
+        CLIPEncoder(str(tmp_path / "absent"))
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / file).write_bytes((folder / file).read_bytes())
+    with pytest.raises(SoraError, match="a tokenizer"):
+        CLIPEncoder(str(tmp_path))
+    with pytest.raises(SoraError, match="captions=True"):
+        CLIPEncoder(str(tmp_path), captions=False).embed_texts(["a"])
+
+
+def test_parameters_that_the_files_lack_are_not_drawn_at_random(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["visual_projection.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SoraError, match=r"visual_projection.*would be random"):
+        CLIPEncoder(str(tmp_path), captions=False)
