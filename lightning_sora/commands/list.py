@@ -24,6 +24,7 @@ KINDS = {
     "timesteps": ("lightning_sora.diffusion.timesteps", "TIMESTEPS", ()),
     "sampler": ("lightning_sora.diffusion.samplers", "SAMPLERS", ()),
     "guidance": ("lightning_sora.diffusion.guidance", "GUIDANCE", ()),
+    "extractor": ("lightning_sora.metrics.extractors", "EXTRACTORS", ()),
     "schedule": ("lightning_sora.lit.optimizers", "SCHEDULES", ("total",)),
     "source": ("lightning_sora.data.sources", "SOURCES", ("root", "split", "seed")),
     "engine": ("lightning_sora.ablation.engines", "ENGINES", ()),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from lightning_sora.lit.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.lit.module import LitModule
 from lightning_sora.metrics.evaluator.accuracy import ReadingAccuracy
 from lightning_sora.metrics.evaluator.network import Perception, WorldEvaluator
+from lightning_sora.metrics.evaluator.reading import save_evaluator
 from lightning_sora.metrics.evaluator.vocabulary import (
     FPS,
     FRAMES,
@@ -29,6 +32,11 @@ from lightning_sora.metrics.evaluator.vocabulary import (
 )
 from lightning_sora.randomness import initialize, stream_seed
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch
+
+log = logging.getLogger(__name__)
+
+EXPORTED = "world_evaluator.safetensors"
+"""Under ``default_root_dir``: what a test writes, in the form that the package ships."""
 
 LENGTHS = (MIN_FRAMES, 13, FRAMES)
 WEIGHTS = {"present": 1.0, "shape": 1.0, "size": 0.5, "motion": 1.0, "camera": 1.0, "frame_shape": 0.3, "geometry": 4.0}
@@ -90,7 +98,7 @@ class LitEvaluator(LitModule):
         if batch.facts is None or sizes != {(FRAMES, SIDE, SIDE)} or set(batch.fps) != {FPS}:
             raise SoraError(
                 f"the evaluator trains on world clips of {FRAMES}x{SIDE}x{SIDE} at {FPS:g} frames per second, but the "
-                f"data are {sorted(sizes)} at {sorted(set(batch.fps))}; set data.source to world or worlds and the size so"
+                f"data are {sorted(sizes)} at {sorted(set(batch.fps))}; set data.source to world or worlds, and the size"
             )
 
     def training_flops(self, batch: SpacetimeBatch) -> int:
@@ -161,11 +169,18 @@ class LitEvaluator(LitModule):
         self._log_accuracy("val")
 
     def on_test_epoch_end(self) -> None:
-        self._log_accuracy("test")
+        measured = {name: round(float(value), 4) for name, value in self._log_accuracy("test").items()}
+        if self.trainer.is_global_zero:
+            path = Path(self.trainer.default_root_dir) / EXPORTED
+            with self.averaged():
+                save_evaluator(self.network, path, {"accuracy": measured, "recipe": dict(self.hparams)})
+            log.info("the evaluator, with what it was measured at, is in %s", path)
 
-    def _log_accuracy(self, split: str) -> None:
-        self.log_dict({f"{split}/{name}": value for name, value in self.accuracy.compute().items()})
+    def _log_accuracy(self, split: str) -> dict[str, Tensor]:
+        found = self.accuracy.compute()
+        self.log_dict({f"{split}/{name}": value for name, value in found.items()})
         self.accuracy.reset()
+        return found
 
 
 def degraded(clip: Float[Tensor, "3 frames h w"], draw: random.Random, probability: float) -> Tensor:

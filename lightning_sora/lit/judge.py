@@ -17,13 +17,72 @@ from lightning_sora.metrics.evaluator.reading import TrainedEvaluator, load_eval
 from lightning_sora.metrics.extractors import EXTRACTORS
 from lightning_sora.metrics.extractors.clip import CLIPEncoder
 from lightning_sora.metrics.temporal import motion_smoothness, temporal_flickering
-from lightning_sora.metrics.world_scores import WORLD_SCORES, world_scores
+from lightning_sora.metrics.world_scores import WORLD_SCORES, world_scores, world_warping_error
 from lightning_sora.spacetime import SpacetimeBatch
 
 WORLD = "world"
 LEAST_CLIPS = 16
 """For a distance: with fewer, it is all bias."""
 ALWAYS = ("temporal_flickering", "motion_smoothness")
+
+
+class ReconstructionJudge(nn.Module):
+    """Scores a VAE's reconstructions beyond PSNR and SSIM.
+
+    On the world, whose flow is known exactly, also how steady they are along it: the warping error, to be read beside
+    that of the real clips, which is not zero where light and shadow change.
+
+    Args:
+        extractor: spec of the space of the reconstruction FVD; None for none.
+    """
+
+    def __init__(self, extractor: str | None) -> None:
+        super().__init__()
+        self.spec = extractor
+        if extractor is not None:
+            self.__dict__["extractor"] = EXTRACTORS.create(extractor)
+            self.rfvd = FrechetVideoDistance(self.__dict__["extractor"])
+        self.means = ClipMeans(("warping_error", "warping_error_real"))
+
+    def check(self, clips: int) -> None:
+        """Refuses too few clips; see :meth:`GenerationJudge.check`."""
+        _check_count(self.spec, clips)
+
+    def card(self) -> dict[str, Any]:
+        """What moves the scores, for the protocol."""
+        return {} if self.spec is None else {"extractor": self.__dict__["extractor"].card()}
+
+    def update(self, batch: SpacetimeBatch, made: Sequence[Tensor]) -> dict[str, dict[str, float]]:
+        """Adds clips; returns scores of single clips by name and clip id."""
+        real = [video.cpu() for video in batch.videos()]
+        if self.spec is not None:
+            extractor = self.__dict__["extractor"]
+            self.rfvd.add(extractor(real), batch.ids, real=True)
+            self.rfvd.add(extractor(list(made)), batch.ids, real=False)
+        scores: dict[str, dict[str, float]] = {}
+        for name, clip, other, fact, fps in zip(
+            batch.ids, real, made, batch.facts or (), batch.fps, strict=batch.facts is not None
+        ):
+            if len(clip) < 2:
+                continue
+            for score, video in (("warping_error", other), ("warping_error_real", clip)):
+                scores.setdefault(score, {})[name] = world_warping_error(video, fact, fps)
+        self.means.add({name: torch.tensor(list(values.values())) for name, values in scores.items()})
+        return {name: values for name, values in scores.items() if not name.endswith("_real")}
+
+    def compute(self) -> dict[str, Tensor]:
+        """``rfvd`` with its interval, and the warping errors."""
+        found: dict[str, Tensor] = dict(self.means.compute())
+        if self.spec is not None:
+            distances = self.rfvd.compute()
+            found["rfvd"], found["rfvd_floor"] = distances["value"], distances["bias"]
+            found |= {f"rfvd_{name}": distances[name] for name in ("unbiased", "low", "high", "infinity")}
+        return found
+
+    def reset(self) -> None:
+        """Forgets all clips."""
+        for child in self.children():
+            child.reset()  # type: ignore[operator]
 
 
 class GenerationJudge(nn.Module):
@@ -58,11 +117,7 @@ class GenerationJudge(nn.Module):
         Raises:
             SoraError: fewer than a distance needs.
         """
-        if self.spec is not None and clips < LEAST_CLIPS:
-            raise SoraError(
-                f"a Fréchet distance between {clips} clips is all bias; test on at least {LEAST_CLIPS} clips, or set "
-                "model.extractor=null"
-            )
+        _check_count(self.spec, clips)
 
     def card(self, facts: bool) -> dict[str, Any]:
         """What moves the scores, for the protocol."""
@@ -98,9 +153,7 @@ class GenerationJudge(nn.Module):
             "temporal_flickering": {i: float(temporal_flickering(v)) for i, v in zip(ids, generated, strict=True)}
         }
         if len(generated[0]) > 2:
-            scores["motion_smoothness"] = {
-                i: float(motion_smoothness(v)) for i, v in zip(ids, generated, strict=True)
-            }
+            scores["motion_smoothness"] = {i: float(motion_smoothness(v)) for i, v in zip(ids, generated, strict=True)}
         if batch.facts is not None:
             scores |= self._read(batch, generated)
         if self.clip_spec not in (None, WORLD):
@@ -178,6 +231,14 @@ class GenerationJudge(nn.Module):
         """Forgets all clips."""
         for child in self.children():
             child.reset()  # type: ignore[operator]
+
+
+def _check_count(spec: str | None, clips: int) -> None:
+    if spec is not None and clips < LEAST_CLIPS:
+        raise SoraError(
+            f"a Fréchet distance between {clips} clips is all bias; test on at least {LEAST_CLIPS} clips, or set "
+            "model.extractor=null"
+        )
 
 
 def _mean(values: Sequence[float]) -> float:

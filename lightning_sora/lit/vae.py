@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.flops import FORWARD_AND_BACKWARD, CountedFlops
+from lightning_sora.lit.judge import ReconstructionJudge
 from lightning_sora.lit.module import LitModule
 from lightning_sora.lit.optimizers import create_optimizer
 from lightning_sora.metrics.reconstruction import ReconstructionQuality, clip_quality
@@ -34,6 +35,7 @@ class LitVAE(LitModule):
         permute_colors: train on each clip with its colour channels in a random order, so that what is seen
             in one colour is learned for others.
         gallery_clips: clips of the validation split that the gallery shows.
+        extractor: spec of the space of the reconstruction FVD in tests, such as "world"; None for none.
         optimizer, schedule, ema_decay, seed: see :class:`LitModule`.
     """
 
@@ -54,6 +56,7 @@ class LitVAE(LitModule):
         discriminator_temporal: bool = True,
         permute_colors: bool = False,
         gallery_clips: int = 6,
+        extractor: str | None = None,
         optimizer: str = "adamw(lr=1e-3)",
         schedule: str = "trapezoid(warmup=20)",
         ema_decay: float | None = 0.99,
@@ -82,6 +85,7 @@ class LitVAE(LitModule):
         self.permute_colors, self.gallery_clips = permute_colors, gallery_clips
         self.statistics = LatentStatistics(self.vae.latent_channels)
         self.quality = ReconstructionQuality()
+        self.judge = ReconstructionJudge(extractor)
         self._gallery_batches: list[SpacetimeBatch] = []
         self._count = CountedFlops()
 
@@ -194,10 +198,20 @@ class LitVAE(LitModule):
     def validation_step(self, batch: SpacetimeBatch, batch_idx: int) -> None:
         self._evaluate(batch, "val")
 
-    def test_step(self, batch: SpacetimeBatch, batch_idx: int) -> None:
-        self._evaluate(batch, "test")
+    def on_test_start(self) -> None:
+        loader: Any = self.trainer.test_dataloaders
+        self.judge.check(len(getattr(loader, "dataset", ())))
 
-    def _evaluate(self, batch: SpacetimeBatch, split: str) -> None:
+    def test_step(self, batch: SpacetimeBatch, batch_idx: int) -> None:
+        made = to_uint8(self._evaluate(batch, "test"))
+        for name, values in self.judge.update(batch, made).items():
+            self.score_clips(f"test/{name}", list(values), list(values.values()))
+
+    def protocol(self, split: str) -> dict[str, Any]:
+        return super().protocol(split) | (self.judge.card() if split == "test" else {})
+
+    def _evaluate(self, batch: SpacetimeBatch, split: str) -> Tensor:
+        """Logs a batch's scores; its reconstructions in [-1, 1]."""
         with self.averaged():
             video = self.videos(batch)
             posterior = self.vae.encode(video)
@@ -215,12 +229,15 @@ class LitVAE(LitModule):
         self.log_dict(values, batch_size=len(batch), on_step=False, on_epoch=True, sync_dist=True)
         if sum(map(len, self._gallery_batches)) < self.gallery_clips:
             self._gallery_batches.append(batch)
+        return made
 
     def on_validation_epoch_end(self) -> None:
         self._log_quality("val")
 
     def on_test_epoch_end(self) -> None:
         self._log_quality("test")
+        self.log_dict({f"test/{name}": value for name, value in self.judge.compute().items()}, prog_bar=True)
+        self.judge.reset()
 
     def _log_quality(self, split: str) -> None:
         self.log_dict({f"{split}/{name}": value for name, value in self.quality.compute().items()}, prog_bar=True)

@@ -124,7 +124,9 @@ def dynamic_degree(flow: Flow, fps: float, height: int, width: int, compat: str 
     return torch.tensor(float(moving >= needed), dtype=torch.float64, device=flow.device)
 
 
-def warping_error(clip: Clip, flow: Flow, backward: Flow | None = None) -> Score:
+def warping_error(
+    clip: Clip, flow: Flow, backward: Flow | None = None, visible: Bool[Tensor, "pairs height width"] | None = None
+) -> Score:
     """The squared error of frame t+1, warped back by the flow, against frame t; pixels in [0, 1].
 
     Per pair the mean over channels and valid pixels, then the mean over pairs (Lai et al. 2018,
@@ -135,6 +137,7 @@ def warping_error(clip: Clip, flow: Flow, backward: Flow | None = None) -> Score
     Args:
         flow: from each frame to the next; exact flow will do.
         backward: from each frame to the one before it: ``backward[t]`` leads from t+1 to t.
+        visible: pixels whose point the next frame shows, where that is known; the others are not valid.
 
     Raises:
         SoraError: flow that does not fit the clip.
@@ -151,6 +154,8 @@ def warping_error(clip: Clip, flow: Flow, backward: Flow | None = None) -> Score
         ahead = flow[t].double()
         back = None if backward is None else backward[t].double()
         valid = _valid(ahead, back)
+        if visible is not None:
+            valid &= visible[t].to(valid.device)
         if valid.any():
             error = (_warp(then, ahead) - now).square().mean(dim=0)
             errors.append(error[valid].mean())

@@ -16,8 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sora.metrics.evaluator.reading import ObjectReading, Reading
-from lightning_sora.metrics.evaluator.vocabulary import FPS, FRAMES, VOCABULARY
-from lightning_sora.world.facts import CameraFacts, Facts, ObjectFacts, OccluderFacts, SceneFacts
+from lightning_sora.metrics.evaluator.vocabulary import FPS, FRAMES, SIDE, VOCABULARY
+from lightning_sora.metrics.temporal import warping_error
+from lightning_sora.world import Facts
+from lightning_sora.world.flow import exact_flow
 from lightning_sora.world.motion import BOUNCE_PERIOD, FALL_SHARE, ORBIT_PERIOD, CameraPath, camera_path, positions
 from lightning_sora.world.trajectory import trajectory
 
@@ -35,8 +37,8 @@ def world_scores(reading: Reading, facts: Mapping[str, Any]) -> dict[str, float]
     Args:
         facts: ``Facts.as_dict()`` with the world's configuration under "config".
     """
-    stage = facts["config"].stage
-    asked = {thing["color"]: thing for thing in facts["objects"]}
+    stage, true = facts["config"].stage, Facts.from_dict(facts)
+    asked = {thing.color: number for number, thing in enumerate(true.objects)}
     seen = {thing.color: thing for thing in reading.objects}
     found: dict[str, list[float]] = {}
 
@@ -44,8 +46,8 @@ def world_scores(reading: Reading, facts: Mapping[str, Any]) -> dict[str, float]
         if value is not None:
             found.setdefault(name, []).append(value)
 
-    for color, wanted in asked.items():
-        add("permanence", permanence(seen.get(color), facts, color))
+    for color, number in asked.items():
+        add("permanence", permanence(seen.get(color), true, number))
         if color not in seen:
             add("identity", 0.0)
             continue
@@ -55,8 +57,8 @@ def world_scores(reading: Reading, facts: Mapping[str, Any]) -> dict[str, float]
         if int(thing.seen.sum()) < frames // 2:
             continue
         add("trajectory_error", 100 * trajectory_error(thing.places[thing.seen], _times(thing)[thing.seen]))
-        if facts["camera"]["motion"] != "static":
-            parallax, depth = view_errors(thing, wanted, facts, stage)
+        if true.camera.motion != "static":
+            parallax, depth = view_errors(thing, true, number, stage)
             add("parallax_error", 100 * parallax)
             add("depth_error", 100 * depth)
     return {name: sum(values) / len(values) for name, values in found.items()}
@@ -74,14 +76,13 @@ def identity(thing: ObjectReading) -> float:
     return float(shapes.bincount(minlength=len(VOCABULARY["shape"])).max()) / len(shapes)
 
 
-def permanence(thing: ObjectReading | None, facts: Mapping[str, Any], color: str) -> float | None:
+def permanence(thing: ObjectReading | None, facts: Facts, number: int) -> float | None:
     """Whether an object that ought to be seen at the clip's beginning and its end is seen at both, with one shape.
 
     What happens between, behind a wall or outside the frame, is not judged. None where it ought not to be seen.
     """
     frames = FRAMES if thing is None else len(thing.seen)
-    visible = trajectory(as_facts(facts), frames, FPS, 64, 64).visibility
-    number = [described["color"] for described in facts["objects"]].index(color)
+    visible = trajectory(facts, frames, FPS, SIDE, SIDE).visibility
     end = max(2, round(END * frames))
     ought = visible[:, number] > VISIBLE
     if not (ought[:end].any() and ought[-end:].any()):
@@ -90,19 +91,6 @@ def permanence(thing: ObjectReading | None, facts: Mapping[str, Any], color: str
         return 0.0
     first, last = thing.frame_shapes[:end][thing.seen[:end]], thing.frame_shapes[-end:][thing.seen[-end:]]
     return float(int(first.mode().values) == int(last.mode().values))
-
-
-def as_facts(facts: Mapping[str, Any]) -> Facts:
-    """The facts that a dictionary of them was made from."""
-    wall = facts["occluder"]
-    return Facts(
-        facts["index"],
-        facts["duration"],
-        tuple(ObjectFacts(**{**t, "heading": tuple(t["heading"]), "center": tuple(t["center"])}) for t in facts["objects"]),
-        None if wall is None else OccluderFacts(tuple(wall["center"]), tuple(wall["half"])),
-        CameraFacts(**{**facts["camera"], "target": tuple(facts["camera"]["target"])}),
-        SceneFacts(**{**facts["scene"], "shift": tuple(facts["scene"]["shift"])}),
-    )
 
 
 def trajectory_error(places: Float[Tensor, "frames 3"], times: Float[Tensor, " frames"]) -> float:
@@ -170,9 +158,7 @@ LAWS: dict[str, Callable[[Tensor, Tensor], float]] = {
 }
 
 
-def view_errors(
-    thing: ObjectReading, wanted: Mapping[str, Any], facts: Mapping[str, Any], stage: float
-) -> tuple[float, float]:
+def view_errors(thing: ObjectReading, facts: Facts, number: int, stage: float) -> tuple[float, float]:
     """How far the object's picture is from any that the asked motion and the asked camera could give.
 
     One unknown place is triangulated from all frames by least squares (the asked motion moves it, the asked camera
@@ -180,9 +166,8 @@ def view_errors(
     width, and that of the depth that each frame shows, in logarithms.
     """
     times = _times(thing)
-    camera = camera_path(as_facts(facts).camera, times, facts["duration"])
-    described = ObjectFacts(**{**wanted, "heading": tuple(wanted["heading"]), "center": tuple(wanted["center"])})
-    path = positions(described, times, facts["duration"])
+    camera = camera_path(facts.camera, times, facts.duration)
+    path = positions(facts.objects[number], times, facts.duration)
     moved = path - path[:1]
     place = triangulate(thing.spots, moved, camera, thing.seen)
     spots, depth = camera.project(place + moved, 2, 2)
@@ -212,3 +197,13 @@ def triangulate(
             values.append(-row @ offset)
     solution = torch.linalg.lstsq(torch.stack(rows), torch.stack(values)[:, None]).solution
     return solution[:, 0].float()
+
+
+def world_warping_error(clip: Tensor, facts: Mapping[str, Any], fps: float) -> float:
+    """The warping error of a clip along the exact flow of the clip that the facts describe.
+
+    Args:
+        clip: uint8 [frames height width 3], the described clip itself or what a VAE made of it.
+    """
+    flow = exact_flow(Facts.from_dict(facts), len(clip), clip.shape[1], clip.shape[2], fps)
+    return float(warping_error(clip, flow.forward, visible=flow.valid))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -77,6 +78,18 @@ class Facts:
     def as_dict(self) -> dict[str, Any]:
         """The same as nested dictionaries, lists, strings and numbers."""
         return _plain(asdict(self))
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> Facts:
+        """The facts that ``as_dict`` told; further keys are ignored."""
+        objects = tuple(ObjectFacts(**_tuples(thing)) for thing in told["objects"])
+        wall = None if told["occluder"] is None else OccluderFacts(**_tuples(told["occluder"]))
+        camera, scene = CameraFacts(**_tuples(told["camera"])), SceneFacts(**_tuples(told["scene"]))
+        return cls(told["index"], told["duration"], objects, wall, camera, scene)
+
+
+def _tuples(told: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in told.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -33,7 +33,8 @@ class Flow:
 def exact_flow(facts: Facts, frames: int, height: int, width: int, fps: float) -> Flow:
     """The flow of a clip as ``World.render`` shows it with the same arguments."""
     shown = render(facts, frames, height, width, fps, depth=True)
-    assert shown.depth is not None and shown.object_ids is not None, "asked for above"
+    assert shown.depth is not None, "asked for above"
+    assert shown.object_ids is not None, "asked for above"
     times = torch.arange(frames) / fps
     camera = camera_path(facts.camera, times, facts.duration)
     things = {thing.id: thing for thing in bodies(facts, times)}
@@ -59,6 +60,4 @@ def exact_flow(facts: Facts, frames: int, height: int, width: int, fps: float) -
     landing = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).nan_to_num(0).long()
     met, same = depth[1:].gather(1, landing), ids[1:].gather(1, landing) == ids[:-1]
     valid = inside & same & ((met - far).abs() < DEPTH_TOLERANCE * far + 0.05)
-    return Flow(
-        rearrange(forward, "t (h w) i -> t i h w", h=height), rearrange(valid, "t (h w) -> t h w", h=height)
-    )
+    return Flow(rearrange(forward, "t (h w) i -> t i h w", h=height), rearrange(valid, "t (h w) -> t h w", h=height))

@@ -146,8 +146,10 @@ class WorldEvaluator(nn.Module):
         time = torch.linspace(-1, 1, video.shape[2], device=video.device)
         ground = carried(flow[clip], at)
         moved = at - at[:, :1] - ground
-        known = [at, spread[clip, :, color], 20 * mass[clip, :, color, None], repeat(time, "t -> s t 1", s=len(slots))]
-        known = torch.cat([*known, 2 * ground, 2 * moved], dim=-1)
+        when = repeat(time, "t -> s t 1", s=len(slots))
+        known = torch.cat(
+            [at, spread[clip, :, color], 20 * mass[clip, :, color, None], when, 2 * ground, 2 * moved], dim=-1
+        )
         state = appearance + self.place(known) + self.from_view(view)[clip, None]
         state = self.over_time(state)
         about = self.summary(torch.cat([state.mean(1), state.amax(1), state[:, -1] - state[:, 0]], dim=1))

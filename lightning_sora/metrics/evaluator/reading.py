@@ -154,9 +154,7 @@ def _reading(seen: Perception, slots: Int[Tensor, "o 2"], clip: int) -> Reading:
     for number in (slots[:, 0] == clip).nonzero().flatten().tolist():
         color = int(slots[number, 1])
         mass = seen.mass[clip, :, color].cpu()
-        said = {
-            name: VOCABULARY[name][int(seen.objects[name][number].argmax())] for name in OF_OBJECTS
-        }
+        said = {name: VOCABULARY[name][int(seen.objects[name][number].argmax())] for name in OF_OBJECTS}
         objects.append(
             ObjectReading(
                 VOCABULARY["color"][color],
@@ -203,8 +201,8 @@ def load_evaluator(path: str | None = None) -> TrainedEvaluator:
     digest = hashlib.sha256(data).hexdigest()
     if digest != record["sha256"]:
         raise SoraError(
-            f"{file} has the digest {digest[:16]}, its record says {record['sha256'][:16]}: it is damaged or of another "
-            "training; copy both files again"
+            f"{file} has the digest {digest[:16]}, its record says {record['sha256'][:16]}: it is damaged or of "
+            "another training; copy both files again"
         )
     network = WorldEvaluator(record["dim"], record["embedding"])
     try:

@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lightning_sora.world import CAMERAS, COLORS, MOTIONS, SHAPES, SIZES
-from lightning_sora.world.facts import CameraFacts, ObjectFacts
+from lightning_sora.world import CAMERAS, COLORS, MOTIONS, SHAPES, SIZES, Facts
 from lightning_sora.world.motion import camera_path, positions
 
 VOCABULARY: dict[str, tuple[str, ...]] = {
@@ -60,17 +59,16 @@ def answers(facts: Sequence[Mapping[str, Any]], frames: int, fps: float) -> Answ
     labels: dict[str, list[int]] = {name: [] for name in (*OF_OBJECTS, "camera")}
     for clip, fact in enumerate(facts):
         stage = fact["config"].stage
-        camera = camera_path(CameraFacts(**{**fact["camera"], "target": tuple(fact["camera"]["target"])}), times,
-                             fact["duration"])  # fmt: skip
-        labels["camera"].append(code("camera", fact["camera"]["motion"]))
-        for described in fact["objects"]:
-            thing = ObjectFacts(**{**described, "heading": tuple(described["heading"])})
+        told = Facts.from_dict(fact)
+        camera = camera_path(told.camera, times, told.duration)
+        labels["camera"].append(code("camera", told.camera.motion))
+        for thing in told.objects:
             color = code("color", thing.color)
             present[clip, color] = True
             slots.append((clip, color))
             for name in OF_OBJECTS:
-                labels[name].append(code(name, described[name]))
-            path = positions(thing, times, fact["duration"])
+                labels[name].append(code(name, getattr(thing, name)))
+            path = positions(thing, times, told.duration)
             spot, depth = camera.project(path, 2, 2)
             places.append(path / stage)
             depths.append((depth.clamp(min=0.1) / stage).log())

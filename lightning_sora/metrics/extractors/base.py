@@ -53,7 +53,7 @@ class Extractor(nn.Module, ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Name, weights ("sha256:...", "seed 0"), whether they are the published ones ("verified"), and preprocessing."""
+        """Name, weights ("sha256:..."), whether they are the published ones ("verified"), and preprocessing."""
 
     def card(self) -> dict[str, Any]:
         """What a protocol card says of the extractor."""
