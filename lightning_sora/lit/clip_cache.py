@@ -15,7 +15,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from lightning_sora.metrics.extractors.base import weights_sha256
+from lightning_sora.metrics.digests import weights_sha256
 
 
 class ClipCache:

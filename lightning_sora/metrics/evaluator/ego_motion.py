@@ -27,9 +27,9 @@ class EgoMotion(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.cells = nn.Sequential(
-            nn.Conv2d(MEASURED * len(SCALES), 48, 1), nn.SiLU(), nn.Conv2d(48, 48, 3, padding=1), nn.SiLU()
+            nn.Conv2d(MEASURED * len(SCALES), 32, 1), nn.SiLU(), nn.Conv2d(32, 32, 3, padding=1), nn.SiLU()
         )
-        self.pair = nn.Sequential(nn.Linear(48 * CELLS**2, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim))
+        self.pair = nn.Sequential(nn.Linear(32 * CELLS**2, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim))
 
     def forward(
         self, grey: Float[Tensor, "clips frames h w"], saturation: Float[Tensor, "clips frames h w"]

@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
+from lightning_sora.metrics.digests import file_sha256
 from lightning_sora.metrics.evaluator.network import Perception, WorldEvaluator
 from lightning_sora.metrics.evaluator.vocabulary import FPS, FRAMES, MIN_FRAMES, OF_OBJECTS, SIDE, VOCABULARY
-from lightning_sora.metrics.extractors.base import file_sha256
 
 SHIPPED = Path(__file__).parent / "weights" / "world_evaluator.safetensors"
 AT_ONCE = 32  # clips of one forward

@@ -6,11 +6,8 @@ it takes display values 0 to 255 of any size, and says in :meth:`Extractor.card`
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -115,21 +112,3 @@ def _runs_of_one_shape(clips: Sequence[Clip]) -> list[list[Clip]]:
 def freeze(module: nn.Module) -> None:
     """No gradients, evaluation mode, float32."""
     module.float().eval().requires_grad_(False)
-
-
-def file_sha256(path: str | Path) -> str:
-    """The SHA-256 of a file, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def weights_sha256(module: nn.Module) -> str:
-    """A digest of a network's names, shapes and values, whatever file they came from."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(json.dumps([name, list(value.shape), str(value.dtype)]).encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
-from lightning_sora.metrics.extractors.base import EXTRACTORS, Clip, Extractor, freeze, weights_sha256
+from lightning_sora.metrics.digests import weights_sha256
+from lightning_sora.metrics.extractors.base import EXTRACTORS, Clip, Extractor, freeze
 from lightning_sora.metrics.extractors.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,

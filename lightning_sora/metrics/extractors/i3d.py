@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
-from lightning_sora.metrics.extractors.base import EXTRACTORS, Clip, Extractor, freeze, weights_sha256
+from lightning_sora.metrics.digests import weights_sha256
+from lightning_sora.metrics.extractors.base import EXTRACTORS, Clip, Extractor, freeze
 from lightning_sora.metrics.extractors.i3d_network import CLASSES, MIN_FRAMES
 from lightning_sora.metrics.extractors.i3d_weights import DOWNLOAD, Table, load_i3d
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
-from lightning_sora.metrics.extractors.base import file_sha256
+from lightning_sora.metrics.digests import file_sha256
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

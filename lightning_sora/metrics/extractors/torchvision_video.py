@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
 from lightning_sora.errors import SoraError
-from lightning_sora.metrics.extractors.base import EXTRACTORS, Clip, Extractor, freeze, weights_sha256
+from lightning_sora.metrics.digests import weights_sha256
+from lightning_sora.metrics.extractors.base import EXTRACTORS, Clip, Extractor, freeze
 from lightning_sora.metrics.extractors.pretrained import exact_float32, is_published, read_state_dict
 
 

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_sora.metrics.extractors.base import EXTRACTORS, Clip, Extractor, freeze, weights_sha256
+from lightning_sora.metrics.digests import weights_sha256
+from lightning_sora.metrics.extractors.base import EXTRACTORS, Clip, Extractor, freeze
 from lightning_sora.metrics.extractors.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,
