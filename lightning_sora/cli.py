@@ -32,6 +32,7 @@ ABLATE = {"ablate": "train the arms of an ablation under an equal budget, and ju
 LIGHT = {
     "compare": "judge the arms of an ablation, and write the report",
     "sample": "make videos from prompts with a trained model",
+    "score": "score folders of videos from any system: FVD, KVD, CLIP-score ...",
     "data": "look at and check folders of videos",
     "list": "name the registered parts: attention, VAEs, samplers ...",
     "ui": "open the mlflow pages of past runs",

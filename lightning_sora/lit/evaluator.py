@@ -98,7 +98,7 @@ class LitEvaluator(LitModule):
         if batch.facts is None or sizes != {(FRAMES, SIDE, SIDE)} or set(batch.fps) != {FPS}:
             raise SoraError(
                 f"the evaluator trains on world clips of {FRAMES}x{SIDE}x{SIDE} at {FPS:g} frames per second, but the "
-                f"data are {sorted(sizes)} at {sorted(set(batch.fps))}; set data.source to world or worlds, and the size"
+                f"data are {sorted(sizes)} at {sorted(set(batch.fps))}; set data.source to worlds, and the size"
             )
 
     def training_flops(self, batch: SpacetimeBatch) -> int:

@@ -76,7 +76,9 @@ class ReconstructionJudge(nn.Module):
         if self.spec is not None:
             distances = self.rfvd.compute()
             found["rfvd"], found["rfvd_floor"] = distances["value"], distances["bias"]
-            found |= {f"rfvd_{name}": distances[name] for name in ("unbiased", "low", "high", "infinity")}
+            found |= {
+                f"rfvd_{name}": distances[name] for name in ("unbiased", "low", "high", "infinity") if name in distances
+            }
         return found
 
     def reset(self) -> None:
@@ -219,11 +221,13 @@ class GenerationJudge(nn.Module):
             distances = self.fvd.compute()
             found["fvd"] = distances["value"]
             for name in ("unbiased", "low", "high", "stderr", "infinity"):
-                found[f"fvd_{name}"] = distances[name]
+                if name in distances:
+                    found[f"fvd_{name}"] = distances[name]
             found["fvd_floor"], found["fvd_clips"] = distances["bias"], distances["generated"]
             found |= {f"kvd{'' if n == 'value' else f'_{n}'}": v for n, v in self.kvd.compute().items()}
             for end in ("", "_low", "_high"):
-                found[f"fvd_real{end}"] = distances[f"halves{end}"]
+                if f"halves{end}" in distances:
+                    found[f"fvd_real{end}"] = distances[f"halves{end}"]
             found["fvd_vae"] = self.fvd_vae.compute()["value"]
         return found
 

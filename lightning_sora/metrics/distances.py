@@ -13,6 +13,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.metrics.clip_lists import ClipListMetric
 from lightning_sora.metrics.extractors.base import Clip, Extractor
 from lightning_sora.metrics.frechet import (
+    LEAST_GROUPS,
     Estimate,
     Moments,
     frechet_estimate,
@@ -102,6 +103,14 @@ class ClipSetMetric(ClipListMetric):
             )
         return len(ids)
 
+    def paired(self) -> bool:
+        """Whether the sides hold the same ids, and so are pairs: left out together by the jackknife.
+
+        That is right also where clips of one id are independent of each other.
+        """
+        first, second = (self.collected(f"{side}_ids").sort().values for side in SIDES)
+        return len(first) > 0 and torch.equal(first, second)
+
 
 class MomentsMetric(ClipSetMetric):
     """What needs sums of features and of their products alone: float64, exact under any partition.
@@ -169,6 +178,7 @@ class FrechetVideoDistance(MomentsMetric):
         extrapolated to endless clips. Beside them the floors: ``bias``, what two sets of this size from the real
         clips' own Gaussian would give, and ``halves`` with ``halves_low`` and ``halves_high``, the distance between
         two halves of the real clips without bias. ``real`` and ``generated`` are the numbers of clips. All float64.
+        ``infinity`` and ``halves`` are left out where a handful of clips does not fill the groups they need.
 
         Raises:
             SoraError: too few clips, clips given twice, or another number than expected.
@@ -183,13 +193,15 @@ class FrechetVideoDistance(MomentsMetric):
                 *counts,
                 self.extractor.width,
             )
-        estimate = frechet_estimate(real, generated)
-        halves = _as_tensors(frechet_estimate(real[::2], real[1::2]))
-        return _as_tensors(estimate) | {
-            "halves": halves["unbiased"],
-            "halves_low": halves["low"],
-            "halves_high": halves["high"],
-            "infinity": torch.tensor(frechet_infinity(real, generated), dtype=torch.float64),
+        estimate = frechet_estimate(real, generated, paired=self.paired())
+        found = _as_tensors(estimate)
+        halves = [[group for group in half if group.count] for half in (real[::2], real[1::2])]
+        if min(map(len, halves)) >= 2:
+            between = _as_tensors(frechet_estimate(halves[0], halves[1]))
+            found |= {"halves": between["unbiased"], "halves_low": between["low"], "halves_high": between["high"]}
+        if min(sum(group.count > 0 for group in side) for side in (real, generated)) >= LEAST_GROUPS:
+            found["infinity"] = torch.tensor(frechet_infinity(real, generated), dtype=torch.float64)
+        return found | {
             "bias": small_sample_bias(whole.covariance, *counts),
             "real": torch.tensor(float(counts[0])),
             "generated": torch.tensor(float(counts[1])),
@@ -232,7 +244,7 @@ class KernelVideoDistance(ClipSetMetric):
             order = ids.argsort()
             features.append(self.collected(f"{side}_features").cpu()[order])
             groups.append(ids[order] % GROUPS)
-        estimate = kernel_estimate(features[0], features[1], groups[0], groups[1])
+        estimate = kernel_estimate(features[0], features[1], groups[0], groups[1], paired=self.paired())
         return {name: value for name, value in _as_tensors(estimate).items() if name != "unbiased"}
 
 

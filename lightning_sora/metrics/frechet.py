@@ -19,6 +19,7 @@ from lightning_sora.errors import SoraError
 
 NEGATIVE = 1e-6  # of the traces; a distance below minus this is no rounding error
 SMALLEST_SHARE = 0.25  # of the clips, in the smallest subset of the extrapolation
+LEAST_GROUPS = 4  # that it needs
 POINTS, ROTATIONS = 10, 4  # sizes of subsets in it, and subsets of each size
 
 
@@ -204,20 +205,29 @@ def jackknife(
     return Estimate(value, unbiased, stderr, unbiased - reach, unbiased + reach)
 
 
-def frechet_estimate(real: Sequence[Moments], generated: Sequence[Moments], confidence: float = 0.95) -> Estimate:
+def frechet_estimate(
+    real: Sequence[Moments], generated: Sequence[Moments], confidence: float = 0.95, paired: bool = False
+) -> Estimate:
     """The distance between two sets of clips given as disjoint random groups, with its interval.
+
+    Args:
+        paired: clip by clip, the sides belong together (a clip and its reconstruction, two clips of one caption), and
+            group by group they hold the same pairs: pairs are left out together. Else the sides are independent.
 
     Raises:
         SoraError: as :func:`frechet_distance` and :func:`jackknife`.
     """
-    real, generated = _filled(real), _filled(generated)
-    all_real, all_generated = merged(real), merged(generated)
+    all_real, all_generated = merged(_filled(real)), merged(_filled(generated))
     value = float(frechet_distance(all_real, all_generated))
-    without_real = [float(frechet_distance(all_real - group, all_generated)) for group in real]
-    without_generated = [float(frechet_distance(all_real, all_generated - group)) for group in generated]
+    if paired:
+        both = [(a, b) for a, b in zip(real, generated, strict=True) if a.count]
+        without = [float(frechet_distance(all_real - a, all_generated - b)) for a, b in both]
+        return jackknife(value, [([a.count for a, _ in both], without)], confidence)
+    without_real = [float(frechet_distance(all_real - group, all_generated)) for group in _filled(real)]
+    without_generated = [float(frechet_distance(all_real, all_generated - group)) for group in _filled(generated)]
     sides = [
-        ([group.count for group in real], without_real),
-        ([group.count for group in generated], without_generated),
+        ([group.count for group in _filled(real)], without_real),
+        ([group.count for group in _filled(generated)], without_generated),
     ]
     return jackknife(value, sides, confidence)
 
@@ -233,8 +243,10 @@ def frechet_infinity(real: Sequence[Moments], generated: Sequence[Moments]) -> f
     """
     real, generated = _filled(real), _filled(generated)
     groups = min(len(real), len(generated))
-    if groups < 4:
-        raise SoraError(f"an extrapolation needs at least 4 groups of clips, got {groups}; give more clips")
+    if groups < LEAST_GROUPS:
+        raise SoraError(
+            f"an extrapolation needs at least {LEAST_GROUPS} groups of clips, got {groups}; give more clips"
+        )
     inverse, distance, weight = [], [], []
     for share in torch.linspace(SMALLEST_SHARE, 1.0, POINTS).tolist():
         for rotation in range(ROTATIONS if share < 1 else 1):

@@ -57,22 +57,25 @@ def kernel_estimate(
     groups: Int[Tensor, " clips"],
     other_groups: Int[Tensor, " others"],
     confidence: float = 0.95,
+    paired: bool = False,
 ) -> Estimate:
-    """The same with the interval of a delete-group jackknife.
+    """The same with the interval of a delete-group jackknife; ``paired`` as in ``frechet_estimate``.
 
     Raises:
         SoraError: as :func:`kernel_distance`, or fewer than two groups on a side.
     """
     first, second = check_features(first), check_features(second)
     value = float(kernel_distance(first, second))
+    if paired:
+        sizes, without = [], []
+        for group in groups.unique().tolist():
+            sizes.append(int((groups == group).sum()))
+            without.append(float(kernel_distance(first[groups != group], second[other_groups != group])))
+        return jackknife(value, [(sizes, without)], confidence)
 
     def side(features: Tensor, own: Tensor, other: Tensor) -> tuple[list[int], list[float]]:
-        sizes, without = [], []
-        for group in own.unique().tolist():
-            kept = own != group
-            sizes.append(int((~kept).sum()))
-            without.append(float(kernel_distance(features[kept], other)))
-        return sizes, without
+        sizes = [int((own == group).sum()) for group in own.unique().tolist()]
+        return sizes, [float(kernel_distance(features[own != group], other)) for group in own.unique().tolist()]
 
     return jackknife(value, [side(second, other_groups, first), side(first, groups, second)], confidence)
 

@@ -169,3 +169,27 @@ def test_what_cannot_be_measured_is_refused() -> None:
         frechet_distance(wrong, wrong)
     with pytest.raises(SoraError, match="at least 4 groups"):
         frechet_infinity(grouped(x, 2), grouped(x, 2))
+
+
+def test_pairs_are_left_out_together() -> None:
+    """Reconstructions of the same clips: taking the sides for independent would remove a bias that is not there."""
+    covered, independent = 0, []
+    for trial in range(60):
+        x = normal(160, 6, seed=11000 + trial)
+        y = x + 0.5  # the truth is 6 * 0.25
+        estimate = frechet_estimate(grouped(x), grouped(y), paired=True)
+        covered += estimate.low - 1e-9 <= 1.5 <= estimate.high + 1e-9
+        independent.append(frechet_estimate(grouped(x), grouped(y)).unbiased)
+    assert covered == 60  # the covariances are equal, and the shift is exact
+    assert sum(independent) / 60 < 1.45
+
+
+def test_the_interval_of_pairs_covers_the_truth() -> None:
+    covered, trials = 0, 120
+    for trial in range(trials):
+        x = normal(160, 6, seed=12000 + trial)
+        y = 0.6 * x + 0.8 * normal(160, 6, seed=14000 + trial)  # of the same distribution, correlated
+        y[:, 0] += 1
+        estimate = frechet_estimate(grouped(x), grouped(y), paired=True)
+        covered += estimate.low <= 1 <= estimate.high
+    assert covered / trials > 0.95 - 3 * math.sqrt(0.95 * 0.05 / trials)
