@@ -42,13 +42,20 @@ STEPS = {
 SHOWN = {
     "val/psnr": "VAE reconstruction, PSNR (dB)",
     "val/ssim": "VAE reconstruction, SSIM",
-    "test/adherence_color": "colour as asked",
-    "test/adherence_motion": "motion direction as asked",
-    "test/adherence_shape": "shape as asked",
-    "test/adherence_color_shuffled": "colour, captions shuffled",
-    "test/adherence_motion_shuffled": "motion, captions shuffled",
-    "test/adherence_shape_shuffled": "shape, captions shuffled",
+    "test/fvd": "FVD (world)",
+    "test/fvd_unbiased": "  less its small-sample bias",
+    "test/fvd_floor": "  floor: two sets of this size of real clips, expected",
+    "test/fvd_real": "  floor: halves of the real clips, less bias",
+    "test/fvd_vae": "  floor: the VAE's reconstructions",
+    "test/clip_score": "CLIP-score (world)",
+    "test/clip_score_shuffled": "  captions shuffled",
+    "test/identity": "identity over frames",
+    "test/permanence": "permanence",
+    "test/trajectory_error": "trajectory error (% of the stage)",
+    "test/temporal_flickering": "temporal flickering (1 is none)",
 }
+INTERVALS = {"test/fvd_unbiased": "test/fvd", "test/fvd_real": "test/fvd_real"}
+FACTS = ("color", "shape", "size", "motion", "count", "camera")
 
 
 def run(command: tuple[str, ...]) -> float:
@@ -83,7 +90,13 @@ def demo() -> None:
     metrics = recorded()
     table = Table("what", "value", title="lightning-sora demo: 128 held-out prompts, fresh noise")
     for key, words in SHOWN.items():
-        table.add_row(words, f"{metrics[key]:.1%}" if "adherence" in key else f"{metrics[key]:.2f}")
+        ends = INTERVALS.get(key)
+        interval = f"  [{metrics[f'{ends}_low']:.2f}, {metrics[f'{ends}_high']:.2f}]" if ends else ""
+        table.add_row(words, f"{metrics[key]:.2f}{interval}")
+    for fact in FACTS:
+        right, chance = metrics[f"test/adherence_{fact}"], metrics[f"test/adherence_{fact}_shuffled"]
+        table.add_row(f"{fact} as asked, and for shuffled captions", f"{right:.1%}, {chance:.1%}")
+    table.add_row("every fact as asked", f"{metrics['test/adherence_all']:.1%}")
     for name, value in seconds.items():
         table.add_row(f"{name} (s)", f"{value:.0f}")
     table.add_row("all (min)", f"{(time.perf_counter() - begun) / 60:.1f}")

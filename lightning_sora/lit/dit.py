@@ -141,6 +141,11 @@ class LitDiT(GenerativeModule):
         """The frozen VAE's fingerprint."""
         return self.vae.fingerprint()
 
+    def check_batch(self, batch: SpacetimeBatch) -> None:
+        super().check_batch(batch)
+        if batch.space == "pixel":  # the length of a latent is not that of its clip
+            self.judge.check_lengths(batch)
+
     def train(self, mode: bool = True) -> LitDiT:
         super().train(mode)
         self.vae.eval()
@@ -305,9 +310,10 @@ class LitDiT(GenerativeModule):
 
         What the VAE alone makes of the clips is scored beside it: no generation can be sharper.
         """
+        self.judge.check_pixels(batch)
         self.fixed_loss(batch, "test")
         reconstructed = self._score_vae(batch) if batch.space == "pixel" else []
-        self._facts = batch.facts is not None
+        self._facts = batch.facts is not None and self.judge.readable(batch)
         scores = self.judge.update(batch, self.generate(batch), reconstructed)
         for name, values in scores.items():
             self.score_clips(f"test/{name}", list(values), list(values.values()))

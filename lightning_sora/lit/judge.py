@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,12 +14,15 @@ from lightning_sora.metrics.adherence import PromptAdherence, asked_codes, judge
 from lightning_sora.metrics.clip_means import ClipMeans
 from lightning_sora.metrics.clip_score import VideoCLIPScore
 from lightning_sora.metrics.distances import FrechetVideoDistance, KernelVideoDistance
-from lightning_sora.metrics.evaluator.reading import TrainedEvaluator, load_evaluator
+from lightning_sora.metrics.evaluator.reading import TrainedEvaluator, frames_read, load_evaluator
+from lightning_sora.metrics.evaluator.vocabulary import FPS, MIN_FRAMES
 from lightning_sora.metrics.extractors import EXTRACTORS
 from lightning_sora.metrics.extractors.clip import CLIPEncoder
 from lightning_sora.metrics.temporal import motion_smoothness, temporal_flickering
 from lightning_sora.metrics.world_scores import WORLD_SCORES, world_scores, world_warping_error
 from lightning_sora.spacetime import SpacetimeBatch
+
+log = logging.getLogger(__name__)
 
 WORLD = "world"
 LEAST_CLIPS = 16
@@ -105,6 +109,7 @@ class GenerationJudge(nn.Module):
             self.kvd = KernelVideoDistance(self.__dict__["extractor"])
         if clip is not None and clip != WORLD:
             self.clip = VideoCLIPScore(CLIPEncoder(clip))
+        self._told = False
         self.adherence = PromptAdherence()
         self.means = ClipMeans((*ALWAYS, "clip_score", "clip_score_shuffled", *WORLD_SCORES))
 
@@ -120,6 +125,39 @@ class GenerationJudge(nn.Module):
             SoraError: fewer than a distance needs.
         """
         _check_count(self.spec, clips)
+
+    def check_lengths(self, batch: SpacetimeBatch) -> None:
+        """Refuses clips that cannot be scored as asked, before any compute is spent on them.
+
+        Raises:
+            SoraError: too few frames for the extractor or the evaluator.
+        """
+        if self.spec is not None:
+            for grid in set(batch.layout.grids):
+                self.__dict__["extractor"].check_length(grid.size(batch.patch)[0])
+        if self.clip_spec == WORLD and not self.readable(batch):
+            raise SoraError(
+                f"model.clip=world reads clips of at least {(MIN_FRAMES - 1) / FPS:g} s, and these are shorter; raise "
+                "data.frames, or set model.clip=null"
+            )
+
+    def check_pixels(self, batch: SpacetimeBatch) -> None:
+        """Refuses latents where a distance to real clips is asked.
+
+        Raises:
+            SoraError: so.
+        """
+        if self.spec is not None and batch.space != "pixel":
+            raise SoraError(
+                "a distance to real clips needs their pixels, but this source yields latents; test on pixels, or set "
+                "model.extractor=null"
+            )
+
+    @staticmethod
+    def readable(batch: SpacetimeBatch) -> bool:
+        """Whether the clips are long enough for the world's evaluator."""
+        sizes = [grid.size(batch.patch)[0] for grid in batch.layout.grids]
+        return all(frames_read(n, fps) >= MIN_FRAMES for n, fps in zip(sizes, batch.fps, strict=True))
 
     def card(self, facts: bool) -> dict[str, Any]:
         """What moves the scores, for the protocol."""
@@ -143,21 +181,19 @@ class GenerationJudge(nn.Module):
         Args:
             reconstructed: the real clips as the VAE gives them back; may be empty where no distance is asked.
         """
-        ids, real = batch.ids, [video.cpu() for video in batch.videos()] if batch.space == "pixel" else None
         if self.spec is not None:
-            if real is None:
-                raise SoraError(
-                    "a distance to real clips needs their pixels, but this source yields latents; test on pixels, or "
-                    "set model.extractor=null"
-                )
-            self._add_distances(real, generated, reconstructed, ids)
-        scores: dict[str, dict[str, float]] = {
-            "temporal_flickering": {i: float(temporal_flickering(v)) for i, v in zip(ids, generated, strict=True)}
-        }
-        if len(generated[0]) > 2:
-            scores["motion_smoothness"] = {i: float(motion_smoothness(v)) for i, v in zip(ids, generated, strict=True)}
-        if batch.facts is not None:
+            self._add_distances([video.cpu() for video in batch.videos()], generated, reconstructed, batch.ids)
+        scores: dict[str, dict[str, float]] = {}
+        for name, video in zip(batch.ids, generated, strict=True):
+            if len(video) > 1:
+                scores.setdefault("temporal_flickering", {})[name] = float(temporal_flickering(video))
+            if len(video) > 2:
+                scores.setdefault("motion_smoothness", {})[name] = float(motion_smoothness(video))
+        if batch.facts is not None and self.readable(batch):
             scores |= self._read(batch, generated)
+        elif batch.facts is not None and not self._told:
+            self._told = True
+            log.warning("clips shorter than %g s: their facts are not read, nor judged", (MIN_FRAMES - 1) / FPS)
         if self.clip_spec not in (None, WORLD):
             self.clip.update(list(generated), list(batch.captions))
         self.means.add({n: torch.tensor(list(v.values())) for n, v in scores.items() if n in self.means.names})
@@ -194,7 +230,9 @@ class GenerationJudge(nn.Module):
 
     def prompt_scores(self, videos: Sequence[Tensor], prompts: Sequence[str], fps: float) -> dict[str, float]:
         """What can be said cheaply of a few clips of which only the prompt is known."""
-        found = {"temporal_flickering": _mean([float(temporal_flickering(v)) for v in videos])}
+        found = {}
+        if len(videos[0]) > 1:
+            found["temporal_flickering"] = _mean([float(temporal_flickering(v)) for v in videos])
         if self.clip_spec == WORLD:
             embedded = torch.stack([r.embedding for r in self.evaluator.read(videos, [fps] * len(videos))])
             found["clip_score"] = float(100 * (embedded * self.evaluator.embed_texts(prompts)).sum(1).mean())
@@ -214,7 +252,7 @@ class GenerationJudge(nn.Module):
         if self.clip_spec not in (None, WORLD):
             found |= self.clip.compute()
         rates = self.adherence.compute()
-        if float(rates["clips"]):
+        if float(rates["clips"]) > 0:
             found |= {f"adherence_{name}": value for name, value in rates.items()}
             found["adherence"] = found.pop("adherence_mean")
         if self.spec is not None:

@@ -129,10 +129,7 @@ class Scorer:
                 "`lightning-sora list extractor` names them"
             )
         network = EXTRACTORS.create(self.extractor)
-        length = self.protocol.frames
-        if length < network.min_frames or (network.frames is not None and length != network.frames):
-            wanted = f"exactly {network.frames}" if network.frames is not None else f"at least {network.min_frames}"
-            raise SoraError(f"--frames {length}: {network.title} takes {wanted} frames; set --frames so")
+        network.check_length(self.protocol.frames)
         network.to(self.device)
         return network
 

@@ -26,6 +26,7 @@ from lightning_sora.world.trajectory import trajectory
 WORLD_SCORES = ("identity", "permanence", "trajectory_error", "parallax_error", "depth_error")
 """Higher is better for the first two, in [0, 1]; the errors are in percent of the stage, of the frame, of the depth."""
 
+TRAVELLING = ("dolly", "orbit")  # cameras that go somewhere: turning and zooming shows no depth
 PHASES = 16  # of a bounce, tried
 VISIBLE = 0.5  # of an object's outline, from which it ought to be seen
 END = 0.25  # of the clip, at either end
@@ -57,7 +58,7 @@ def world_scores(reading: Reading, facts: Mapping[str, Any]) -> dict[str, float]
         if int(thing.seen.sum()) < frames // 2:
             continue
         add("trajectory_error", 100 * trajectory_error(thing.places[thing.seen], _times(thing)[thing.seen]))
-        if true.camera.motion != "static":
+        if true.camera.motion.startswith(TRAVELLING):
             parallax, depth = view_errors(thing, true, number, stage)
             add("parallax_error", 100 * parallax)
             add("depth_error", 100 * depth)

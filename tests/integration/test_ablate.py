@@ -23,6 +23,8 @@ TINY = {
     "model.num_heads": 2,
     "model.text": "bytes(dim=8, depth=1, num_heads=1)",
     "model.prompts": [],
+    "model.extractor": None,
+    "model.clip": None,
     "data.source": "world(level='tiny', clips=16, heldout_clips=4)",
     "data.frames": 5,
     "data.height": 16,

@@ -36,7 +36,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_walk_through(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     check, fit, ablate = (shlex.split(line)[1:] for line in block("bash", "lightning-sora list").splitlines())
-    small = [f"--{key}={value}" for key, value in TINY.items() if not isinstance(value, list)] + ["--model.prompts=[]"]
+    sizes = {key: value for key, value in TINY.items() if not isinstance(value, list)}
+    small = [*(f"--{k}={'null' if v is None else v}" for k, v in sizes.items()), "--model.prompts=[]"]
     # In an order in which each finds the block not yet known.
     assert main(check) == 0
     assert "16 checks" in capfd.readouterr().out

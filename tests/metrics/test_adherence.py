@@ -1,69 +1,114 @@
-"""Prompt adherence: perfect on the truth, at chance on shuffled captions, blind to what it cannot judge."""
+"""Prompt adherence: perfect on the truth, at chance on shuffled captions, fact by fact."""
 
-from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from lightning_sora.metrics.adherence import VOCABULARY, WorldAdherence
-from lightning_sora.world import World
+from lightning_sora.metrics.adherence import FACTS, PromptAdherence, asked_codes, judge, read_codes
+from lightning_sora.metrics.evaluator.reading import load_evaluator
+from lightning_sora.world import Facts, World
+
+WORLD = World("tiny", seed=5, split="heldout")
+COUNT = 32
+
+
+def told(facts: Facts) -> dict[str, Any]:
+    return {**facts.as_dict(), "config": WORLD.config}
 
 
 @pytest.fixture(scope="module")
-def clips() -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
-    world = World("tiny", seed=5, split="heldout")
-    facts = [world.facts(i) for i in range(12)]
-    videos = [world.render(f, 17, 32, 32, 8.0) for f in facts]
-    return videos, [{**f.as_dict(), "config": world.config} for f in facts]
+def facts() -> list[Facts]:
+    return [WORLD.facts(i) for i in range(COUNT)]
 
 
-def judge(videos: list[torch.Tensor], facts: list[dict[str, Any]]) -> dict[str, float]:
-    metric = WorldAdherence()
-    metric.update(videos, facts, [8.0] * len(videos))
+@pytest.fixture(scope="module")
+def videos(facts: list[Facts]) -> list[torch.Tensor]:
+    return [WORLD.render(f, 17, 32, 32, 8.0) for f in facts]
+
+
+def rates(videos: list[torch.Tensor], facts: list[Facts]) -> dict[str, float]:
+    metric = PromptAdherence()
+    readings = load_evaluator().read(videos, [8.0] * len(videos))
+    metric.update(readings, [told(f) for f in facts], [str(i) for i in range(len(facts))])
     return {name: float(value) for name, value in metric.compute().items()}
 
 
-def test_real_clips_are_as_their_captions_say(clips: Any) -> None:
-    rates = judge(*clips)
-    assert rates["adherence_clips"] == 12
-    assert {rates[f"adherence_{fact}"] for fact in ("color", "shape", "motion", "all")} == {1.0}
+def test_rendered_clips_are_as_their_captions_say(videos: list, facts: list[Facts]) -> None:
+    found = rates(videos, facts)
+    assert found["clips"] == COUNT
+    assert {found[name] for name in (*FACTS, "mean", "all")} == {1.0}
 
 
-def test_the_shuffled_rate_is_the_chance_that_another_caption_fits(clips: Any) -> None:
-    """On the truth: the share of ordered pairs of different clips that agree on the fact."""
-    rates = judge(*clips)
-    for fact in VOCABULARY:
-        counts = Counter(f["objects"][0][fact] for f in clips[1])
-        pairs = sum(c * (c - 1) for c in counts.values())
-        assert rates[f"adherence_{fact}_shuffled"] == pytest.approx(pairs / (12 * 11))
+def test_for_shuffled_captions_adherence_is_what_captions_share(videos: list, facts: list[Facts]) -> None:
+    found = rates(videos[1:] + videos[:1], facts)
+    for name in ("color", "shape", "size", "motion"):
+        values = [getattr(f.objects[0], name) for f in facts]
+        shared = sum(a == b for a, b in zip(values[1:] + values[:1], values, strict=True)) / COUNT
+        assert found[name] == pytest.approx(shared), name
 
 
-def test_clips_shown_for_another_caption_score_what_the_captions_share(clips: Any) -> None:
-    videos, facts = clips
-    rates = judge(videos[1:] + videos[:1], facts)
-    for fact in VOCABULARY:
-        names = [f["objects"][0][fact] for f in facts]
-        shared = sum(a == b for a, b in zip(names[1:] + names[:1], names, strict=True)) / 12
-        assert rates[f"adherence_{fact}"] == pytest.approx(shared)
+def test_the_shuffled_rate_is_about_chance(videos: list, facts: list[Facts]) -> None:
+    found = rates(videos, facts)
+    for name in ("color", "shape", "size", "motion"):
+        values = [getattr(f.objects[0], name) for f in facts]
+        pairs = [a == b for i, a in enumerate(values) for j, b in enumerate(values) if i != j]
+        assert found[f"{name}_shuffled"] == pytest.approx(sum(pairs) / len(pairs), abs=0.08)
 
 
-def test_grey_clips_show_nothing(clips: Any) -> None:
-    blank = [torch.full_like(video, 128) for video in clips[0]]
-    rates = judge(blank, clips[1])
-    assert rates["adherence_color"] == rates["adherence_shape"] == rates["adherence_motion"] == 0
+@pytest.mark.parametrize(
+    ("fact", "value"), [("color", "purple"), ("shape", "torus"), ("size", "big"), ("motion", "toward_left")]
+)
+def test_one_wrong_fact_costs_that_fact_alone(fact: str, value: str, facts: list[Facts]) -> None:
+    others = [f for f in facts if getattr(f.objects[0], fact) != value][:8]
+    heading = {"heading": (-(0.5**0.5), -(0.5**0.5))} if fact == "motion" else {}
+    radius = {"radius": 1.05} if fact == "size" else {}
+    shown = [replace(f, objects=(replace(f.objects[0], **{fact: value}, **heading, **radius),)) for f in others]
+    found = rates([WORLD.render(f, 17, 32, 32, 8.0) for f in shown], others)
+    assert found[fact] == 0.0
+    for name in ("count", "camera", "shape", "motion"):
+        if name != fact:
+            assert found[name] == 1.0, name
 
 
-def test_the_order_and_the_batches_do_not_matter(clips: Any) -> None:
-    videos, facts = clips
-    metric = WorldAdherence()
-    for part in (slice(7, 12), slice(0, 3), slice(3, 7)):
-        metric.update(videos[part], facts[part], [8.0] * len(videos[part]))
-    parts = {name: float(value) for name, value in metric.compute().items()}
-    assert parts == pytest.approx(judge(videos, facts))
+def test_a_missing_object_costs_all_that_it_should_have_been(facts: list[Facts]) -> None:
+    blank = [torch.full((17, 32, 32, 3), 128, dtype=torch.uint8)] * 3
+    found = rates(blank, facts[:3])
+    assert [found[name] for name in ("color", "count", "shape", "size", "motion", "all")] == [0.0] * 6
 
 
-def test_clips_of_many_objects_are_not_judged(clips: Any) -> None:
-    videos, facts = clips
-    two = [{**f, "objects": f["objects"] * 2} for f in facts]
-    assert judge(videos, two) == {"adherence_clips": 0.0}
+def test_objects_of_one_clip_are_matched_by_colour() -> None:
+    world = World("medium", seed=8)
+    both = next(f for f in map(world.facts, range(50)) if len(f.objects) == 2)
+    asked = asked_codes([{**both.as_dict(), "config": world.config}])
+    turned = asked_codes([{**replace(both, objects=both.objects[::-1]).as_dict(), "config": world.config}])
+    assert torch.equal(asked, turned)  # objects have no order
+    assert judge(asked, asked).tolist() == [[1.0] * len(FACTS)]
+    exchanged = replace(
+        both,
+        objects=(
+            replace(both.objects[0], color=both.objects[1].color),
+            replace(both.objects[1], color=both.objects[0].color),
+        ),
+    )
+    swapped = judge(asked_codes([{**exchanged.as_dict(), "config": world.config}]), asked)[0]
+    row = dict(zip(FACTS, swapped.tolist(), strict=True))
+    assert row["color"] == row["count"] == 1.0
+    assert row["shape"] == float(both.objects[0].shape == both.objects[1].shape)
+
+
+def test_batches_and_order_change_nothing(videos: list, facts: list[Facts]) -> None:
+    readings = load_evaluator().read(videos, [8.0] * COUNT)
+    whole, parts = PromptAdherence(), PromptAdherence()
+    asked, names = [told(f) for f in facts], [str(i) for i in range(COUNT)]
+    whole.update(readings, asked, names)
+    for part in (slice(20, 32), slice(0, 7), slice(7, 20)):
+        parts.update(readings[part], asked[part], names[part])
+    assert {k: float(v) for k, v in whole.compute().items()} == {k: float(v) for k, v in parts.compute().items()}
+    assert read_codes(readings).shape == (COUNT, 33)
+
+
+def test_nothing_was_judged() -> None:
+    with pytest.warns(UserWarning, match="before the"):
+        assert PromptAdherence().compute() == {"clips": 0.0}

@@ -332,7 +332,7 @@ def test_features_do_not_depend_on_the_batch_and_keep_the_order(extractor: I3DEx
 
 
 def test_a_clip_of_eight_frames_is_refused(extractor: I3DExtractor) -> None:
-    with pytest.raises(SoraError, match=r"a clip of 8 frames is given to .* at least 9"):
+    with pytest.raises(SoraError, match=r"clips of 8 frames are given to .* at least 9"):
         extractor([torch.zeros((8, 32, 32, 3), dtype=torch.uint8)])
 
 

@@ -25,6 +25,7 @@ from lightning_sora.metrics.evaluator.vocabulary import FPS, FRAMES, MIN_FRAMES,
 
 SHIPPED = Path(__file__).parent / "weights" / "world_evaluator.safetensors"
 AT_ONCE = 32  # clips of one forward
+NEIGHBOURS = 5  # frames that tell a frame's shape
 SEEN = 0.25  # of an object's median coverage; frames below it do not show the object
 
 
@@ -37,7 +38,7 @@ class ObjectReading:
         places: centre per frame, in units of the world's stage.
         depths: distance along the optical axis per frame, in units of the stage.
         seen: whether a frame shows it.
-        frame_shapes: the shape as each frame alone shows it, as a code.
+        frame_shapes: the shape as each frame and its neighbours show it, apart from the rest, as a code.
         coverage: mean share of the frame.
     """
 
@@ -122,6 +123,11 @@ class TrainedEvaluator:
         return torch.cat([self.network.embed_texts([caption]) for caption in captions]).cpu()
 
 
+def frames_read(frames: int, fps: float) -> int:
+    """How many frames of a clip the evaluator looks at; it needs ``MIN_FRAMES``."""
+    return min(FRAMES, int((frames - 1) * FPS / fps + 1e-6) + 1)
+
+
 def prepare(clip: Tensor, fps: float) -> Float[Tensor, "3 frames side side"]:
     """The first two seconds at the evaluator's rate, the middle square at its size, in [0, 1].
 
@@ -132,7 +138,7 @@ def prepare(clip: Tensor, fps: float) -> Float[Tensor, "3 frames side side"]:
         raise SoraError(
             f"the evaluator cannot read a clip of {clip.dtype} {tuple(clip.shape)}; give uint8 [frames height width 3]"
         )
-    count = min(FRAMES, int((len(clip) - 1) * FPS / fps + 1e-6) + 1)
+    count = frames_read(len(clip), fps)
     if count < MIN_FRAMES:
         raise SoraError(
             f"a clip of {len(clip)} frames at {fps:g} frames per second is too short for the evaluator, which needs "
@@ -165,13 +171,19 @@ def _reading(seen: Perception, slots: Int[Tensor, "o 2"], clip: int) -> Reading:
                 seen.places[number].cpu(),
                 seen.depths[number].exp().cpu(),
                 mass > SEEN * mass.median().clamp(min=1e-5),
-                seen.shapes[number].argmax(-1).cpu(),
+                _over_neighbours(seen.shapes[number]).argmax(-1).cpu(),
                 float(mass.mean()),
             )
         )
     objects.sort(key=lambda thing: -thing.coverage)
     camera = VOCABULARY["camera"][int(seen.camera[clip].argmax())]
     return Reading(tuple(objects), camera, seen.features[clip].cpu(), seen.embedding[clip].cpu())
+
+
+def _over_neighbours(logits: Float[Tensor, "frames values"]) -> Float[Tensor, "frames values"]:
+    """Log-probabilities averaged over a few frames: from some sides, one shape looks like another."""
+    kept = F.avg_pool1d(logits.log_softmax(-1).T[None], NEIGHBOURS, 1, NEIGHBOURS // 2, count_include_pad=False)
+    return kept[0].T
 
 
 def save_evaluator(network: WorldEvaluator, path: str | Path, record: Mapping[str, Any]) -> None:

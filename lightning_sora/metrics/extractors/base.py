@@ -67,9 +67,17 @@ class Extractor(nn.Module, ABC):
                 f"a clip of {clip.dtype} {tuple(clip.shape)} cannot be scored: give display values 0 to 255 as uint8 "
                 "[frames height width 3]"
             )
-        if len(clip) < self.min_frames or (self.frames is not None and len(clip) != self.frames):
+        self.check_length(len(clip))
+
+    def check_length(self, frames: int) -> None:
+        """Refuses clips of a length that the network cannot take.
+
+        Raises:
+            SoraError: too few or too many frames.
+        """
+        if frames < self.min_frames or (self.frames is not None and frames != self.frames):
             wanted = f"exactly {self.frames}" if self.frames is not None else f"at least {self.min_frames}"
-            raise SoraError(f"a clip of {len(clip)} frames is given to {self.title}, which takes {wanted}; cut it so")
+            raise SoraError(f"clips of {frames} frames are given to {self.title}, which takes {wanted}; cut them so")
 
     @torch.no_grad()
     def forward(self, clips: Sequence[Clip]) -> Float[Tensor, "clips width"]:
