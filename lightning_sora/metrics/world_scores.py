@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from lightning_sora.metrics.evaluator.reading import ObjectReading, Reading
@@ -27,7 +28,7 @@ WORLD_SCORES = ("identity", "permanence", "trajectory_error", "parallax_error", 
 """Higher is better for the first two, in [0, 1]; the errors are in percent of the stage, of the frame, of the depth."""
 
 TRAVELLING = ("dolly", "orbit")  # cameras that go somewhere: turning and zooming shows no depth
-PHASES = 16  # of a bounce, tried
+PHASES = 16  # of a bounce, tried before the best is refined
 VISIBLE = 0.5  # of an object's outline, from which it ought to be seen
 END = 0.25  # of the clip, at either end
 
@@ -124,11 +125,14 @@ def _line(places: Tensor, times: Tensor) -> float:
 
 def _hop(places: Tensor, times: Tensor) -> float:
     flat = _residual(torch.ones_like(times)[:, None], places[:, :2])
-    best = math.inf
-    for phase in torch.arange(PHASES) / PHASES:
+
+    def off(phase: float) -> float:
         part = (times / BOUNCE_PERIOD + phase) % 1.0
-        best = min(best, _residual(torch.stack([torch.ones_like(times), 4 * part * (1 - part)], 1), places[:, 2:]))
-    return _rms(flat + best, len(times))
+        return _residual(torch.stack([torch.ones_like(times), 4 * part * (1 - part)], 1), places[:, 2:])
+
+    rough = min((step / PHASES for step in range(PHASES)), key=off)
+    refined = minimize_scalar(off, bounds=(rough - 1 / PHASES, rough + 1 / PHASES), method="bounded")
+    return _rms(flat + min(off(rough), float(refined.fun)), len(times))
 
 
 def _circle(places: Tensor, times: Tensor) -> float:

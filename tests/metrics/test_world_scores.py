@@ -22,7 +22,7 @@ def test_every_motion_of_the_world_follows_a_law(motion: str) -> None:
     for f in facts:
         path = positions(f.objects[0], TIMES, f.duration)
         error = trajectory_error(path, TIMES)
-        assert error < (0.05 if motion == "bounce" else 1e-3)  # the phase of a bounce is tried in steps
+        assert error < 1e-3
 
 
 def test_what_follows_no_law_has_an_error() -> None:
@@ -31,7 +31,7 @@ def test_what_follows_no_law_has_an_error() -> None:
         thing = next(f.objects[0] for f in map(world.facts, range(400)) if f.objects[0].motion == motion)
         path = positions(thing, TIMES, 2.0)
         mixed = path[torch.randperm(17, generator=torch.Generator().manual_seed(0))]
-        assert trajectory_error(mixed, TIMES) > 0.25, motion
+        assert trajectory_error(mixed, TIMES) > 0.2, motion
     rising = positions(
         next(f.objects[0] for f in map(world.facts, range(400)) if f.objects[0].motion == "fall"), TIMES, 2
     )
@@ -125,10 +125,13 @@ def test_objects_that_vanish_have_no_permanence(scored: dict[str, dict[str, floa
 def test_hidden_objects_are_not_asked_to_be_seen() -> None:
     """Behind a wall in the middle of the clip: seen before and after is all that is asked."""
     world = World("simple", seed=3)
-    facts = [f for f in map(world.facts, range(300)) if f.objects[0].motion == "behind" and f.camera.motion == "static"]
+    facts = [
+        f for f in map(world.facts, range(1500)) if f.objects[0].motion == "behind" and f.camera.motion == "static"
+    ]
     videos = [world.render(f, 17, 64, 64, 8.0) for f in facts[:6]]
     hidden = [world.trajectory(f, 17, 8.0, 64, 64).visibility[:, 0].min() for f in facts[:6]]
     assert max(hidden) < 0.5
+    assert len(videos) == 6
     readings = load_evaluator().read(videos, [8.0] * 6)
     rows = [world_scores(r, told(f, world)) for r, f in zip(readings, facts[:6], strict=True)]
     assert [row["permanence"] for row in rows] == [1.0] * 6

@@ -91,5 +91,5 @@ def carried(
     """How far the picture of the ground has moved, where an object is, since the first frame."""
     at = rearrange(spots[:, :-1], "s t i -> (s t) 1 1 i") * (CELLS + 1) / CELLS  # cells' centres do not reach the edge
     here = F.grid_sample(flow.flatten(0, 1), at, padding_mode="border", align_corners=False)
-    steps = rearrange(here, "(s t) i 1 1 -> s t i", s=len(spots))
+    steps = rearrange(here, "(s t) i 1 1 -> s t i", t=flow.shape[1])  # there may be no object
     return F.pad(steps.cumsum(1), (0, 0, 1, 0))
