@@ -60,6 +60,10 @@ class PlannedClips(Dataset[SpacetimeBatch]):
             skipped=tuple(skipped),
         )
 
+    def __len__(self) -> int:
+        """The clips of the split, on all ranks together."""
+        return len(self.grids)
+
     def _read(self, index: int, planned: PlannedBatch) -> tuple[int, Clip, list[str]]:
         failures: list[str] = []
         for candidate in self._candidates(index, planned.grid):

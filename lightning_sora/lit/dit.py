@@ -299,9 +299,7 @@ class LitDiT(GenerativeModule):
         self.fixed_loss(batch, "val")
 
     def on_test_start(self) -> None:
-        loader: Any = self.trainer.test_dataloaders
-        clips = len(getattr(loader, "dataset", ()))
-        self.judge.check(clips)
+        self.judge.check(self.clips_to_test())
         with self.averaged():
             self._clip_cache = ClipCache(self.trainer.default_root_dir, self, self.protocol("generation"))
 

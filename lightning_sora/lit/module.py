@@ -69,6 +69,11 @@ class LitModule(pl.LightningModule):
         """What the scores of a split mean: everything but the model that moves them."""
         return {"split": split, "seed": self.seed, "ema": self.ema is not None, "dtype": str(self.dtype)}
 
+    def clips_to_test(self) -> int:
+        """How many clips the test that begins will see, on all ranks together."""
+        loaders: Any = self.trainer.test_dataloaders
+        return sum(len(loader.dataset) for loader in (loaders if isinstance(loaders, list) else [loaders]))
+
     def score_clips(self, metric: str, ids: Sequence[str], values: Sequence[float]) -> None:
         """Remembers scores of single clips, for what pairs runs clip by clip."""
         self.clip_scores.setdefault(metric, {}).update(zip(ids, values, strict=True))

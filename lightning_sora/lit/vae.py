@@ -199,8 +199,7 @@ class LitVAE(LitModule):
         self._evaluate(batch, "val")
 
     def on_test_start(self) -> None:
-        loader: Any = self.trainer.test_dataloaders
-        self.judge.check(len(getattr(loader, "dataset", ())))
+        self.judge.check(self.clips_to_test())
 
     def test_step(self, batch: SpacetimeBatch, batch_idx: int) -> None:
         made = to_uint8(self._evaluate(batch, "test"))
