@@ -384,7 +384,9 @@ class LitDiT(GenerativeModule):
     @classmethod
     def rebuild_arguments(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
         # The VAE's weights are in the checkpoint: its own run need not be at hand.
-        return {**super().rebuild_arguments(checkpoint), "vae": UNTRAINED + checkpoint["vae"]["spec"]}
+        # Nor is its judge, whose weights may be elsewhere, part of the model.
+        own = {"vae": UNTRAINED + checkpoint["vae"]["spec"], "extractor": None, "clip": None}
+        return {**super().rebuild_arguments(checkpoint), **own}
 
     def lineage(self) -> dict[str, str]:
         """What this run stands on, for the record."""

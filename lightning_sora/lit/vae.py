@@ -278,8 +278,8 @@ class LitVAE(LitModule):
 
     @classmethod
     def rebuild_arguments(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
-        # The trained model needs no perceptual loss, whose weights may be elsewhere.
-        return {**super().rebuild_arguments(checkpoint), "perceptual_weight": 0.0}
+        # The trained model needs no perceptual loss and no judge, whose weights may be elsewhere.
+        return {**super().rebuild_arguments(checkpoint), "perceptual_weight": 0.0, "extractor": None}
 
     def lineage(self) -> dict[str, str]:
         """What the run is, for the record."""
