@@ -58,11 +58,20 @@ def _differences(trial: Trial, other: Trial, declared: set[str]) -> Iterator[str
         if trial.tags.get(key) != other.tags.get(key):
             yield say("tag", key, trial.tags.get(key, "unset"), other.tags.get(key, "unset"))
     for split in sorted({*trial.protocol, *other.protocol}):
-        ours, theirs = trial.protocol.get(split, {}), other.protocol.get(split, {})
+        ours, theirs = (dict(_fields(one.protocol.get(split, {}))) for one in (trial, other))
         for key in sorted({*ours, *theirs}):
             explained = declared & set(EXPLAINED.get(key, ()))
             if ours.get(key) != theirs.get(key) and not explained:
                 yield say(f"protocol of {split}", key, ours.get(key), theirs.get(key))
+
+
+def _fields(card: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields of a protocol card by dotted names, but for the hash over all of them."""
+    for name, value in card.items():
+        if isinstance(value, Mapping):
+            yield from _fields(value, f"{prefix}{name}.")
+        elif name != "protocol_id":
+            yield f"{prefix}{name}", value
 
 
 def refuse_undeclared(study: Study) -> None:

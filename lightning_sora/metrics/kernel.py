@@ -19,36 +19,37 @@ def polynomial_kernel(
 
 
 def kernel_distance(
-    first: Float[Tensor, "clips width"], second: Float[Tensor, "others width"], degree: int = 3, offset: float = 1.0
+    first: Float[Tensor, "clips width"],
+    second: Float[Tensor, "others width"],
+    degree: int = 3,
+    offset: float = 1.0,
+    paired: bool = False,
 ) -> Float[Tensor, ""]:
     """Unbiased squared maximum mean discrepancy over all pairs (Gretton et al. 2012, eq. 3; kernel of KID).
 
     Negative values are possible: the estimate is centred on zero where the distributions are equal.
 
+    Args:
+        paired: row i of both sides belong together, and a clip is not compared with its own partner (eq. 4): that
+            would say that alike pairs are alike distributions.
+
     Raises:
-        SoraError: fewer than two clips on a side, or features that are not finite.
+        SoraError: fewer than two clips on a side, features that are not finite, or pairs without a partner.
     """
     first, second = check_features(first), check_features(second)
-    return _from_sums(_Sums.of(first, second, degree, offset), len(first), len(second))
-
-
-class _Sums:
-    """Sums of the kernel over pairs: within each side without the diagonal, and across."""
-
-    def __init__(self, xx: Tensor, yy: Tensor, xy: Tensor) -> None:
-        self.xx, self.yy, self.xy = xx, yy, xy
-
-    @classmethod
-    def of(cls, first: Tensor, second: Tensor, degree: int, offset: float) -> _Sums:
-        xx, yy = (polynomial_kernel(side, side, degree, offset) for side in (first, second))
-        xy = polynomial_kernel(first, second, degree, offset)
-        return cls(xx.sum() - xx.trace(), yy.sum() - yy.trace(), xy.sum())
-
-
-def _from_sums(sums: _Sums, clips: int, others: int) -> Float[Tensor, ""]:
-    if min(clips, others) < 2:
-        raise SoraError(f"a kernel distance needs at least 2 clips a side, got {clips} and {others}; give more")
-    return sums.xx / (clips * (clips - 1)) + sums.yy / (others * (others - 1)) - 2 * sums.xy / (clips * others)
+    n, m = len(first), len(second)
+    if min(n, m) < 2 or (paired and n != m):
+        raise SoraError(
+            f"a kernel distance needs at least 2 clips a side, and as many of both where they are pairs, got {n} and "
+            f"{m}; give more"
+        )
+    within = [polynomial_kernel(side, side, degree, offset) for side in (first, second)]
+    across = polynomial_kernel(first, second, degree, offset)
+    mean = across.sum() / (n * m)
+    if paired:
+        mean = (across.sum() - across.trace()) / (n * (n - 1))
+    own = [(kernel.sum() - kernel.trace()) / (len(kernel) * (len(kernel) - 1)) for kernel in within]
+    return own[0] + own[1] - 2 * mean
 
 
 def kernel_estimate(
@@ -65,12 +66,13 @@ def kernel_estimate(
         SoraError: as :func:`kernel_distance`, or fewer than two groups on a side.
     """
     first, second = check_features(first), check_features(second)
-    value = float(kernel_distance(first, second))
+    value = float(kernel_distance(first, second, paired=paired))
     if paired:
         sizes, without = [], []
         for group in groups.unique().tolist():
             sizes.append(int((groups == group).sum()))
-            without.append(float(kernel_distance(first[groups != group], second[other_groups != group])))
+            kept = groups != group, other_groups != group
+            without.append(float(kernel_distance(first[kept[0]], second[kept[1]], paired=True)))
         return jackknife(value, [(sizes, without)], confidence)
 
     def side(features: Tensor, own: Tensor, other: Tensor) -> tuple[list[int], list[float]]:

@@ -208,6 +208,20 @@ def test_the_kernel_distance_of_equal_distributions_is_centred_on_zero() -> None
     assert covered >= 60 * 0.95 - 3 * (60 * 0.95 * 0.05) ** 0.5
 
 
+def test_pairs_are_not_compared_with_themselves() -> None:
+    """Reconstructions that are nearly the clips: the same distribution, and no distance on average."""
+    values, naive = [], []
+    for trial in range(100):
+        x = torch.from_numpy(np.random.RandomState(trial).randn(40, 4))
+        y = 0.9 * x + (1 - 0.81) ** 0.5 * torch.from_numpy(np.random.RandomState(7000 + trial).randn(40, 4))
+        values.append(float(kernel_distance(x, y, paired=True)))
+        naive.append(float(kernel_distance(x, y)))
+    assert abs(np.mean(values)) < 3 * np.std(values) / 10
+    assert np.mean(naive) < -3 * np.std(naive) / 10
+    with pytest.raises(SoraError, match="as many of both"):
+        kernel_distance(torch.zeros(3, 2), torch.zeros(4, 2), paired=True)
+
+
 def test_jedi_equals_its_published_example_and_the_kernel_form() -> None:
     a = torch.arange(1, 10).double().reshape(3, 3)
     b = torch.tensor([[7, 6, 5], [4, 3, 2], [1, 1, 8], [0, 2, 5]]).double()

@@ -168,6 +168,9 @@ def test_another_protocol_is_refused_unless_the_factor_explains_it(study: Study)
     other = changed(study, protocol={"val": {"split": "val", "seed": 0, "noise": "fixed", "sampler": "heun"}})
     with pytest.raises(SoraError, match="protocol of val sampler"):
         refuse_undeclared(other)
+    judged = {"split": "val", "seed": 0, "noise": "fixed", "extractor": {"name": "i3d", "weights": "sha256:00"}}
+    with pytest.raises(SoraError, match=r"protocol of val extractor\.weights of arm 'time' is sha256:00"):
+        refuse_undeclared(changed(study, protocol={"val": judged}))
     refuse_undeclared(replace(other, factor="model.sampler", trials=tuple(replace(t, params={}) for t in other.trials)))
 
 

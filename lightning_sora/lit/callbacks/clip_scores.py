@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 
 from lightning_sora.lit.module import LitModule
+from lightning_sora.metrics.protocol import ProtocolCard
 
 
 class ClipScores(pl.Callback):
@@ -43,7 +44,8 @@ class ClipScores(pl.Callback):
         protocol = pl_module.protocol(split)
         counted = {name: len(values) for name, values in scores.items()}
         self._write(trainer, "clips", split, {"step": trainer.global_step, "scores": scores})
-        self._write(trainer, "protocol", split, {**protocol, "clips": counted})
+        card = ProtocolCard({**protocol, "clips": counted})
+        self._write(trainer, "protocol", split, {**card.fields, "protocol_id": card.id})
 
     @staticmethod
     def _write(trainer: pl.Trainer, folder: str, split: str, content: dict[str, Any]) -> None:
