@@ -19,7 +19,7 @@ from lightning_sora.metrics.digests import weights_sha256
 
 
 class ClipCache:
-    """Clips by id, of one model under one protocol.
+    """Clips by name, of one model under one protocol.
 
     Args:
         root: under which each (model, protocol) has a folder of its own.
@@ -32,7 +32,7 @@ class ClipCache:
         self.folder = Path(root) / "generated" / hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def path(self, name: str) -> Path:
-        """The file of a clip, whose id may hold any characters."""
+        """The file of a clip, whose name may hold any characters."""
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
 
     def get(self, name: str) -> UInt8[Tensor, "frames height width 3"] | None:

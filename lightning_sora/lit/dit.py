@@ -131,7 +131,7 @@ class LitDiT(GenerativeModule):
         self.text_drop, self.val_timesteps = text_drop, val_timesteps
         self.judge, self.reconstruction = GenerationJudge(extractor, clip), ReconstructionQuality()
         self._clip_cache: ClipCache | None = None
-        self._facts = False  # whether the clips of the test have them
+        self._facts, self._sizes = False, set[str]()  # of the clips of the test
         self._text_tokens = 0  # of the last batch, padding included
         self._count = CountedFlops()
         self._loss_of_size: dict[str, tuple[float, int]] = {}
@@ -273,7 +273,7 @@ class LitDiT(GenerativeModule):
         sampling = {"sampler": str(self.hparams["sampler"]), "steps": self.steps, "shift": self.shift}
         sampling |= {"guidance": str(self.hparams["guidance"])}
         if split == "test":
-            sampling |= self.judge.card(facts=self._facts)
+            sampling |= {"sizes": sorted(self._sizes), **self.judge.card(facts=self._facts)}
         return super().protocol(split) | (fixed if split == "val" else fixed | sampling)
 
     def log_loss_of_sizes(self, split: str) -> None:
@@ -311,6 +311,8 @@ class LitDiT(GenerativeModule):
         self.judge.check_pixels(batch)
         self.fixed_loss(batch, "test")
         reconstructed = self._score_vae(batch) if batch.space == "pixel" else []
+        sizes = zip(batch.layout.grids, batch.fps, strict=True)
+        self._sizes |= {f"{'x'.join(map(str, grid.size(self.patch)))} at {fps:g} fps" for grid, fps in sizes}
         self._facts = batch.facts is not None and self.judge.readable(batch)
         scores = self.judge.update(batch, self.generate(batch), reconstructed)
         for name, values in scores.items():
@@ -319,20 +321,21 @@ class LitDiT(GenerativeModule):
     def generate(self, batch: SpacetimeBatch) -> list[Video]:
         """A clip for each caption, of the size of its clip; those of an interrupted test are taken up."""
         cache = self._clip_cache
-        made = {name: cache.get(name) for name in batch.ids} if cache is not None else {}
-        sizes = {name: grid.size(self.patch) for name, grid in zip(batch.ids, batch.layout.grids, strict=True)}
-        captions = dict(zip(batch.ids, batch.captions, strict=True))
-        for size in sorted(set(sizes.values())):
-            missing = [name for name in batch.ids if made.get(name) is None and sizes[name] == size]
+        sizes = [grid.size(self.patch) for grid in batch.layout.grids]
+        # What a clip is made from, beside the model and the protocol.
+        keys = [repr(key) for key in zip(batch.ids, batch.captions, sizes, strict=True)]
+        made = {key: cache.get(key) for key in keys} if cache is not None else {}
+        for size in sorted(set(sizes)):
+            missing = [i for i, key in enumerate(keys) if made.get(key) is None and sizes[i] == size]
             if not missing:
                 continue
-            keys = [("test", name) for name in missing]
-            videos = self.sample([captions[name] for name in missing], *size, seed=self.seed, keys=keys)
-            for name, video in zip(missing, videos, strict=True):
-                made[name] = video
+            prompts = [batch.captions[i] for i in missing]
+            videos = self.sample(prompts, *size, seed=self.seed, keys=[("test", batch.ids[i]) for i in missing])
+            for i, video in zip(missing, videos, strict=True):
+                made[keys[i]] = video
                 if cache is not None:
-                    cache.put(name, video)
-        return [clip for name in batch.ids if (clip := made[name]) is not None]
+                    cache.put(keys[i], video)
+        return [clip for key in keys if (clip := made[key]) is not None]
 
     def _score_vae(self, batch: SpacetimeBatch) -> list[Video]:
         found: list[Video] = []

@@ -57,6 +57,7 @@ def test_a_test_gives_the_full_card(make_trainer: Callable[..., pl.Trainer], tmp
     assert protocol["extractor"]["weights"] == f"sha256:{load_evaluator().digest}"
     assert protocol["facts"]["weights"] == load_evaluator().digest
     assert len(protocol["protocol_id"]) == 12
+    assert protocol["data"] == data().fingerprint("test")
     clips = json.loads((tmp_path / "clips/test.json").read_text())["scores"]
     assert len(clips["test/adherence"]) == 20
     assert sum(clips["test/adherence"].values()) / 20 == pytest.approx(found["test/adherence"], abs=1e-6)

@@ -44,7 +44,9 @@ class ClipScores(pl.Callback):
         protocol = pl_module.protocol(split)
         counted = {name: len(values) for name, values in scores.items()}
         self._write(trainer, "clips", split, {"step": trainer.global_step, "scores": scores})
-        card = ProtocolCard({**protocol, "clips": counted})
+        told = getattr(getattr(trainer, "datamodule", None), "fingerprint", None)
+        data = {} if told is None else {"data": told(split)}
+        card = ProtocolCard({**protocol, **data, "clips": counted})
         self._write(trainer, "protocol", split, {**card.fields, "protocol_id": card.id})
 
     @staticmethod
