@@ -3,35 +3,65 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from lightning_sora.errors import SoraError
 from lightning_sora.metrics.clip_means import ClipMeans
 from lightning_sora.metrics.clip_score import VideoCLIPScore
-from lightning_sora.metrics.consistency import MotionSmoothness, TemporalFlickering
-from lightning_sora.metrics.distances import FrechetVideoDistance, JEDi, KernelVideoDistance, MomentsMetric
+from lightning_sora.metrics.distances import (
+    GROUPS,
+    ClipSetMetric,
+    FrechetVideoDistance,
+    JEDi,
+    KernelVideoDistance,
+    MomentsMetric,
+)
 from lightning_sora.metrics.extractors import EXTRACTORS, Extractor
 from lightning_sora.metrics.extractors.base import Clip
 from lightning_sora.metrics.extractors.clip import CLIPEncoder
-from lightning_sora.metrics.frechet import clip_hash, merged
+from lightning_sora.metrics.frechet import Estimate, Moments, clip_hash, jackknife, merged
+from lightning_sora.metrics.kernel import jedi_distance, kernel_estimate
 from lightning_sora.metrics.protocol import ClipProtocol, ProtocolCard
 from lightning_sora.metrics.reference import ReferenceStatistics
+from lightning_sora.metrics.temporal import motion_smoothness, temporal_flickering
+from lightning_sora.registry import Spec
 
-DISTANCES = {
-    "fvd": "Fréchet distance, covariances with divisor N - 1",
-    "kvd": "MMD^2, (x y / d + 1)^3, unbiased, all pairs",
-    "jedi": "100 MMD^2, (x y / d)^2, biased",
+
+@dataclass(frozen=True)
+class Measure:
+    """What a metric is, and what it needs.
+
+    Attributes:
+        definition: for protocol cards.
+        distance: between two sets of clips: it needs a real side and an extractor. Else a mean over single clips.
+        sums: a distance that sums over clips suffice for, so that a reference can be its real side.
+        captions: of the generated clips.
+        frames: of a clip, at least.
+    """
+
+    definition: str
+    distance: bool = False
+    sums: bool = False
+    captions: bool = False
+    frames: int = 1
+
+
+METRICS = {
+    "fvd": Measure("Fréchet distance, covariances with divisor N - 1", distance=True, sums=True),
+    "kvd": Measure("MMD^2, kernel (x y / d + 1)^3, unbiased, all pairs", distance=True),
+    "jedi": Measure("100 MMD^2, kernel (x y / d)^2, biased", distance=True, sums=True),
+    "clip_score": Measure("mean over clips of the mean over frames of 100 cos(image, caption)", captions=True),
+    "temporal_flickering": Measure("1 - mean |x_t - x_t+1| / 255", frames=2),
+    "motion_smoothness": Measure("1 - mean |x_t - (x_t-1 + x_t+1) / 2| / 255, odd t, not VBench's AMT", frames=3),
 }
-OF_CLIPS = {
-    "clip_score": "mean over clips of the mean over frames of 100 cos(image, caption)",
-    "temporal_flickering": "1 - mean |x_t - x_t+1| / 255",
-    "motion_smoothness": "1 - mean |x_t - (x_t-1 + x_t+1) / 2| / 255",
-}
-METRICS = {**DISTANCES, **OF_CLIPS}
 
 
 def check_metrics(names: Sequence[str]) -> list[str]:
@@ -53,9 +83,12 @@ class Scores:
     """The result: values by metric, with all that they mean.
 
     Attributes:
-        values: per metric, named figures; a distance has ``value``, interval, floors and counts.
-        clips: per metric of single clips, the values by clip id.
-        card: extractor, preprocessing, clip protocol, definitions and counts.
+        values: per metric, named figures. A distance has ``value``, ``unbiased`` with ``low``, ``high`` and ``stderr``,
+            ``halves`` (real against real) with ``halves_low`` and ``halves_high``, and fvd also ``infinity`` and
+            ``bias``; see :class:`FrechetVideoDistance`. A mean over clips has ``value``, ``stderr``, and ``real`` with
+            ``real_stderr``, the same of the real clips, if there are any.
+        clips: per metric of single clips, the values by id of the generated clip.
+        card: extractor, preprocessing, clip protocol, definitions, the real set and the numbers of clips.
         titles: what each metric is called in tables.
     """
 
@@ -69,6 +102,8 @@ class Scores:
 class Scorer:
     """Adds clips of either side, in any order and in batches, and scores them.
 
+    Making one checks what is asked for; :meth:`load` loads the networks.
+
     Args:
         metrics: of ``METRICS``.
         protocol: how the clips were cut; goes into the card.
@@ -78,7 +113,7 @@ class Scorer:
         device: that networks run on.
 
     Raises:
-        SoraError: an unknown part, one that is missing, or clips too short for the extractor.
+        SoraError: an unknown part, one that is missing, clips that are too short, or another protocol's reference.
     """
 
     metrics: Sequence[str]
@@ -87,83 +122,118 @@ class Scorer:
     clip_model: str | None = None
     reference: ReferenceStatistics | None = None
     device: str = "cpu"
-    _network: Extractor | None = field(default=None, init=False)
+    network: Extractor | None = field(default=None, init=False)
+    """The extractor of the distances, once loaded."""
 
     def __post_init__(self) -> None:
         self.metrics = check_metrics(self.metrics)
-        distances = [name for name in self.metrics if name in DISTANCES]
-        self._sets: dict[str, Any] = {}
-        if distances:
-            self._network = self._load_extractor()
-            if self.reference is not None:
-                self._check_reference(self.reference)
-                if "kvd" in distances:
-                    raise SoraError(
-                        "kvd needs the features of every real clip, which a reference does not keep; drop kvd or give "
-                        "--real instead of --reference"
-                    )
-            makers: dict[str, Any] = {
-                "fvd": lambda: FrechetVideoDistance(self._network, reference=self.reference),
-                "jedi": lambda: JEDi(self._network, reference=self.reference),
-                "kvd": lambda: KernelVideoDistance(self._network),
-            }
-            self._sets = {name: makers[name]() for name in distances}
-        self._means: dict[str, ClipMeans] = {}
-        if "temporal_flickering" in self.metrics:
-            self._means["temporal_flickering"] = TemporalFlickering()
-        if "motion_smoothness" in self.metrics:
-            self._means["motion_smoothness"] = MotionSmoothness()
-        if "clip_score" in self.metrics:
-            if self.clip_model is None:
-                raise SoraError("clip_score needs --clip-model: the name or the directory of a CLIP of transformers")
-            encoder = CLIPEncoder(self.clip_model)
-            encoder.to(self.device)
-            self._means["clip_score"] = VideoCLIPScore(encoder)
-        self._clips: dict[str, dict[str, float]] = {name: {} for name in self._means}
-        self._real_ids: list[str] = []
+        self._sets: dict[str, ClipSetMetric] = {}
+        self._means: dict[str, Callable[[Clip, str], float]] = {}
+        self._clips: dict[bool, dict[str, dict[str, float]]] = {real: {} for real in (True, False)}
+        self._contents: list[str] = []
+        self._clip_score: VideoCLIPScore | None = None
+        self._truncated = 0
+        for name in self.metrics:
+            if self.protocol.frames < METRICS[name].frames:
+                raise SoraError(f"{name} needs clips of at least {METRICS[name].frames} frames; raise --frames")
+        if self.distances:
+            self._check_extractor()
+        if "clip_score" in self.metrics and self.clip_model is None:
+            raise SoraError("clip_score needs --clip-model: the name or the directory of a CLIP of transformers")
+        if self.reference is not None:
+            self._check_reference(self.reference)
 
-    def _load_extractor(self) -> Extractor:
+    @property
+    def distances(self) -> list[str]:
+        """Those of the metrics that are distances."""
+        return [name for name in self.metrics if METRICS[name].distance]
+
+    def _check_extractor(self) -> None:
         if self.extractor is None:
             raise SoraError(
-                "a distance needs --extractor, such as \"i3d(weights='PATH')\" for FVD; "
+                f"{self.distances[0]} needs --extractor, such as \"i3d(weights='PATH')\" for FVD; "
                 "`lightning-sora list extractor` names them"
             )
-        network = EXTRACTORS.create(self.extractor)
-        network.check_length(self.protocol.frames)
-        network.to(self.device)
-        return network
+        EXTRACTORS.builder(Spec.parse(self.extractor).name)
 
     def _check_reference(self, reference: ReferenceStatistics) -> None:
+        if not self.distances:
+            raise SoraError("no metric asked for needs --reference; drop it, or add fvd or jedi to --metrics")
+        kept_out = [name for name in self.distances if not METRICS[name].sums]
+        if kept_out:
+            raise SoraError(
+                f"{kept_out[0]} needs the features of every real clip, which a reference does not keep; drop "
+                f"{kept_out[0]}, or give --real instead of --reference"
+            )
         mine = ProtocolCard({"clip": self.protocol.as_fields()})
         ProtocolCard({"clip": reference.fields.get("clip")}).check_same(mine, "the reference and these clips")
 
-    @property
-    def needs_real(self) -> bool:
-        """Whether real clips must be added."""
-        return bool(self._sets) and self.reference is None
+    def load(self) -> None:
+        """Loads the networks.
 
-    @property
-    def network(self) -> Extractor | None:
-        """The extractor of the distances."""
-        return self._network
+        Raises:
+            SoraError: one cannot be loaded, is not the reference's, or does not take clips of this length.
+        """
+        if self.distances and self.extractor is not None:
+            network = EXTRACTORS.create(self.extractor)
+            network.check_length(self.protocol.frames)
+            network.to(self.device)
+            self.network = network
+            makers: dict[str, Callable[[], ClipSetMetric]] = {
+                "fvd": lambda: FrechetVideoDistance(network, reference=self.reference),
+                "jedi": lambda: JEDi(network, reference=self.reference),
+                "kvd": lambda: KernelVideoDistance(network),
+            }
+            self._sets = {name: makers[name]() for name in self.distances}
+        if self.clip_model is not None and "clip_score" in self.metrics:
+            encoder = CLIPEncoder(self.clip_model)
+            encoder.to(self.device)
+            self._clip_score = VideoCLIPScore(encoder)
+        means: dict[str, Callable[[Clip, str], float]] = {
+            "clip_score": self._clip_score_of,
+            "temporal_flickering": lambda clip, _: float(temporal_flickering(clip)),
+            "motion_smoothness": lambda clip, _: float(motion_smoothness(clip)),
+        }
+        self._means = {name: means[name] for name in self.metrics if name in means}
 
-    def add(self, clips: Sequence[Clip], ids: Sequence[str], captions: Sequence[str], *, real: bool) -> None:
-        """Adds clips to a side; captions are read for the generated side's CLIP score alone."""
-        if self._network is not None and self._sets:
-            features = self._network(clips)
+    def _clip_score_of(self, clip: Clip, caption: str) -> float:
+        assert self._clip_score is not None
+        self._clip_score.reset()
+        self._clip_score.update([clip], [caption])
+        self._truncated += int(self._clip_score.truncated)
+        return float(self._clip_score.total)
+
+    def add(
+        self,
+        clips: Sequence[Clip],
+        ids: Sequence[str],
+        *,
+        real: bool,
+        contents: Sequence[str] = (),
+        captions: Sequence[str] = (),
+    ) -> None:
+        """Adds clips to a side.
+
+        Args:
+            clips: display values, as the extractor takes them.
+            ids: one per clip; if both sides have the same ids they are taken for pairs.
+            contents: of real clips, a digest of each one's content: they tell real sets apart.
+            captions: of generated clips, for the CLIP score.
+
+        Raises:
+            SoraError: a clip that a network cannot take.
+        """
+        if self.network is not None:
+            features = self.network(clips)
             for metric in self._sets.values():
                 metric.add(features, ids, real=real)
         if real:
-            self._real_ids += ids
-            return
-        for name, metric in self._means.items():
-            for clip, clip_id, caption in zip(clips, ids, captions, strict=True):
-                before = metric.total.clone()
-                if isinstance(metric, VideoCLIPScore):
-                    metric.update([clip], [caption])
-                else:
-                    metric.update([clip])
-                self._clips[name][clip_id] = float(metric.total - before)
+            self._contents += contents
+        for name, measure in self._means.items():
+            if not (real and METRICS[name].captions):
+                texts = captions or [""] * len(clips)
+                found = {i: measure(c, text) for i, c, text in zip(ids, clips, texts, strict=True)}
+                self._clips[real].setdefault(name, {}).update(found)
 
     def statistics(self) -> ReferenceStatistics:
         """The real side, to be kept.
@@ -172,40 +242,127 @@ class Scorer:
             SoraError: there is none.
         """
         sums = [metric for metric in self._sets.values() if isinstance(metric, MomentsMetric)]
-        if not sums or not self._real_ids or self._network is None:
+        if not sums or not self._contents or self.network is None:
             raise SoraError(
                 "reference statistics are made of real clips with the metric fvd or jedi; give --real and one"
             )
-        ids = torch.tensor([clip_hash(name) for name in self._real_ids], dtype=torch.int64).sort().values
-        fields = {"extractor": self._network.card(), "clip": self.protocol.as_fields()}
-        return ReferenceStatistics(sums[0].groups("real"), ids, fields)
+        fields = {"extractor": self.network.card(), "clip": self.protocol.as_fields()}
+        return ReferenceStatistics(sums[0].groups("real"), content_ids(self._contents), fields)
 
     def result(self) -> Scores:
-        """All scores of the clips added so far."""
+        """All scores of the clips added so far.
+
+        Raises:
+            SoraError: too few clips on a side, or clips given twice.
+        """
         values: dict[str, dict[str, float]] = {}
-        titles: dict[str, str] = {}
         counts: dict[str, int] = {}
         for name, metric in self._sets.items():
-            values[name] = {key: float(value) for key, value in metric.compute().items()}
-            title = self._network.title if self._network is not None else name
-            titles[name] = title if name == "fvd" else f"{name.upper() if name == 'kvd' else 'JEDi form'} on {title}"
-            counts = {"generated": metric.check_ids("generated")}
-            counts["real"] = merged(self.reference.groups).count if self.reference else metric.check_ids("real")
-        for name, means in self._means.items():
-            values[name] = {key.removeprefix(f"{name}_"): float(v) for key, v in means.compute().items()}
-            values[name]["value"] = values[name].pop(name)
-            titles[name] = name.replace("_", " ")
-            counts["generated"] = len(self._clips[name])
-        return Scores(values, self._clips, ProtocolCard(self.fields(counts)), titles)
+            values[name] = _figures(metric)
+            counts["real"] = len(self.reference.ids) if self.reference else metric.check_ids("real")
+            counts["generated"] = metric.check_ids("generated")
+        for name in self._means:
+            values[name] = _mean(self._clips[False][name])
+            if name in self._clips[True]:
+                of_real = _mean(self._clips[True][name])
+                values[name] |= {"real": of_real["value"]}
+                values[name] |= {"real_stderr": of_real["stderr"]} if "stderr" in of_real else {}
+            counts["generated"] = len(self._clips[False][name])
+        if self._clip_score is not None:
+            values["clip_score"]["truncated_captions"] = float(self._truncated)
+        titles = {name: self._title(name) for name in values}
+        return Scores(values, self._clips[False], ProtocolCard(self.fields(counts, self._contents)), titles)
 
-    def fields(self, counts: Mapping[str, int]) -> dict[str, Any]:
-        """Of the protocol card, with the numbers of clips."""
-        fields: dict[str, Any] = {"clip": self.protocol.as_fields(), "clips": dict(counts)}
-        fields["metrics"] = {name: METRICS[name] for name in self.metrics}
-        if self._network is not None:
-            fields["extractor"] = self._network.card()
-        if "clip_score" in self._means:
-            fields["clip_score"] = self._means["clip_score"].card()  # type: ignore[operator]
-        if self.reference is not None:
-            fields["reference"] = self.reference.digest
+    def _title(self, name: str) -> str:
+        """What is not the published metric must not have its name."""
+        if self.network is None or not METRICS[name].distance:
+            return name.replace("_", " ")
+        space = self.network.describe().get("name", type(self.network).__name__)
+        if name == "kvd":
+            return "KVD" if self.network.title == "FVD" else f"{space} MMD (not KVD)"
+        return self.network.title if name == "fvd" else f"{space} MMD as in JEDi"
+
+    def fields(self, counts: Mapping[str, int], contents: Sequence[str]) -> dict[str, Any]:
+        """Of the protocol card.
+
+        Args:
+            counts: of clips; "real" is left out where no distance is asked for.
+            contents: digests of the real clips; not needed with a reference.
+        """
+        sides = ("real", "generated") if self.distances else ("generated",)
+        fields: dict[str, Any] = {
+            "clip": self.protocol.as_fields(),
+            "clips": {side: counts[side] for side in sides},
+            "metrics": {name: METRICS[name].definition for name in self.metrics},
+        }
+        if self.network is not None:
+            ids = self.reference.ids if self.reference is not None else content_ids(contents)
+            # Names are no part of it: every dataset has a 000.mp4.
+            fields["real"] = f"sha256:{hashlib.sha256(ids.numpy().tobytes()).hexdigest()}"
+            fields["extractor"] = self.network.card()
+        if self._clip_score is not None:
+            card = self._clip_score.card()
+            # The digest of its weights is there; where they lie on this machine is no part of the protocol.
+            model = Path(card["model"])
+            fields["clip_score"] = {**card, "model": model.name if model.is_dir() else card["model"]}
         return fields
+
+
+def content_ids(contents: Sequence[str]) -> Int[Tensor, " clips"]:
+    """What stands for a set of clips, whatever they are called and in whatever order."""
+    return torch.tensor([clip_hash(content) for content in contents], dtype=torch.int64).sort().values
+
+
+def _figures(metric: ClipSetMetric) -> dict[str, float]:
+    """Of a distance, with an interval, and real against real."""
+    found = {name: float(value) for name, value in metric.compute().items()}
+    if isinstance(metric, JEDi):
+        real, generated = metric.checked_groups()
+        found |= _named(_jedi_estimate(real, generated, paired=metric.paired()))
+        halves = [[group for group in half if group.count] for half in (real[::2], real[1::2])]
+        if all(_divisible([group.count for group in half]) for half in halves):
+            found |= _halves(_jedi_estimate(halves[0], halves[1]))
+    if isinstance(metric, KernelVideoDistance):
+        found["unbiased"] = found["value"]
+        ids, features = (metric.collected(f"real_{what}").cpu() for what in ("ids", "features"))
+        order = ids.argsort()
+        groups, features = ids[order] % GROUPS, features[order]
+        odd = groups % 2 == 1
+        if all(_divisible(groups[half].unique(return_counts=True)[1].tolist()) for half in (odd, ~odd)):
+            found |= _halves(kernel_estimate(features[~odd], features[odd], groups[~odd], groups[odd]))
+    return found
+
+
+def _jedi_estimate(real: Sequence[Moments], generated: Sequence[Moments], paired: bool = False) -> Estimate:
+    whole, made = merged(real), merged(generated)
+    value = float(jedi_distance(whole, made))
+    if paired:
+        both = [(a, b) for a, b in zip(real, generated, strict=True) if a.count]
+        without = [float(jedi_distance(whole - a, made - b)) for a, b in both]
+        return jackknife(value, [([a.count for a, _ in both], without)])
+    real, generated = ([group for group in side if group.count] for side in (real, generated))
+    sides = [
+        ([g.count for g in real], [float(jedi_distance(whole - g, made)) for g in real]),
+        ([g.count for g in generated], [float(jedi_distance(whole, made - g)) for g in generated]),
+    ]
+    return jackknife(value, sides)
+
+
+def _divisible(sizes: Sequence[int]) -> bool:
+    """Whether two clips remain without any one group."""
+    return len(sizes) > 1 and sum(sizes) - max(sizes) > 1
+
+
+def _named(estimate: Estimate) -> dict[str, float]:
+    return {name: getattr(estimate, name) for name in ("value", "unbiased", "stderr", "low", "high")}
+
+
+def _halves(estimate: Estimate) -> dict[str, float]:
+    return {"halves": estimate.unbiased, "halves_low": estimate.low, "halves_high": estimate.high}
+
+
+def _mean(by_clip: Mapping[str, float]) -> dict[str, float]:
+    mean = ClipMeans(["value"])
+    # In the order of ids, so that no order of files changes the sum.
+    mean.add({"value": torch.tensor([by_clip[name] for name in sorted(by_clip)], dtype=torch.float64)})
+    return {name.replace("value_se", "stderr"): float(value) for name, value in mean.compute().items()}

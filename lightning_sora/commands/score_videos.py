@@ -1,0 +1,147 @@
+"""The videos of a folder that `score` is to look at: found, probed and refused before any network runs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lightning_sora.data import decode
+from lightning_sora.data.sources.captions import read_sidecar, read_tables
+from lightning_sora.data.sources.folder import find_media
+from lightning_sora.errors import SoraError
+from lightning_sora.metrics.protocol import ClipProtocol
+
+LISTED = 5  # files named in a refusal
+LOOKED_AT = (16, 16)  # pixels that a clip is scaled to when it is only asked whether it can be read
+
+
+@dataclass(frozen=True)
+class Video:
+    """One file, and the clip to be cut from it.
+
+    Attributes:
+        id: its path in the folder.
+        start: seconds.
+        fps: that of the protocol, or the file's own.
+        content: SHA-256 of the file.
+        caption: empty where none is needed.
+    """
+
+    path: Path
+    id: str
+    start: float
+    fps: float
+    content: str
+    caption: str
+
+
+def find_videos(folder: Path, protocol: ClipProtocol, least: int, captions: bool) -> list[Video]:
+    """The videos of a folder, every one of which yields a clip of the protocol.
+
+    Raises:
+        SoraError: no or too few videos, damaged or short ones, or captions missing where they are needed.
+    """
+    files, tables = find_media(folder)
+    names = [name for name in files if Path(name).suffix.lower() in decode.VIDEO_SUFFIXES]
+    if not names:
+        raise SoraError(f"there is no video under {folder}; name the folder that holds them")
+    if len(names) < least:
+        raise SoraError(
+            f"{folder} holds {len(names)} videos where at least {least} are needed: a distance between a handful of "
+            "clips is nearly all bias; add videos, or lower --min-clips knowing that"
+        )
+    if len(names) < len(files):
+        note(f"{len(files) - len(names)} still images under {folder} are not scored")
+    texts = _captions(folder, names, tables, files) if captions else {}
+    found: list[Video] = []
+    damaged: list[str] = []
+    short: list[str] = []
+    for name, answer in _look_at_all(folder, names, protocol, texts):
+        if isinstance(answer, Video):
+            found.append(answer)
+        elif isinstance(answer, _Short):
+            short.append(f"{name} ({answer})")
+        else:
+            damaged.append(f"{name} ({answer})")
+    if damaged:
+        raise SoraError(
+            f"{len(damaged)} of {len(names)} videos under {folder} cannot be read: {_some(damaged)}; repair or remove "
+            f"them; `lightning-sora data check {folder}` looks at all"
+        )
+    if short:
+        rate = f" at {protocol.fps:g} fps" if protocol.fps else ""
+        raise SoraError(
+            f"{len(short)} of {len(names)} videos under {folder} are shorter than {protocol.frames} frames{rate}: "
+            f"{_some(short)}; lower --frames, or remove them"
+        )
+    copies = len(found) - len({video.content for video in found})
+    if copies:
+        note(f"{copies} of {len(found)} videos under {folder} are copies of others, and count as often as they occur")
+    return found
+
+
+def _captions(folder: Path, names: Sequence[str], tables: Sequence[Path], files: Sequence[str]) -> dict[str, str]:
+    notes = read_tables(folder, tables, set(files))
+    texts = {n: (notes[n].caption if n in notes else read_sidecar(folder / n)) or "" for n in names}
+    bare = [name for name, text in texts.items() if not text]
+    if bare:
+        raise SoraError(
+            f"clip_score needs a caption for every generated video, and {len(bare)} of {len(names)} under {folder} "
+            f"have none: {_some(bare)}; add metadata.csv with the columns file_name and text, or a .txt beside each"
+        )
+    return texts
+
+
+class _Short(str):
+    """How long a video is that is too short."""
+
+
+def _look_at_all(
+    folder: Path, names: Sequence[str], protocol: ClipProtocol, texts: Mapping[str, str]
+) -> Iterator[tuple[str, Video | str]]:
+    """Each file's clip, or why it has none, under a progress bar."""
+
+    def look(name: str) -> Video | str:
+        path = folder / name
+        try:
+            info = decode.probe(path)
+            rate = protocol.fps or info.fps
+            # What is shown in the last moment lasts until the end of the video.
+            if int(info.duration * rate + 1e-6) < protocol.frames:
+                return _Short(f"{info.frames} frames at {info.fps:.4g} fps")
+            start = max(0.0, (info.duration - protocol.frames / rate) / 2) if protocol.offset == "center" else 0.0
+            # Headers lie: what can be read is known when it was read. All of it, since what is damaged after the
+            # clip says that the file is not what its maker wrote.
+            decode.read_clip(path, start, protocol.frames, rate, size=LOOKED_AT)
+            if reason := decode.check(path):
+                return reason
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        except decode.DecodeError as problem:
+            return str(problem).removeprefix(f"{path}: ")
+        return Video(path, name, start, rate, content, texts.get(name, ""))
+
+    # Threads will do: decoding runs outside the interpreter's lock.
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        answers = pool.map(look, names)
+        yield from zip(names, tqdm(answers, f"looking at {folder.name}", len(names), leave=False), strict=True)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def note(text: str) -> None:
+    """What the user should know beside the result, on stderr."""
+    sys.stderr.write(f"{text}\n")
+
+
+def _some(items: Sequence[str]) -> str:
+    more = len(items) - LISTED
+    return ", ".join(items[:LISTED]) + (f" and {more} more" if more > 0 else "")
