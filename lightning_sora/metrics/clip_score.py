@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_sora.errors import SoraError
 from lightning_sora.metrics.clip_means import EncodedClips
 from lightning_sora.metrics.extractors.base import Clip
+from lightning_sora.metrics.extractors.pretrained import card_name
 
 PAPER_SCALE = 2.5
 """Of CLIPScore (Hessel et al. 2021)."""
@@ -96,7 +97,7 @@ class VideoCLIPScore(EncodedClips):
         """What a protocol card says of the score."""
         describe = getattr(self.encoder, "describe", dict)
         return {
-            "model": getattr(self.encoder, "model_id", type(self.encoder).__name__),
+            "model": card_name(getattr(self.encoder, "model_id", type(self.encoder).__name__)),
             **describe(),
             "frames": "all" if self.frames is None else self.frames,
             "scale": "2.5 max(cos, 0)" if self.paper else "100 cos",

@@ -16,6 +16,7 @@ from lightning_sora.metrics.frechet import (
     LEAST_GROUPS,
     Estimate,
     Moments,
+    divisible,
     frechet_estimate,
     frechet_infinity,
     group_of,
@@ -195,9 +196,8 @@ class FrechetVideoDistance(MomentsMetric):
             )
         estimate = frechet_estimate(real, generated, paired=self.paired())
         found = _as_tensors(estimate)
-        halves = [[group for group in half if group.count] for half in (real[::2], real[1::2])]
-        if min(map(len, halves)) >= 2:
-            between = _as_tensors(frechet_estimate(halves[0], halves[1]))
+        if all(divisible([group.count for group in half]) for half in (real[::2], real[1::2])):
+            between = _as_tensors(frechet_estimate(real[::2], real[1::2]))
             found |= {"halves": between["unbiased"], "halves_low": between["low"], "halves_high": between["high"]}
         if min(sum(group.count > 0 for group in side) for side in (real, generated)) >= LEAST_GROUPS:
             found["infinity"] = torch.tensor(frechet_infinity(real, generated), dtype=torch.float64)

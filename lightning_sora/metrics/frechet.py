@@ -252,6 +252,8 @@ def frechet_infinity(real: Sequence[Moments], generated: Sequence[Moments]) -> f
         for rotation in range(ROTATIONS if share < 1 else 1):
             subsets = [_rotated(side, share, rotation / ROTATIONS) for side in (real, generated)]
             counts = [subset.count for subset in subsets]
+            if min(counts) < 2:  # small groups of few clips
+                continue
             inverse.append(sum(1 / count for count in counts) / 2)
             distance.append(float(frechet_distance(*subsets)))
             weight.append(1 / inverse[-1])
@@ -259,6 +261,12 @@ def frechet_infinity(real: Sequence[Moments], generated: Sequence[Moments]) -> f
     x_mean, y_mean = (w * x).sum() / w.sum(), (w * y).sum() / w.sum()
     slope = (w * (x - x_mean) * (y - y_mean)).sum() / (w * (x - x_mean).square()).sum()
     return float(y_mean - slope * x_mean)
+
+
+def divisible(sizes: Sequence[int]) -> bool:
+    """Whether two clips are left whichever group is left out, and so a distance."""
+    filled = [size for size in sizes if size]
+    return len(filled) >= 2 and sum(filled) - max(filled) >= 2
 
 
 def merged(groups: Sequence[Moments]) -> Moments:

@@ -6,7 +6,6 @@ import difflib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from lightning_sora.metrics.distances import (
 from lightning_sora.metrics.extractors import EXTRACTORS, Extractor
 from lightning_sora.metrics.extractors.base import Clip
 from lightning_sora.metrics.extractors.clip import CLIPEncoder
-from lightning_sora.metrics.frechet import Estimate, Moments, clip_hash, jackknife, merged
+from lightning_sora.metrics.frechet import Estimate, Moments, clip_hash, divisible, jackknife, merged
 from lightning_sora.metrics.kernel import jedi_distance, kernel_estimate
 from lightning_sora.metrics.protocol import ClipProtocol, ProtocolCard
 from lightning_sora.metrics.reference import ReferenceStatistics
@@ -301,10 +300,7 @@ class Scorer:
             fields["real"] = f"sha256:{hashlib.sha256(ids.numpy().tobytes()).hexdigest()}"
             fields["extractor"] = self.network.card()
         if self._clip_score is not None:
-            card = self._clip_score.card()
-            # The digest of its weights is there; where they lie on this machine is no part of the protocol.
-            model = Path(card["model"])
-            fields["clip_score"] = {**card, "model": model.name if model.is_dir() else card["model"]}
+            fields["clip_score"] = self._clip_score.card()
         return fields
 
 
@@ -320,7 +316,7 @@ def _figures(metric: ClipSetMetric) -> dict[str, float]:
         real, generated = metric.checked_groups()
         found |= _named(_jedi_estimate(real, generated, paired=metric.paired()))
         halves = [[group for group in half if group.count] for half in (real[::2], real[1::2])]
-        if all(_divisible([group.count for group in half]) for half in halves):
+        if all(divisible([group.count for group in half]) for half in halves):
             found |= _halves(_jedi_estimate(halves[0], halves[1]))
     if isinstance(metric, KernelVideoDistance):
         found["unbiased"] = found["value"]
@@ -328,7 +324,7 @@ def _figures(metric: ClipSetMetric) -> dict[str, float]:
         order = ids.argsort()
         groups, features = ids[order] % GROUPS, features[order]
         odd = groups % 2 == 1
-        if all(_divisible(groups[half].unique(return_counts=True)[1].tolist()) for half in (odd, ~odd)):
+        if all(divisible(groups[half].unique(return_counts=True)[1].tolist()) for half in (odd, ~odd)):
             found |= _halves(kernel_estimate(features[~odd], features[odd], groups[~odd], groups[odd]))
     return found
 
@@ -346,11 +342,6 @@ def _jedi_estimate(real: Sequence[Moments], generated: Sequence[Moments], paired
         ([g.count for g in generated], [float(jedi_distance(whole, made - g)) for g in generated]),
     ]
     return jackknife(value, sides)
-
-
-def _divisible(sizes: Sequence[int]) -> bool:
-    """Whether two clips remain without any one group."""
-    return len(sizes) > 1 and sum(sizes) - max(sizes) > 1
 
 
 def _named(estimate: Estimate) -> dict[str, float]:

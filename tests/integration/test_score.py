@@ -33,19 +33,20 @@ def paint(folder: Path, count: int, *, gain: float = 1.0, first: int = 0, frames
         else:
             media.write_mp4(name.with_suffix(".mp4"), pixels, 8)
             if index % 3 == 1:
-                remux(name.with_suffix(".mp4"), name.with_suffix(".mkv"))
+                to_webm(name.with_suffix(".mp4"), name.with_suffix(".webm"))
     return folder
 
 
-def remux(source: Path, target: Path) -> None:
+def to_webm(source: Path, target: Path) -> None:
     import av
 
     with av.open(str(source)) as inward, av.open(str(target), "w") as outward:
-        stream = outward.add_stream_from_template(inward.streams.video[0])
-        for packet in inward.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                outward.mux(packet)
+        stream = outward.add_stream("libvpx-vp9", rate=8)
+        first = inward.streams.video[0]
+        stream.width, stream.height, stream.pix_fmt = first.width, first.height, "yuv420p"
+        for frame in inward.decode(first):
+            outward.mux(stream.encode(frame.reformat(format="yuv420p")))
+        outward.mux(stream.encode())
     source.unlink()
 
 
@@ -162,7 +163,7 @@ def refusals() -> list[tuple[str, Callable[[Path, Path, Path], list], str]]:
         ("few", lambda r, f, t: ["--real", r, "--generated", paint(t / "g", 3), *extractor],
          "holds 3 videos where at least 16 are needed.*bias"),
         ("damaged", lambda r, f, t: ["--real", r, "--generated", damaged(f, t / "g"), *extractor],
-         r"1 of 18 videos under .* cannot be read: 100.mkv \(.*data check"),
+         r"1 of 18 videos under .* cannot be read: 102.mp4 \(.*data check"),
         ("none", lambda r, f, t: ["--real", r, "--generated", t, *extractor], "there is no video under"),
         ("nowhere", lambda r, f, t: ["--real", r, "--generated", t / "x", *extractor], "is not a folder"),
         ("metric", lambda r, f, t: ["--real", r, "--generated", f, "--metrics", "fwd", *extractor], "did you mean fvd"),
@@ -171,7 +172,7 @@ def refusals() -> list[tuple[str, Callable[[Path, Path, Path], list], str]]:
         ("no extractor", lambda r, f, t: ["--real", r, "--generated", f], "needs --extractor"),
         ("no real", lambda r, f, t: ["--generated", f, *extractor], "give --real DIR or --reference FILE"),
         ("no captions", lambda r, f, t: ["--generated", f, "--metrics", "clip_score", "--clip-model", "x"], 
-         "18 of 18 under .* have none: 100.mkv, .* and 13 more"),
+         "18 of 18 under .* have none: 100.webm, .* and 13 more"),
         ("frames", lambda r, f, t: ["--real", r, "--generated", f, "--extractor", "mvit(weights='x')"], "x"),
         ("no clip model", lambda r, f, t: ["--generated", f, "--metrics", "clip_score"], "needs --clip-model"),
         ("useless real", lambda r, f, t: ["--real", r, "--generated", f, "--metrics", "clip_score"], "drop --real"),
@@ -190,7 +191,7 @@ def refusals() -> list[tuple[str, Callable[[Path, Path, Path], list], str]]:
 
 def damaged(folder: Path, target: Path) -> Path:
     shutil.copytree(folder, target)
-    (target / "100.mkv").write_bytes((folder / "100.mkv").read_bytes()[:700])
+    (target / "102.mp4").write_bytes((folder / "102.mp4").read_bytes()[:700])
     return target
 
 
@@ -274,13 +275,13 @@ def test_captions_are_scored(how: str, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("lightning_sora.metrics.scoring.CLIPEncoder", Stub)
     folder = paint(tmp_path / "made", 2)
     if how == "table":
-        (folder / "metadata.csv").write_text("file_name,text\n000.mp4,0\n001.mkv,60\n")
+        (folder / "metadata.csv").write_text("file_name,text\n000.mp4,0\n001.webm,60\n")
     else:
         (folder / "000.txt").write_text("0\n")
         (folder / "001.txt").write_text("60\n")
     out = tmp_path / "s.json"
     found = scores(out, "--generated", folder, "--metrics", "clip_score", "--clip-model", tmp_path)
-    assert found["clips"]["clip_score"] == pytest.approx({"000.mp4": 100, "001.mkv": 50})
+    assert found["clips"]["clip_score"] == pytest.approx({"000.mp4": 100, "001.webm": 50})
     assert found["scores"]["clip_score"]["value"] == pytest.approx(75)
     assert found["scores"]["clip_score"]["truncated_captions"] == 1
     assert found["protocol"]["clip_score"]["model"] == tmp_path.name  # where it lies is no part of the protocol

@@ -220,7 +220,6 @@ def test_statistics_survive_a_file(tmp_path: Any) -> None:
     assert ReferenceStatistics.load(path).digest == scorer.statistics().digest
 
 
-@pytest.mark.xfail(strict=True, reason="FrechetVideoDistance splits halves and subsets down to single clips")
 @pytest.mark.parametrize("count", [8, 16])
 def test_few_clips_have_a_distance_however_they_fall_into_groups(count: int) -> None:
     for attempt in range(40):

@@ -13,6 +13,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.metrics.digests import weights_sha256
 from lightning_sora.metrics.extractors.base import EXTRACTORS, Clip, Extractor, freeze
 from lightning_sora.metrics.extractors.pretrained import (
+    card_name,
     device_of,
     exact_float32,
     is_pinned,
@@ -114,7 +115,7 @@ class CLIPEncoder(nn.Module):
     def describe(self) -> dict[str, Any]:
         """The model, its weights, and the preprocessing in full."""
         return {
-            "model": self.model_id,
+            "model": card_name(self.model_id),
             "weights": f"sha256:{self.digest}",
             "verified": self.verified,
             "resize": f"bicubic, half-pixel centres, short side to {self.side}, rounded to uint8",

@@ -17,6 +17,7 @@ from lightning_sora.metrics.extractors.base import EXTRACTORS, Clip, Extractor, 
 from lightning_sora.metrics.extractors.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    card_name,
     device_of,
     exact_float32,
     is_pinned,
@@ -104,7 +105,7 @@ class DINOExtractor(Extractor):
         """The model, its weights, and the preprocessing in full."""
         return {
             "name": "dino",
-            "model": self.model_id,
+            "model": card_name(self.model_id),
             "library": self.library,
             "weights": f"sha256:{self.digest}",
             "verified": self.verified,

@@ -82,6 +82,12 @@ def _cannot_load(part: str, name: str, problem: Exception, wanted: str) -> SoraE
     )
 
 
+def card_name(weights: str) -> str:
+    """What a card calls a model: a directory by its name alone, for where it lies is no part of a protocol."""
+    path = Path(weights)
+    return path.name if path.is_dir() else weights
+
+
 def read_state_dict(path: Path, part: str) -> dict[str, Tensor]:
     """The tensors of a state_dict file, read without running anything in it.
 

@@ -13,6 +13,7 @@ from lightning_sora.metrics.extractors.base import EXTRACTORS, Clip, Extractor, 
 from lightning_sora.metrics.extractors.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    card_name,
     exact_float32,
     is_pinned,
     load_pretrained,
@@ -83,7 +84,7 @@ class VideoMAEExtractor(Extractor):
         """The model, its weights, and the preprocessing in full."""
         return {
             "name": "videomae",
-            "model": self.model_id,
+            "model": card_name(self.model_id),
             "weights": f"sha256:{self.digest}",
             "verified": self.verified,
             "resize": f"bilinear, half-pixel centres, to {self.side}x{self.side}",
