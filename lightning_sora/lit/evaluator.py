@@ -203,10 +203,9 @@ def mirrored(true: Answers, flips: Tensor, frames: int) -> Answers:
     for name, of in (("motion", flips[clip]), ("camera", flips)):
         labels[name] = torch.where(of, mirrored_codes(name)[labels[name]], labels[name])
     sign = torch.where(flips[clip], -1.0, 1.0)[:, None]
-    places, spots = true.places[:, :frames].clone(), true.spots[:, :frames].clone()
+    places = true.places[:, :frames].clone()
     places[..., 0] *= sign
-    spots[..., 0] *= sign
-    return Answers(true.present, true.slots, labels, places, true.depths[:, :frames], spots)
+    return Answers(true.present, true.slots, labels, places, true.depths[:, :frames])
 
 
 def contrastive(

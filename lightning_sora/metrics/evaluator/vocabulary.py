@@ -40,7 +40,6 @@ class Answers:
         labels: per object the code of its shape, size and motion; per clip that of the camera's motion.
         places: centres of the objects in world units over the clip's stage.
         depths: log of the distance along the optical axis over the stage.
-        spots: projected centres, right and down, in halves of the frame's shorter side.
     """
 
     present: Bool[Tensor, "clips colors"]
@@ -48,14 +47,13 @@ class Answers:
     labels: dict[str, Int[Tensor, " items"]]
     places: Float[Tensor, "objects frames 3"]
     depths: Float[Tensor, "objects frames"]
-    spots: Float[Tensor, "objects frames 2"]
 
 
 def answers(facts: Sequence[Mapping[str, Any]], frames: int, fps: float) -> Answers:
     """The truth about clips, from ``Facts.as_dict()`` with the world's configuration under "config"."""
     times = torch.arange(frames) / fps
     present = torch.zeros((len(facts), len(VOCABULARY["color"])), dtype=torch.bool)
-    slots, places, depths, spots = [], [], [], []
+    slots, places, depths = [], [], []
     labels: dict[str, list[int]] = {name: [] for name in (*OF_OBJECTS, "camera")}
     for clip, fact in enumerate(facts):
         stage = fact["config"].stage
@@ -69,17 +67,15 @@ def answers(facts: Sequence[Mapping[str, Any]], frames: int, fps: float) -> Answ
             for name in OF_OBJECTS:
                 labels[name].append(code(name, getattr(thing, name)))
             path = positions(thing, times, told.duration)
-            spot, depth = camera.project(path, 2, 2)
+            _, depth = camera.project(path, 2, 2)
             places.append(path / stage)
             depths.append((depth.clamp(min=0.1) / stage).log())
-            spots.append(spot - 1)
     return Answers(
         present,
         torch.tensor(slots),
         {name: torch.tensor(values) for name, values in labels.items()},
         torch.stack(places),
         torch.stack(depths),
-        torch.stack(spots),
     )
 
 
