@@ -48,6 +48,11 @@ class ReconstructionJudge(nn.Module):
             self.rfvd = FrechetVideoDistance(self.__dict__["extractor"])
         self.means = ClipMeans(("warping_error", "warping_error_real"))
 
+    def place(self, device: torch.device) -> None:
+        """Moves the extractor, which is hidden from the module that the trainer moves."""
+        if self.spec is not None:
+            self.__dict__["extractor"].to(device)
+
     def check(self, clips: int) -> None:
         """Refuses too few clips; see :meth:`GenerationJudge.check`."""
         _check_count(self.spec, clips)
@@ -117,6 +122,12 @@ class GenerationJudge(nn.Module):
     def evaluator(self) -> TrainedEvaluator:
         """The world's, loaded on first use."""
         return load_evaluator()
+
+    def place(self, device: torch.device) -> None:
+        """Moves the networks, which are hidden from the module that the trainer moves."""
+        if self.spec is not None:
+            self.__dict__["extractor"].to(device)
+        self.evaluator.to(device)
 
     def check(self, clips: int) -> None:
         """Refuses too few clips, before any is generated.

@@ -200,6 +200,7 @@ class LitVAE(LitModule):
 
     def on_test_start(self) -> None:
         self.judge.check(self.clips_to_test())
+        self.judge.place(self.device)
 
     def test_step(self, batch: SpacetimeBatch, batch_idx: int) -> None:
         made = to_uint8(self._evaluate(batch, "test"))
