@@ -176,6 +176,12 @@ class Scorer:
         if self.distances and self.extractor is not None:
             network = EXTRACTORS.create(self.extractor)
             network.check_length(self.protocol.frames)
+            own = getattr(network, "fps", None)  # of an extractor that resamples by itself
+            if own is not None and self.protocol.fps not in (None, own):
+                raise SoraError(
+                    f"{network.title} takes these clips for {own:g} frames per second, but they are cut at "
+                    f"{self.protocol.fps:g}; write --extractor 'world(fps={self.protocol.fps:g})', or --fps {own:g}"
+                )
             network.to(self.device)
             self.network = network
             makers: dict[str, Callable[[], ClipSetMetric]] = {

@@ -220,6 +220,12 @@ def test_statistics_survive_a_file(tmp_path: Any) -> None:
     assert ReferenceStatistics.load(path).digest == scorer.statistics().digest
 
 
+def test_an_extractor_that_takes_clips_for_another_rate_is_refused() -> None:
+    scorer = Scorer(["fvd"], ClipProtocol(17, fps=4.0), extractor="world")
+    with pytest.raises(SoraError, match=r"for 8 frames per second, but they are cut at 4; .*world\(fps=4\)"):
+        scorer.load()
+
+
 @pytest.mark.parametrize("count", [8, 16])
 def test_few_clips_have_a_distance_however_they_fall_into_groups(count: int) -> None:
     for attempt in range(40):
