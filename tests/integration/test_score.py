@@ -121,7 +121,7 @@ def noisy(folder: Path, target: Path, level: float) -> Path:
     target.mkdir()
     for index, path in enumerate(sorted(folder.iterdir())):
         clip = read_clip(path, 0, 14).double()
-        grain = 120 * torch.randn((len(clip), 1, 1, 3), generator=torch.Generator().manual_seed(index))
+        grain = level * torch.randn((len(clip), 1, 1, 3), generator=torch.Generator().manual_seed(index))
         media.write_mp4(target / f"{path.stem}.mp4", (clip + grain).clamp(0, 255).to(torch.uint8), 8)
     return target
 
