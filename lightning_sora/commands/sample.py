@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lightning_sora.commands.arguments import positive, usable_device, whole
 from lightning_sora.errors import SoraError
 
 
@@ -17,17 +18,17 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--ckpt", required=True, type=Path, help="checkpoint of a LitDiT run")
     parser.add_argument("--prompt", action="append", default=[], help="what to show; may be given several times")
     parser.add_argument("--prompts", type=Path, help="a text file with one prompt per line")
-    parser.add_argument("--frames", type=_whole, help="default: as trained")
-    parser.add_argument("--height", type=_whole, help="pixels; default: as trained")
-    parser.add_argument("--width", type=_whole, help="pixels; default: as trained")
-    parser.add_argument("--fps", type=_positive, help="frames per second of the files; default: as trained")
+    parser.add_argument("--frames", type=whole, help="default: as trained")
+    parser.add_argument("--height", type=whole, help="pixels; default: as trained")
+    parser.add_argument("--width", type=whole, help="pixels; default: as trained")
+    parser.add_argument("--fps", type=positive, help="frames per second of the files; default: as trained")
     parser.add_argument("--seed", type=int, default=0, help="of the noise; the same seed gives the same videos")
-    parser.add_argument("--steps", type=_whole, help="sampling steps; default: those of the recipe")
+    parser.add_argument("--steps", type=whole, help="sampling steps; default: those of the recipe")
     parser.add_argument("--guidance", help="scale of plain guidance, 1 is off, or a spec; default: that of the recipe")
     parser.add_argument("--plugins", action="append", default=[], metavar="FILE", help="a file that registers parts")
     parser.add_argument("--out", type=Path, default=Path("outputs/samples"), help="folder (default: %(default)s)")
-    parser.add_argument("--scale", type=_whole, default=1, help="enlarge by this whole number (default: %(default)s)")
-    parser.add_argument("--batch-size", type=_whole, default=8, help="videos at once (default: %(default)s)")
+    parser.add_argument("--scale", type=whole, default=1, help="enlarge by this whole number (default: %(default)s)")
+    parser.add_argument("--batch-size", type=whole, default=8, help="videos at once (default: %(default)s)")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 ...; default: cuda where there is one")
 
 
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     load_plugins(args.plugins)
     if args.guidance is not None:
         guidance_of(args.guidance)  # refused before the model is loaded
-    model = LitDiT.load(args.ckpt, _device(args.device))
+    model = LitDiT.load(args.ckpt, usable_device(args.device))
     videos: list[Any] = []
     for start in range(0, len(prompts), args.batch_size):
         some = prompts[start : start + args.batch_size]
@@ -81,20 +82,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _device(name: str | None) -> Any:
-    import torch
-
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as problem:
-        reason = str(problem).splitlines()[0]
-        raise SoraError(f"--device {name} cannot be used here ({reason}); cpu always can") from problem
-    return device
-
-
 def _read_prompts(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -105,19 +92,3 @@ def _read_prompts(path: Path) -> list[str]:
 
 def _slug(prompt: str) -> str:
     return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:40] or "empty"
-
-
-def _whole(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number between 0 and 1000")
-    return value

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_sora.commands.arguments import positive, usable_device, whole
 from lightning_sora.errors import SoraError
 
 if TYPE_CHECKING:
@@ -46,20 +47,20 @@ def add_parser(subparsers: Any) -> None:
         "`lightning-sora list extractor` names all",
     )  # fmt: skip
     parser.add_argument("--clip-model", metavar="PATH", help="name or directory of a CLIP, for clip_score")
-    parser.add_argument("--frames", type=_whole, default=16, help="of each clip (default: %(default)s)")
-    parser.add_argument("--fps", type=_rate, help="resample to this rate; default: frames as they are recorded")
+    parser.add_argument("--frames", type=whole, default=16, help="of each clip (default: %(default)s)")
+    parser.add_argument("--fps", type=positive, help="resample to this rate; default: frames as they are recorded")
     parser.add_argument(
         "--offset", choices=("first", "center"), default="first", help="where clips begin (default: %(default)s)"
     )
     parser.add_argument(
-        "--min-clips", type=_whole, default=16, help="refuse distances of smaller folders (default: %(default)s)"
+        "--min-clips", type=whole, default=16, help="refuse distances of smaller folders (default: %(default)s)"
     )
     parser.add_argument("--reference", type=Path, metavar="FILE", help="statistics of the real side, instead of --real")
     parser.add_argument("--save-reference", type=Path, metavar="DIR", help="keep the statistics of the real side")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write scores and protocol as JSON")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="scores of an earlier run, to set beside these")
-    parser.add_argument("--batch-size", type=_whole, default=8, help="clips at once (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto (default): cuda if there is one")
+    parser.add_argument("--batch-size", type=whole, default=8, help="clips at once (default: %(default)s)")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 ...; default: cuda where there is one")
     parser.add_argument("--plugins", action="append", default=[], metavar="FILE", help="a file that registers parts")
 
 
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     _check_targets(args)
     earlier = _read_scores(args.compare) if args.compare is not None else None
     reference = ReferenceStatistics.load(args.reference) if args.reference is not None else None
-    scorer = Scorer(metrics, protocol, args.extractor, args.clip_model, reference, _device(args.device))
+    scorer = Scorer(metrics, protocol, args.extractor, args.clip_model, reference, str(usable_device(args.device)))
     # All files first: a network is not even loaded for a folder that will not do.
     captions = any(METRICS[name].captions for name in metrics)
     least = args.min_clips if scorer.distances else 1
@@ -297,33 +298,3 @@ def _write(path: Path, record: Mapping[str, Any]) -> None:
     partial = path.with_name(path.name + ".tmp")
     partial.write_text(json.dumps(record, indent=1, sort_keys=True, default=str) + "\n")
     partial.replace(path)
-
-
-def _device(asked: str) -> str:
-    import torch
-
-    if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=asked)
-    except (RuntimeError, AssertionError) as problem:
-        raise SoraError(
-            f"--device {asked} cannot be used ({str(problem).splitlines()[0]}); give cpu or cuda"
-        ) from problem
-    return asked
-
-
-def _whole(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
-
-
-def _rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number between 0 and 1000")
-    return value
