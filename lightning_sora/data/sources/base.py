@@ -5,18 +5,42 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
 from lightning_sora.registry import Registry
+from lightning_sora.spacetime import PatchSize
 
 
 class DecodeError(SoraError):
     """A clip could not be read; the message is ``file: reason``."""
+
+
+@runtime_checkable
+class Media(Protocol):
+    """A video or image that is not a plain file: a member of an archive, an object in a store."""
+
+    @property
+    def name(self) -> str:
+        """For messages; its suffix tells the kind, as that of a file does."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        ...
+
+    def open(self) -> BinaryIO:
+        """A new seekable reader of its bytes."""
+        ...
+
+
+MediaPath = str | Path | Media
 
 
 @dataclass(frozen=True)
@@ -27,7 +51,10 @@ class ClipInfo:
         id: stable across runs; the key of all the clip's randomness.
         frames, height, width: as shown, after rotation.
         fps: frames per second.
+        caption: what to train on; empty where there is none.
         split: the split that the source's own metadata assigns, if any.
+        alternatives: further captions of equal standing; one of all is drawn at every visit.
+        source: which of the sources of a mixture it came from; empty where there is one only.
     """
 
     id: str
@@ -37,25 +64,42 @@ class ClipInfo:
     fps: float
     caption: str = ""
     split: str | None = None
+    alternatives: tuple[str, ...] = ()
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One decoded window of a clip."""
+    """One window of a clip, decoded or as latents.
 
-    video: UInt8[Tensor, "frames height width 3"]
+    Attributes:
+        video: pixels, uint8 with 3 channels; or scaled latents, float, of a source whose ``space`` is "latent".
+        alternatives: see :class:`ClipInfo`.
+    """
+
+    video: Shaped[Tensor, "frames height width channels"]
     caption: str
     fps: float
     facts: Mapping[str, Any] | None = None
+    alternatives: tuple[str, ...] = ()
 
 
 class Source(ABC):
     """A sequence of clips: cheap to describe, costly to load.
 
     Builders get ``root``, ``split`` (train, val, test) and ``seed`` from the framework.
+
+    Attributes:
+        infos: of every clip. Frames, height and width count pixels, also where the clips are latents.
+        space: what ``load`` yields.
+        vae_hash: of the VAE that made the latents; None for pixels.
+        vae_stride: pixels per position of the latents; 1 for pixels.
     """
 
     infos: Sequence[ClipInfo]
+    space: Literal["pixel", "latent"] = "pixel"
+    vae_hash: str | None = None
+    vae_stride: PatchSize = PatchSize(1, 1, 1)
 
     def prepare(self, sizes: Collection[tuple[int, int, int]], fps: float | None) -> None:  # noqa: B027 (most need none)
         """Does once what would slow down loading, if there is such a thing.
@@ -69,7 +113,7 @@ class Source(ABC):
     def load(
         self, index: int, frames: int, height: int, width: int, *, generator: torch.Generator, fps: float | None
     ) -> Clip:
-        """Reads a window of exactly the asked size.
+        """Reads a window of exactly the asked size, in pixels.
 
         Args:
             generator: where every random choice (start, crop) is drawn from.
