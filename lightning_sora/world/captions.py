@@ -1,7 +1,8 @@
 """Captions from facts, at three levels, as seen by the viewer.
 
 ``tags`` is a list of words; ``short`` a sentence of a small vocabulary; ``dense`` tells everything
-in varied words. A key chooses the wording; key 0 is the plainest.
+in varied words; ``alt`` tells the subject and little else, as texts beside pictures on the web do.
+A key chooses the wording; key 0 is the plainest.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def caption(facts: Facts, level: str = "short", key: int = 0) -> str:
     Raises:
         SoraError: unknown level.
     """
-    writers = {"tags": _tags, "short": _short, "dense": _dense}
+    writers = {"tags": _tags, "short": _short, "dense": _dense, "alt": _alt}
     if level not in writers:
         raise SoraError(f"unknown caption level {level!r}; choose one of: {', '.join(writers)}")
     rng = random.Random(stream_seed(key, "caption", level, facts.index))
@@ -133,6 +134,15 @@ def _dense(facts: Facts, choose: Choose) -> str:
     )
     sentences.append(f"{camera[0].upper()}{camera[1:]}, looking at the scene {pitch}")
     return ". ".join(sentences) + "."
+
+
+def _alt(facts: Facts, choose: Choose) -> str:
+    """About half of what a short caption tells: true as far as it goes (DALL-E 3, Betker et al. 2023, section 2)."""
+    thing = facts.objects[0]
+    words = [choose(("", "", thing.size)), choose(("", thing.color)), choose((thing.shape, thing.shape, "thing"))]
+    motion = choose(("", "", choose(SHORT_MOTIONS[thing.motion]).format(way=_heading(thing))))
+    opening = choose(("", "", "clip of ", "video 3d "))
+    return f"{opening}{' '.join(word for word in ('a', *words, motion) if word)}"
 
 
 def _place(thing: ObjectFacts, facts: Facts) -> str:

@@ -39,7 +39,7 @@ class World:
         return draw_facts(self.config, self.seed, self.split, index)
 
     def caption(self, facts: Facts, level: str = "short", key: int = 0) -> str:
-        """Words for the facts: "tags", "short" or "dense"; key 0 is the plainest wording, others vary it."""
+        """Words for the facts: "tags", "short", "dense" or "alt"; key 0 is the plainest wording, others vary it."""
         return caption(facts, level, key)
 
     def render(

@@ -82,6 +82,24 @@ def test_captions_tell_every_object_and_the_camera(level: str, key: int) -> None
         assert "camera" in text or "zooms" in text
 
 
+def test_alt_texts_are_true_but_leave_facts_out() -> None:
+    world = World("tiny")
+    told = {name: 0 for name in ("color", "shape", "size", "motion")}
+    for index in range(200):
+        thing = world.facts(index).objects[0]
+        text = world.caption(world.facts(index), "alt", key=index + 1)
+        words = set(re.findall("[a-z]+", text))
+        assert words & set(COLORS) <= {thing.color}
+        assert words & set(SHAPES) <= {thing.shape}
+        assert words & {"right", "left", "away", "toward"} <= set(thing.motion.split("_"))
+        for name in ("color", "shape", "size"):
+            told[name] += getattr(thing, name) in words
+        told["motion"] += "moves" in words or "comes" in words
+    # A third, a half, two thirds and a third: within five standard deviations of 200 draws.
+    for name, share in (("size", 1 / 3), ("color", 1 / 2), ("shape", 2 / 3), ("motion", 1 / 3)):
+        assert abs(told[name] / 200 - share) < 5 * (share * (1 - share) / 200) ** 0.5, name
+
+
 def test_captions_name_the_direction_as_the_viewer_sees_it() -> None:
     words = {"right": "right", "left": "left", "away": "away", "toward": "toward"}
     world = World("tiny")
@@ -94,7 +112,7 @@ def test_captions_name_the_direction_as_the_viewer_sees_it() -> None:
 def test_the_wording_varies_with_the_key() -> None:
     world = World("tiny")
     facts = world.facts(0)
-    for level, least in (("tags", 2), ("short", 2), ("dense", 10)):
+    for level, least in (("tags", 2), ("short", 2), ("dense", 10), ("alt", 5)):
         assert len({world.caption(facts, level, key) for key in range(40)}) >= least
 
 

@@ -37,7 +37,7 @@ class WorldSource(Source):
         level: difficulty, from "tiny" to "hard".
         clips: how many of the training split.
         heldout_clips: how many of validation and test.
-        captions: "tags", "short" or "dense"; the wording varies from clip to clip.
+        captions: "tags", "short", "dense" or "alt"; the wording varies from clip to clip.
         fps: frames per second at which clips are rendered if none is asked for.
         cache: a directory that keeps rendered clips between epochs and runs; None renders anew.
         overrides: fields of the level to replace, for example ``{"shapes": ("cube",)}``.
