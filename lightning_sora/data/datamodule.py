@@ -2,88 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from lightning_sora.data.plan import FixedSize, PlannedBatch, PlanSampler
-from lightning_sora.data.sources import SOURCES, Clip, DecodeError, Source
+from lightning_sora.data.blend import CaptionBlend
+from lightning_sora.data.plan import BatchPlan, PlanSampler
+from lightning_sora.data.reading import PlannedClips
+from lightning_sora.data.sizes import SIZES, Limits, SizePolicy
+from lightning_sora.data.sources import SOURCES, Source
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import generator
-from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid, TokenLayout, patchify
+from lightning_sora.spacetime import PatchSize, SpacetimeBatch
 
+log = logging.getLogger(__name__)
 
-class PlannedClips(Dataset[SpacetimeBatch]):
-    """Reads planned batches: decode, resize, cut into patches.
-
-    Args:
-        on_error: "skip" replaces a clip that cannot be read by the next of its size and reports it
-            in the batch; "raise" stops.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        grids: Sequence[TokenGrid],
-        patch: PatchSize,
-        *,
-        fps: float | None,
-        seed: int,
-        on_error: str = "skip",
-    ) -> None:
-        if on_error not in ("skip", "raise"):
-            raise SoraError(f"on_error={on_error!r} must be 'skip' or 'raise'")
-        self.source, self.grids, self.patch = source, list(grids), patch
-        self.fps, self.seed, self.on_error = fps, seed, on_error
-
-    def __getitem__(self, planned: PlannedBatch) -> SpacetimeBatch:
-        clips, ids, skipped = [], [], []
-        for index in planned.clips:
-            used, clip, failures = self._read(index, planned)
-            clips.append(clip)
-            ids.append(self.source.infos[used].id)
-            skipped.extend(failures)
-        facts = tuple(c.facts for c in clips if c.facts is not None)
-        return SpacetimeBatch(
-            patches=torch.stack([patchify(clip.video, self.patch) for clip in clips]),
-            layout=TokenLayout.uniform(planned.grid, len(clips)),
-            patch=self.patch,
-            captions=tuple(clip.caption for clip in clips),
-            ids=tuple(ids),
-            visits=(planned.visit,) * len(clips),
-            fps=tuple(clip.fps for clip in clips),
-            facts=facts if len(facts) == len(clips) else None,
-            skipped=tuple(skipped),
-        )
-
-    def __len__(self) -> int:
-        """The clips of the split, on all ranks together."""
-        return len(self.grids)
-
-    def _read(self, index: int, planned: PlannedBatch) -> tuple[int, Clip, list[str]]:
-        failures: list[str] = []
-        for candidate in self._candidates(index, planned.grid):
-            try:
-                key = generator(self.seed, "crop", self.source.infos[candidate].id, planned.visit)
-                clip = self.source.load(candidate, *planned.grid.size(self.patch), generator=key, fps=self.fps)
-            except DecodeError as problem:
-                if self.on_error == "raise":
-                    raise
-                failures.append(str(problem))
-            else:
-                return candidate, clip, failures
-        raise SoraError(f"no clip of this size can be read; first failure: {failures[0]}")
-
-    def _candidates(self, index: int, grid: TokenGrid) -> Iterator[int]:
-        """The clip itself, then the others of its size in order."""
-        yield index
-        for other in itertools.chain(range(index + 1, len(self.grids)), range(index)):
-            if self.grids[other] == grid:
-                yield other
+SHOWN = 5  # ids of clips that are left out
 
 
 class SpacetimeDataModule(pl.LightningDataModule):
@@ -94,8 +32,12 @@ class SpacetimeDataModule(pl.LightningDataModule):
         root: the folder of a source on disk.
         patch: pixels per token (frames, height, width): the VAE's stride times the DiT's patch size.
         frames, height, width: the size of the clips; ``frames`` is ``1 + n * patch[0]``.
+        sizes: spec of the size policy: "fixed", "bucketed" or "packed", with their options.
+        eval_sizes: of validation and test; None for the same. State it where arms differ in ``sizes``.
+        captions: a table (Parquet, of ``lightning-sora caption``) whose captions replace the source's own in training.
+        caption_share: the share of visits at which they do (0.95 in DALL-E 3); the own caption stands at the others.
         fps: frames per second to resample to; None keeps each clip's own.
-        batch_size: clips per batch and rank.
+        batch_size: clips per batch and rank, of the size above; a budget of as many tokens for other policies.
         num_workers: processes that read; 0 reads in the main one. Has no effect on what is read.
         seed: of order and crops.
         source_seed: of what a procedural source makes; None means ``seed``. Set it where seeds are to repeat a
@@ -112,6 +54,10 @@ class SpacetimeDataModule(pl.LightningDataModule):
         frames: int = 17,
         height: int = 32,
         width: int = 32,
+        sizes: str = "fixed",
+        eval_sizes: str | None = None,
+        captions: str | None = None,
+        caption_share: float = 1.0,
         fps: float | None = None,
         batch_size: int = 32,
         num_workers: int = 0,
@@ -125,10 +71,13 @@ class SpacetimeDataModule(pl.LightningDataModule):
         if num_workers < 0:
             raise SoraError(f"num_workers={num_workers} must be 0 or more")
         self.patch = PatchSize.of(patch)
-        self.size = FixedSize(frames, height, width, self.patch)
+        limits = Limits(frames, height, width, self.patch, batch_size)
+        self.sizes: SizePolicy = SIZES.create(sizes, limits)
+        self.eval_sizes = self.sizes if eval_sizes is None else SIZES.create(eval_sizes, limits)
+        self.blend = None if captions is None else CaptionBlend(captions, caption_share)
         self.spec, self.root, self.fps, self.seed = source, root, fps, seed
         self.source_seed = seed if source_seed is None else source_seed
-        self.batch_size, self.num_workers, self.on_error = batch_size, num_workers, on_error
+        self.num_workers, self.on_error = num_workers, on_error
         self._sources: dict[str, Source] = {}
         self._consumed = self._processed = 0
 
@@ -142,36 +91,49 @@ class SpacetimeDataModule(pl.LightningDataModule):
         return self._sources[split]
 
     def fingerprint(self, split: str = "train") -> str:
-        """A hash of the data of a split."""
-        return self.source(split).fingerprint()
+        """A hash of the data of a split, and of the captions that replace its own."""
+        own = self.source(split).fingerprint()
+        return own if self.blend is None or split != "train" else f"{own}+{self.blend.fingerprint()}"
 
     def setup(self, stage: str) -> None:
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]:
             self.source(split)
 
+    def plan(self, split: str) -> BatchPlan:
+        """The batches of a split; "train" is shuffled.
+
+        Raises:
+            SoraError: no clip can be used, or a bucket that was asked for gets none.
+        """
+        source, train = self.source(split), split == "train"
+        policy = self.sizes if train else self.eval_sizes
+        order = (lambda epoch: source.order(self.seed, epoch)) if train else None
+        return BatchPlan(source.infos, policy, fps=self.fps, seed=self.seed, order=order)
+
     def loader(self, split: str) -> DataLoader[SpacetimeBatch]:
         """A loader of one split; "train" is shuffled and can resume."""
-        source = self.source(split)
-        grids = [self.size.grid(info, self.fps) for info in source.infos]
-        source.prepare({grid.size(self.patch) for grid in grids}, self.fps)
-        train = split == "train"
+        source, plan, train = self.source(split), self.plan(split), split == "train"
+        self._tell(split, plan)
+        if train and self.blend is not None:
+            self.blend.check([source.infos[index].id for index in plan.grids])
+        source.prepare({index: grid.size(self.patch) for index, grid in plan.grids.items()}, self.fps)
         trainer = self.trainer
         if train and trainer is not None:
             self._refuse_what_breaks_the_plan(trainer)
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        sampler = PlanSampler(
-            grids,
-            self.batch_size,
+        consumed = (lambda: self.state_dict()["consumed"]) if train and (trainer or self._consumed) else None
+        clips = PlannedClips(
+            source,
+            plan.grids,
+            self.patch,
+            fps=self.fps,
             seed=self.seed,
-            shuffle=train,
-            rank=rank,
-            ranks=ranks,
-            consumed=self.state_dict()["consumed"] if train else 0,
+            blend=self.blend if train else None,
+            on_error=self.on_error,
         )
-        clips = PlannedClips(source, grids, self.patch, fps=self.fps, seed=self.seed, on_error=self.on_error)
         return DataLoader(
             clips,
-            sampler=sampler,
+            sampler=PlanSampler(plan, rank=rank, ranks=ranks, consumed=consumed),
             batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -181,6 +143,26 @@ class SpacetimeDataModule(pl.LightningDataModule):
             # Its own generator, so that starting an epoch draws nothing from the global one.
             generator=generator(self.seed, "loader", split),
         )
+
+    def _tell(self, split: str, plan: BatchPlan) -> None:
+        """Counts what is left out, in the log and in the record of the run."""
+        usage = plan.usage
+        for reason, ids in usage.dropped.items():
+            log.warning(
+                "%d of %d clips of split %r are left out, %s: %s",
+                len(ids),
+                usage.clips,
+                split,
+                reason,
+                ", ".join(ids[:SHOWN]) + (" ..." if len(ids) > SHOWN else ""),
+            )
+        if self.trainer is not None and self.trainer.logger is not None and split == "train":
+            told = {
+                "data/clips": usage.clips,
+                "data/dropped_clips": usage.dropped_clips,
+                "data/sizes": len(usage.grids),
+            }
+            self.trainer.logger.log_metrics({name: float(value) for name, value in told.items()}, step=0)
 
     def train_dataloader(self) -> DataLoader[SpacetimeBatch]:
         return self.loader("train")

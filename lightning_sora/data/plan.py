@@ -1,128 +1,204 @@
-"""The batch plan: which clips, at which size, in which batch, on which rank.
+"""The batch plan: which clips, at which sizes, in which batch, on which rank.
 
-A pure function of (seed, epoch, sizes, batch size). Sizes are known before a file is opened, so the
-plan, not a loader, owns the order, and resuming in mid-epoch needs one integer: how many batches
-were consumed.
+A pure function of (seed, epoch, clips, size policy). Sizes are known before a file is opened, so the
+plan, not a loader, owns the order. Training reads one endless stream of batches, epoch after epoch, of
+which rank ``r`` of ``n`` takes every n-th from the r-th on; resuming needs one integer, how many batches of
+the stream were consumed, and neither workers nor the number of ranks enter.
 """
 
 from __future__ import annotations
 
+import bisect
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 
-import torch
 from torch.utils.data import Sampler
 
+from lightning_sora.data.packing import balanced_order, cost
+from lightning_sora.data.sizes import SizePolicy
 from lightning_sora.data.sources.base import ClipInfo
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import generator
-from lightning_sora.spacetime import PatchSize, TokenGrid
+from lightning_sora.spacetime import TokenGrid
+
+#: Clips and how often each was visited before, in the order of one epoch.
+Order = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """Clips of one grid, to be read together.
+    """Clips to be read together.
 
     Attributes:
         clips: indices into the source.
-        visit: how often each was read before: the epoch.
+        grids: of each clip; all equal unless packed.
+        visits: how often each was read before.
+        budget: tokens that a full batch has.
     """
 
     clips: tuple[int, ...]
-    grid: TokenGrid
-    visit: int
+    grids: tuple[TokenGrid, ...]
+    visits: tuple[int, ...]
+    packed: bool = False
+    budget: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return sum(grid.tokens for grid in self.grids)
 
 
 @dataclass(frozen=True)
-class FixedSize:
-    """One height and width for all; as many frames as the clip has, up to ``frames``.
+class Usage:
+    """What a policy makes of some clips.
 
-    Clips shorter than ``frames`` train at the longest length that their own frames fill (a still is
-    a one-frame clip), in batches of their own.
+    Attributes:
+        clips: how many there are.
+        dropped: reason -> ids of the clips that cannot be used.
+        grids: how many clips each grid gets.
     """
 
-    frames: int
-    height: int
-    width: int
-    patch: PatchSize
+    clips: int
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+    grids: Counter[TokenGrid] = field(default_factory=Counter)
 
-    def __post_init__(self) -> None:
-        TokenGrid.of(self.frames, self.height, self.width, self.patch)
-
-    def grid(self, info: ClipInfo, fps: float | None) -> TokenGrid:
-        """The grid at which a clip is used."""
-        available = info.frames
-        if fps is not None and info.frames > 1:
-            available = max(1, int((info.frames - 1) / info.fps * fps + 1e-6) + 1)
-        frames = 1 + (min(self.frames, available) - 1) // self.patch.frames * self.patch.frames
-        return TokenGrid.of(frames, self.height, self.width, self.patch)
+    @property
+    def dropped_clips(self) -> int:
+        return sum(map(len, self.dropped.values()))
 
 
-def plan_epoch(
-    grids: Sequence[TokenGrid], batch_size: int, *, seed: int, epoch: int, shuffle: bool
-) -> list[PlannedBatch]:
-    """All batches of an epoch. Every clip is in exactly one; the last of a size may be smaller.
-
-    With clips of one size, the order of clips does not depend on the batch size.
-    """
-    if batch_size < 1:
-        raise SoraError(f"batch_size={batch_size} must be at least 1")
-    order = list(range(len(grids)))
-    if shuffle:
-        order = torch.randperm(len(grids), generator=generator(seed, "order", epoch)).tolist()
-    visit = epoch if shuffle else 0
-    batches: list[PlannedBatch] = []
-    open_batches: dict[TokenGrid, list[int]] = {}
-    for index in order:
-        members = open_batches.setdefault(grids[index], [])
-        members.append(index)
-        if len(members) == batch_size:
-            batches.append(PlannedBatch(tuple(open_batches.pop(grids[index])), grids[index], visit))
-    batches.extend(PlannedBatch(tuple(members), grid, visit) for grid, members in open_batches.items())
-    return batches
-
-
-class PlanSampler(Sampler[PlannedBatch]):
-    """Deals the batches of the plan to one rank, epoch after epoch.
-
-    Training deals every rank the same number of batches, by starting the epoch over where they do not
-    divide; evaluation gives each clip once, so ranks may differ by one batch.
+class BatchPlan:
+    """All batches of all epochs.
 
     Args:
-        consumed: batches of all ranks that were used before: where training begins.
+        infos: the clips.
+        policy: their sizes.
+        fps: the rate that they are read at; None for each one's own.
+        order: epoch -> clips with their visits; None: every clip once, as listed (evaluation).
+        side_by_side: this many consecutive batches cost about the same, for ranks that take one each.
+
+    Raises:
+        SoraError: no clip can be used; or a bucket that was asked for gets none.
     """
 
     def __init__(
         self,
-        grids: Sequence[TokenGrid],
-        batch_size: int,
+        infos: Sequence[ClipInfo],
+        policy: SizePolicy,
         *,
+        fps: float | None,
         seed: int,
-        shuffle: bool,
-        rank: int = 0,
-        ranks: int = 1,
-        consumed: int = 0,
+        order: Callable[[int], Order] | None = None,
+        side_by_side: int = 8,
     ) -> None:
-        self.grids, self.batch_size, self.seed, self.shuffle = list(grids), batch_size, seed, shuffle
-        self.rank, self.ranks = rank, ranks
-        # Every epoch has as many batches as the first: the sizes of the clips do not change.
-        self._length = len(self.batches(0))
-        self.epoch, self._start = divmod(consumed // ranks, self._length) if self._length else (0, 0)
+        self.infos, self.policy, self.fps, self.seed = infos, policy, fps, seed
+        self.order, self.side_by_side = order, side_by_side
+        self.grids: dict[int, TokenGrid] = {}
+        self.usage = Usage(len(infos))
+        for index, info in enumerate(infos):
+            grid = policy.grid(info, fps)
+            if isinstance(grid, str):
+                self.usage.dropped.setdefault(grid, []).append(info.id)
+            else:
+                self.grids[index] = grid
+                self.usage.grids[grid] += 1
+        if not self.grids:
+            reasons = "; ".join(f"{len(ids)} {reason}" for reason, ids in self.usage.dropped.items())
+            raise SoraError(
+                f"none of {len(infos)} clips can be used ({reasons}); lower data.frames, height and width, or name "
+                "other data.sizes"
+            )
+        if order is not None:
+            policy.check(self.grids.values(), infos, fps)
+        self.epoch = lru_cache(maxsize=2)(self._epoch)
+        self._starts = [0]  # of the epochs known so far: their lengths differ where clips are packed or chance decides
 
-    def batches(self, epoch: int) -> list[PlannedBatch]:
-        """One epoch of this rank."""
-        batches = plan_epoch(self.grids, self.batch_size, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
-        if self.shuffle and batches:
-            batches += itertools.islice(itertools.cycle(batches[:]), -len(batches) % self.ranks)
-        return batches[self.rank :: self.ranks]
+    def _epoch(self, epoch: int) -> list[PlannedBatch]:
+        """The batches of one epoch. Every clip that can be used is in exactly one for each of its visits."""
+        if self.order is None:
+            order: Order = [(index, 0) for index in range(len(self.infos))]
+        else:
+            order = self.order(epoch)
+        members: list[tuple[int, int]] = []
+        grids: list[TokenGrid] = []
+        for index, visit in order:
+            grid = self._grid(index, visit)
+            if grid is not None:
+                members.append((index, visit))
+                grids.append(grid)
+        batches = [
+            PlannedBatch(
+                tuple(members[p][0] for p in places),
+                tuple(grids[p] for p in places),
+                tuple(members[p][1] for p in places),
+                self.policy.packed,
+                self.policy.budget,
+            )
+            for places in self.policy.batches(grids)
+        ]
+        if self.order is None:
+            return batches
+        costs = [cost([grid.tokens for grid in batch.grids]) for batch in batches]
+        drawn = balanced_order(costs, generator(self.seed, "batches", epoch), self.side_by_side)
+        return [batches[i] for i in drawn]
+
+    def _grid(self, index: int, visit: int) -> TokenGrid | None:
+        if index not in self.grids:
+            return None
+        if self.order is None:
+            return self.grids[index]
+        drawn = self.policy.draw(self.infos[index], self.fps, self.seed, visit)
+        return None if isinstance(drawn, str) else drawn
+
+    def stream(self, start: int) -> Iterator[PlannedBatch]:
+        """The endless stream of training from its ``start``-th batch on.
+
+        Raises:
+            SoraError: an epoch without one batch.
+        """
+        epoch = max(0, bisect.bisect_right(self._starts, start) - 1)
+        for number in itertools.count(epoch):
+            batches = self.epoch(number)
+            if not batches:
+                raise SoraError(f"epoch {number} has no batch: the shares in data.sizes keep no clip; raise them")
+            if number + 1 == len(self._starts):
+                self._starts.append(self._starts[number] + len(batches))
+            yield from batches[max(0, start - self._starts[number]) :]
+
+
+class PlanSampler(Sampler[PlannedBatch]):
+    """Deals the batches of a plan to one rank.
+
+    Training deals out the endless stream, cut into stretches of the length of the first epoch; evaluation gives each
+    clip once, so ranks may differ by one batch.
+
+    Args:
+        consumed: tells how many batches of all ranks were used so far, each time a stretch begins: that, not
+            what workers have fetched ahead, is where it goes on. None: the sampler goes by its own count, from 0.
+    """
+
+    def __init__(
+        self, plan: BatchPlan, *, rank: int = 0, ranks: int = 1, consumed: Callable[[], int] | None = None
+    ) -> None:
+        self.plan, self.rank, self.ranks, self.consumed = plan, rank, ranks, consumed
+        self.training = plan.order is not None
+        first = len(plan.epoch(0))
+        self._length = -(-first // ranks) if self.training else len(range(rank, first, ranks))
+        self._own = 0
 
     def __iter__(self) -> Iterator[PlannedBatch]:
-        """What is left of the present epoch, which ends with its last batch (nobody asks for one more)."""
-        rest = self.batches(self.epoch)[self._start :]
-        for left, batch in zip(reversed(range(len(rest))), rest, strict=True):
-            if self.shuffle and not left:
-                self.epoch, self._start = self.epoch + 1, 0
+        """What is left of the present stretch."""
+        if not self.training:
+            yield from self.plan.epoch(0)[self.rank :: self.ranks]
+            return
+        start = self._own if self.consumed is None else self.consumed()
+        left = self._length - start // self.ranks % self._length
+        batches = itertools.islice(self.plan.stream(start), self.rank, left * self.ranks, self.ranks)
+        for number, batch in enumerate(batches, start=1):
+            if number == left:  # nobody asks for one more
+                self._own = start + left * self.ranks
             yield batch
 
     def __len__(self) -> int:

@@ -31,6 +31,8 @@ class SpacetimeBatch:
         vae_hash: of the VAE that made latent rows; None for pixels.
         facts: what the source knows of each clip (for the world: everything), else None.
         skipped: files that could not be read and were replaced, each "name: reason".
+        sources: which source of a mixture each clip came from; empty where there is one only.
+        budget: tokens that a full batch would have; 0 where there is no such thing.
     """
 
     patches: Shaped[Tensor, "batch tokens patch_dim"]
@@ -44,6 +46,8 @@ class SpacetimeBatch:
     vae_hash: str | None = None
     facts: tuple[Mapping[str, Any], ...] | None = None
     skipped: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    budget: int = 0
 
     def __post_init__(self) -> None:
         if tuple(self.patches.shape[:2]) != self.layout.shape:
@@ -51,6 +55,8 @@ class SpacetimeBatch:
         for name in ("captions", "ids", "visits", "fps"):
             if len(getattr(self, name)) != self.layout.clips:
                 raise SoraError(f"{len(getattr(self, name))} {name} for {self.layout.clips} clips")
+        if self.sources and len(self.sources) != self.layout.clips:
+            raise SoraError(f"{len(self.sources)} sources for {self.layout.clips} clips")
         if self.space == "pixel" and self.patches.dtype != torch.uint8:
             raise SoraError(f"pixel rows must be uint8, got {self.patches.dtype}")
 

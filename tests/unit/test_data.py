@@ -1,81 +1,20 @@
-"""The plan, the batches that follow it, and what happens to clips that cannot be read."""
+"""The batches that follow the plan, and what happens to clips that cannot be read."""
 
-from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_sora.data.datamodule import PlannedClips, SpacetimeDataModule
-from lightning_sora.data.plan import FixedSize, PlanSampler, plan_epoch
+from lightning_sora.data.datamodule import SpacetimeDataModule
+from lightning_sora.data.plan import PlannedBatch
+from lightning_sora.data.reading import PlannedClips
 from lightning_sora.data.sources import SOURCES, Clip, ClipInfo, DecodeError, Source
 from lightning_sora.errors import SoraError
 from lightning_sora.spacetime import PatchSize, TokenGrid, unpatchify
 
 PATCH = PatchSize(4, 8, 8)
-LONG, STILL = TokenGrid(3, 2, 2), TokenGrid(1, 2, 2)
-
-
-def test_every_clip_is_in_exactly_one_batch_of_its_own_size() -> None:
-    grids = [LONG if i % 3 else STILL for i in range(20)]
-    batches = plan_epoch(grids, 4, seed=0, epoch=0, shuffle=True)
-    assert Counter(i for b in batches for i in b.clips) == Counter(range(20))
-    assert all({grids[i] for i in b.clips} == {b.grid} for b in batches)
-    assert plan_epoch(grids, 4, seed=0, epoch=0, shuffle=True) == batches
-    assert plan_epoch(grids, 4, seed=0, epoch=1, shuffle=True) != batches
-
-
-def test_ranks_share_the_plan_of_one() -> None:
-    grids = [LONG] * 24
-    alone = PlanSampler(grids, 2, seed=3, shuffle=True)
-    ranks = [PlanSampler(grids, 2, seed=3, shuffle=True, rank=r, ranks=3) for r in range(3)]
-    dealt = list(zip(*(list(r) for r in ranks), strict=True))
-    assert [b for step in dealt for b in step] == list(alone)
-
-
-def test_ranks_get_equal_numbers_in_training_and_each_clip_once_in_evaluation() -> None:
-    grids = [LONG] * 14
-    for ranks in (2, 3, 4):
-        train = [list(PlanSampler(grids, 2, seed=0, shuffle=True, rank=r, ranks=ranks)) for r in range(ranks)]
-        assert len({len(t) for t in train}) == 1
-        assert {i for t in train for b in t for i in b.clips} == set(range(14))
-        judged = [list(PlanSampler(grids, 2, seed=0, shuffle=False, rank=r, ranks=ranks)) for r in range(ranks)]
-        assert Counter(i for t in judged for b in t for i in b.clips) == Counter(range(14))
-
-
-@pytest.mark.parametrize("consumed", [0, 3, 7, 8, 19])
-def test_progress_of_one_integer_finds_the_next_batch(consumed: int) -> None:
-    grids = [LONG] * 13 + [STILL] * 3
-
-    def endless(sampler: PlanSampler, count: int) -> list[Any]:
-        drawn: list[Any] = []
-        while len(drawn) < count:
-            drawn += list(sampler)
-        return drawn[:count]
-
-    whole = endless(PlanSampler(grids, 2, seed=1, shuffle=True), 30)
-    rest = endless(PlanSampler(grids, 2, seed=1, shuffle=True, consumed=consumed), 30 - consumed)
-    assert rest == whole[consumed:]
-
-
-@pytest.mark.parametrize(
-    ("frames", "fps", "rate", "used"),
-    [
-        (300, 25.0, None, 17),
-        (300, 25.0, 8.0, 17),
-        (16, 8.0, None, 13),
-        (3, 8.0, None, 1),
-        (1, 1.0, 8.0, 1),
-        (25, 24.0, 8.0, 9),
-    ],
-)
-def test_short_clips_are_used_at_the_length_that_they_fill(
-    frames: int, fps: float, rate: float | None, used: int
-) -> None:
-    size = FixedSize(17, 16, 16, PATCH)
-    grid = size.grid(ClipInfo("x", frames, 100, 100, fps), rate)
-    assert grid.size(PATCH) == (used, 16, 16)
+FIRST = PlannedBatch((0, 1, 2, 3), (TokenGrid(2, 2, 2),) * 4, (0, 0, 0, 0))
 
 
 class Numbered(Source):
@@ -96,7 +35,7 @@ class Numbered(Source):
 
 def dataset(bad: set[int], on_error: str) -> PlannedClips:
     source = Numbered(6, bad)
-    return PlannedClips(source, [TokenGrid(2, 2, 2)] * 6, PATCH, fps=None, seed=0, on_error=on_error)
+    return PlannedClips(source, dict.fromkeys(range(6), TokenGrid(2, 2, 2)), PATCH, fps=None, seed=0, on_error=on_error)
 
 
 def values(rows: Tensor) -> list[int]:
@@ -104,8 +43,7 @@ def values(rows: Tensor) -> list[int]:
 
 
 def test_a_clip_that_cannot_be_read_is_replaced_by_the_next_and_reported() -> None:
-    (plan, *_) = plan_epoch([TokenGrid(2, 2, 2)] * 6, 4, seed=0, epoch=0, shuffle=False)
-    batch = dataset({1, 2}, "skip")[plan]
+    batch = dataset({1, 2}, "skip")[FIRST]
     assert values(batch.patches) == [0, 3, 3, 3]
     assert batch.ids == ("clip0", "clip3", "clip3", "clip3")
     assert batch.captions[1] == "number 3"
@@ -114,11 +52,10 @@ def test_a_clip_that_cannot_be_read_is_replaced_by_the_next_and_reported() -> No
 
 
 def test_on_error_raise_stops_and_a_dead_folder_is_an_error() -> None:
-    (plan, *_) = plan_epoch([TokenGrid(2, 2, 2)] * 6, 4, seed=0, epoch=0, shuffle=False)
     with pytest.raises(DecodeError, match="clip1: damaged"):
-        dataset({1}, "raise")[plan]
+        dataset({1}, "raise")[FIRST]
     with pytest.raises(SoraError, match="no clip of this size can be read; first failure: clip0: damaged"):
-        dataset(set(range(6)), "skip")[plan]
+        dataset(set(range(6)), "skip")[FIRST]
 
 
 def test_world_splits_are_disjoint_and_the_cache_changes_nothing(tmp_path: Any) -> None:

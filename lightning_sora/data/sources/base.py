@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
@@ -13,6 +13,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
+from lightning_sora.randomness import generator
 from lightning_sora.registry import Registry
 from lightning_sora.spacetime import PatchSize
 
@@ -101,13 +102,18 @@ class Source(ABC):
     vae_hash: str | None = None
     vae_stride: PatchSize = PatchSize(1, 1, 1)
 
-    def prepare(self, sizes: Collection[tuple[int, int, int]], fps: float | None) -> None:  # noqa: B027 (most need none)
+    def prepare(self, sizes: Mapping[int, tuple[int, int, int]], fps: float | None) -> None:  # noqa: B027 (most need none)
         """Does once what would slow down loading, if there is such a thing.
 
         Args:
-            sizes: (frames, height, width) of the windows to come.
+            sizes: index -> (frames, height, width) of the windows to come.
             fps: the rate that they are loaded at.
         """
+
+    def order(self, seed: int, epoch: int) -> list[tuple[int, int]]:
+        """The clips of an epoch of training, shuffled, each with how often it was visited before."""
+        drawn = torch.randperm(len(self.infos), generator=generator(seed, "order", epoch)).tolist()
+        return [(index, epoch) for index in drawn]
 
     @abstractmethod
     def load(

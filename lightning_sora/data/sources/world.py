@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
+from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, DecodeError, Source
+from lightning_sora.data.window import covering, cut
 from lightning_sora.errors import SoraError
+from lightning_sora.randomness import generator as keyed
 from lightning_sora.randomness import stream_seed
 from lightning_sora.world import LEVELS, Facts, World
 
@@ -40,6 +42,9 @@ class WorldSource(Source):
         captions: "tags", "short", "dense" or "alt"; the wording varies from clip to clip.
         fps: frames per second at which clips are rendered if none is asked for.
         cache: a directory that keeps rendered clips between epochs and runs; None renders anew.
+        native: sizes (frames, height, width) that clips have of their own, one drawn for each clip; what is asked
+            for is then cut out of that, as from a file: scaled to cover the asked size, and cut at a drawn place in
+            train, in the middle elsewhere. None: a clip has any size, with the whole stage in view.
         overrides: fields of the level to replace, for example ``{"shapes": ("cube",)}``.
     """
 
@@ -55,6 +60,7 @@ class WorldSource(Source):
         captions: str = "short",
         fps: float = 8.0,
         cache: str | None = None,
+        native: tuple[tuple[int, int, int], ...] | None = None,
         overrides: dict[str, Any] | None = None,
     ) -> None:
         if root is not None:
@@ -74,37 +80,63 @@ class WorldSource(Source):
         self._length = clips if split == "train" else heldout_clips
         if self._length < 1 or fps <= 0:
             raise SoraError(f"a world of {self._length} clips at fps={fps}: both must be positive")
-        described = [asdict(config), seed, split, captions, fps, self._length]
+        if native is not None and (not native or min(n for size in native for n in size) < 1):
+            raise SoraError(f"native={native} must name sizes (frames, height, width) of at least 1")
+        self._native, self._split, self._seed = native, split, seed
+        described = [asdict(config), seed, split, captions, fps, self._length, *([native] if native else [])]
         self._description = json.dumps(described, sort_keys=True, default=str)
         self.world.caption(self.world.facts(self._offset), captions)  # refuses an unknown level now
         self._caches: dict[Size, _ClipCache] = {}
 
     @cached_property
     def infos(self) -> Sequence[ClipInfo]:  # type: ignore[override]
-        """Any number of frames at any size: the world has no native one."""
+        """Any number of frames at any size, where no native ones are named."""
         numbers = range(self._offset, self._offset + self._length)
-        return [ClipInfo(f"{self.world.split}-{n}", FRAMES, 256, 256, self._fps) for n in numbers]
+        return [ClipInfo(f"{self.world.split}-{n}", *self._native_size(n), self._fps) for n in numbers]
 
-    def prepare(self, sizes: Collection[tuple[int, int, int]], fps: float | None) -> None:
+    def _native_size(self, number: int) -> tuple[int, int, int]:
+        if self._native is None:
+            return FRAMES, 256, 256
+        key = keyed(self._seed, "native", self.world.split, number)
+        return self._native[int(torch.randint(len(self._native), (), generator=key))]
+
+    def prepare(self, sizes: Mapping[int, tuple[int, int, int]], fps: float | None) -> None:
         """Fills the cache, where there is one."""
         if self._cache_root is None:
             return
-        for frames, height, width in sizes:
-            cache = self._cache((frames, height, width, fps or self._fps))
-            if cache.missing():
-                what = f"rendering {frames}x{height}x{width} clips, once"
-                for index in tqdm(cache.missing(), desc=what, unit="clip", mininterval=1):
-                    self._video(index, (frames, height, width, fps or self._fps))
+        rate = fps or self._fps
+        wanted: dict[Size, list[int]] = {}
+        for index, (frames, height, width) in sizes.items():
+            wanted.setdefault((frames, *self._cover(index, height, width), rate), []).append(index)
+        for size, indices in wanted.items():
+            missing = self._cache(size).missing(indices)
+            if missing:
+                what = f"rendering {size[0]}x{size[1]}x{size[2]} clips, once"
+                for index in tqdm(missing, desc=what, unit="clip", mininterval=1):
+                    self._video(index, size)
 
     def load(
         self, index: int, frames: int, height: int, width: int, *, generator: torch.Generator, fps: float | None
     ) -> Clip:
         facts = self.world.facts(self._offset + index)
         rate = fps or self._fps
-        video = self._video(index, (frames, height, width, rate))
+        own = self.infos[index]
+        if self._native is not None and (frames - 1) / rate > (own.frames - 1) / own.fps + 1e-6:
+            raise DecodeError(f"{own.id}: {frames} frames at {rate:g} per second do not fit into its {own.frames}")
+        size = self._cover(index, height, width)
+        video = self._video(index, (frames, *size, rate))
+        if size != (height, width):
+            video = cut(video, height, width, generator if self._split == "train" else None)
         return Clip(
             video, self.recaption(index, self._captions), rate, {**facts.as_dict(), "config": self.world.config}
         )
+
+    def _cover(self, index: int, height: int, width: int) -> tuple[int, int]:
+        """The size at which the clip's own picture covers the asked one."""
+        if self._native is None:
+            return height, width
+        own = self.infos[index]
+        return covering(own.height, own.width, height, width)
 
     def recaption(self, index: int, style: str) -> str:
         """A clip's caption in another style.
@@ -157,9 +189,9 @@ class _ClipCache:
         self._videos = _memmap(stem.with_name(stem.name + ".u8"), (clips, frames, height, width, 3))
         self._known = _memmap(stem.with_name(stem.name + ".flags"), (clips,))
 
-    def missing(self) -> list[int]:
-        """Clips that were not rendered yet."""
-        return np.flatnonzero(np.asarray(self._known) == 0).tolist()
+    def missing(self, indices: Sequence[int]) -> list[int]:
+        """Those that were not rendered yet."""
+        return [index for index in indices if not self._known[index]]
 
     def get(self, index: int, render: Any) -> UInt8[Tensor, "frames height width 3"]:
         if not self._known[index]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -50,11 +50,11 @@ class WorldsSource(Source):
                 f"overrides of {sorted(unknown)}, which are not among levels={list(levels)}; add or drop them"
             )
         self.captions = tuple(captions)
-        share = {"clips": -(-clips // len(levels)), "heldout_clips": -(-heldout_clips // len(levels))}
         self.worlds = [
             WorldSource(
                 root=root, split=split, seed=seed, level=level, captions=self.captions[0], fps=fps, cache=cache,
-                overrides=(overrides or {}).get(level), **share,
+                overrides=(overrides or {}).get(level), clips=-(-clips // len(levels)),
+                heldout_clips=-(-heldout_clips // len(levels)),
             )
             for level in levels
         ]  # fmt: skip
@@ -72,10 +72,13 @@ class WorldsSource(Source):
             for name, info in zip(self._names, turn, strict=True)
         ]
 
-    def prepare(self, sizes: Collection[tuple[int, int, int]], fps: float | None) -> None:
+    def prepare(self, sizes: Mapping[int, tuple[int, int, int]], fps: float | None) -> None:
         """Fills the caches of all worlds."""
-        for world in self.worlds:
-            world.prepare(sizes, fps)
+        for level, world in enumerate(self.worlds):
+            own = {
+                index // len(self.worlds): size for index, size in sizes.items() if index % len(self.worlds) == level
+            }
+            world.prepare(own, fps)
 
     def load(
         self, index: int, frames: int, height: int, width: int, *, generator: torch.Generator, fps: float | None
