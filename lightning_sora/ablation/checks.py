@@ -18,8 +18,9 @@ STEPS = ("trainer.max_steps", "trainer.val_check_interval")
 COUNTS = ("parameters", "parameters_trained")
 #: What produced the numbers, beside the recipe.
 IDENTITY = ("data.fingerprint", "code.hash", "plugins.sha256", "torch")
-#: Fields of a protocol card by the keys of the recipe that explain a difference.
+#: Fields of a protocol card, and tags, by the keys of the recipe that explain a difference.
 EXPLAINED = {
+    "data.fingerprint": ("data.captions", "data.caption_share", "data.source", "data.root"),
     "vae": ("model.vae",),
     "sampler": ("model.sampler",),
     "steps": ("model.steps",),
@@ -55,7 +56,8 @@ def _differences(trial: Trial, other: Trial, declared: set[str]) -> Iterator[str
         if not free and not known and trial.params.get(key) != other.params.get(key):
             yield say("recipe key", key, trial.params.get(key, "unset"), other.params.get(key, "unset"))
     for key in IDENTITY:
-        if trial.tags.get(key) != other.tags.get(key):
+        explained = declared & set(EXPLAINED.get(key, ()))
+        if trial.tags.get(key) != other.tags.get(key) and not explained:
             yield say("tag", key, trial.tags.get(key, "unset"), other.tags.get(key, "unset"))
     for split in sorted({*trial.protocol, *other.protocol}):
         ours, theirs = (dict(_fields(one.protocol.get(split, {}))) for one in (trial, other))

@@ -75,7 +75,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
         self.sizes: SizePolicy = SIZES.create(sizes, limits)
         self.eval_sizes = self.sizes if eval_sizes is None else SIZES.create(eval_sizes, limits)
         self.blend = None if captions is None else CaptionBlend(captions, caption_share)
-        self.spec, self.root, self.fps, self.seed = source, root, fps, seed
+        self.spec, self.root, self.frames, self.fps, self.seed = source, root, frames, fps, seed
         self.source_seed = seed if source_seed is None else source_seed
         self.num_workers, self.on_error = num_workers, on_error
         self._sources: dict[str, Source] = {}

@@ -18,6 +18,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.lit.clip_cache import ClipCache
 from lightning_sora.lit.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.lit.generate import GenerativeModule, Video
+from lightning_sora.lit.grouped import GroupedMeans
 from lightning_sora.lit.judge import GenerationJudge
 from lightning_sora.lit.pretrained import UNTRAINED, load_vae
 from lightning_sora.lit.vae import to_uint8
@@ -134,17 +135,30 @@ class LitDiT(GenerativeModule):
         self._facts, self._sizes = False, set[str]()  # of the clips of the test
         self._text_tokens = 0  # of the last batch, padding included
         self._count = CountedFlops()
-        self._loss_of_size: dict[str, tuple[float, int]] = {}
+        self._grouped = GroupedMeans()  # of the loss, by clip size and by source
 
     @cached_property
     def vae_hash(self) -> str:
         """The frozen VAE's fingerprint."""
         return self.vae.fingerprint()
 
-    def check_batch(self, batch: SpacetimeBatch) -> None:
-        super().check_batch(batch)
-        if batch.space == "pixel":  # the length of a latent is not that of its clip
-            self.judge.check_lengths(batch)
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if getattr(data, "frames", None) is not None and stage in ("fit", "test"):
+            self.judge.check_length(data.frames, data.fps)
+
+    def check_latents(self, vae_hash: str | None) -> None:
+        """Refuses latents of another VAE.
+
+        Raises:
+            SoraError: so.
+        """
+        if vae_hash != self.vae_hash:
+            raise SoraError(
+                f"latents of VAE {vae_hash} but this model's VAE is {self.vae_hash}; make the latents anew with this "
+                "VAE (`lightning-sora data cache`)"
+            )
 
     def train(self, mode: bool = True) -> LitDiT:
         super().train(mode)
@@ -155,22 +169,15 @@ class LitDiT(GenerativeModule):
     def latent_rows(self, batch: SpacetimeBatch) -> Float[Tensor, "batch tokens latent_dim"]:
         """The data that diffusion sees: one row of scaled latents per token."""
         if batch.space == "latent":
-            if batch.vae_hash != self.vae_hash:
-                raise SoraError(
-                    f"latents of VAE {batch.vae_hash} but this model's VAE is {self.vae_hash}; "
-                    "make the latents anew with this VAE"
-                )
+            self.check_latents(batch.vae_hash)
             return batch.patches.to(self.dtype)
+        rows: dict[int, Tensor] = {}
         with torch.no_grad():
-            if not batch.layout.packed:
-                latent = self.vae.encode_latent(self.videos(batch))
-                return patchify(rearrange(latent, "b c t h w -> b t h w c"), self.patch_size)
-            rows = []
-            for video in batch.videos():
-                pixels = (video.to(self.dtype) / 127.5 - 1).movedim(-1, 0)[None]
-                latent = rearrange(self.vae.encode_latent(pixels), "b c t h w -> b t h w c")
-                rows.append(patchify(latent, self.patch_size)[0])
-            return batch.layout.join(rows)
+            for places, part in self.of_one_grid(batch):
+                latent = self.vae.encode_latent(self.videos(part))
+                cut = patchify(rearrange(latent, "b c t h w -> b t h w c"), self.patch_size)
+                rows |= zip(places, cut, strict=True)
+        return batch.layout.join([rows[i] for i in range(len(batch))])
 
     # Training.
     def predict_x_0(
@@ -261,9 +268,9 @@ class LitDiT(GenerativeModule):
             for name, values in totals.items():
                 self._log_mean(f"{split}/{name}", values.mean(), len(batch), prog_bar=name == "loss")
                 self.score_clips(f"{split}/{name}", batch.ids, values.tolist())
-            for size, loss in zip(sizes, totals["loss"].tolist(), strict=True):
-                total, count = self._loss_of_size.get(size, (0.0, 0))
-                self._loss_of_size[size] = total + loss, count + 1
+            for group in (sizes, batch.sources):
+                for name, loss in zip(group, totals["loss"].tolist(), strict=bool(group)):
+                    self._grouped.add(name, loss)
 
     def _log_mean(self, name: str, value: Tensor, clips: int, prog_bar: bool = False) -> None:
         self.log(name, value.to(self.device), batch_size=clips, sync_dist=True, on_epoch=True, prog_bar=prog_bar)
@@ -276,19 +283,8 @@ class LitDiT(GenerativeModule):
             sampling |= {"sizes": sorted(self._sizes), **self.judge.card(facts=self._facts)}
         return super().protocol(split) | (fixed if split == "val" else fixed | sampling)
 
-    def log_loss_of_sizes(self, split: str) -> None:
-        """Logs the mean loss of each clip size; ranks may have met different ones."""
-        everyone: list[Any] = [self._loss_of_size]
-        if self.trainer.world_size > 1:
-            everyone = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(everyone, self._loss_of_size)
-        for size in sorted({size for one in everyone for size in one}):
-            totals, counts = zip(*(one[size] for one in everyone if size in one), strict=True)
-            self.log(f"{split}/loss_{size}", sum(totals) / sum(counts), rank_zero_only=True)
-        self._loss_of_size.clear()
-
     def on_validation_epoch_end(self) -> None:
-        self.log_loss_of_sizes("val")
+        self._grouped.log(self, "val/loss")
         # A sanity check comes before any clip: the size of the gallery is not known yet.
         videos = self.gallery()[0].get("generated", []) if self.native_size is not None else []
         if videos:
@@ -314,7 +310,7 @@ class LitDiT(GenerativeModule):
         reconstructed = self._score_vae(batch) if batch.space == "pixel" else []
         sizes = zip(batch.layout.grids, batch.fps, strict=True)
         self._sizes |= {f"{'x'.join(map(str, grid.size(self.patch)))} at {fps:g} fps" for grid, fps in sizes}
-        self._facts = batch.facts is not None and self.judge.readable(batch)
+        self._facts = self._facts or bool(self.judge.readable(batch))
         scores = self.judge.update(batch, self.generate(batch), reconstructed)
         for name, values in scores.items():
             self.score_clips(f"test/{name}", list(values), list(values.values()))
@@ -349,7 +345,7 @@ class LitDiT(GenerativeModule):
         return found
 
     def on_test_epoch_end(self) -> None:
-        self.log_loss_of_sizes("test")
+        self._grouped.log(self, "test/loss")
         for name, value in self.judge.compute().items():
             self.log(f"test/{name}", value)
         if int(self.reconstruction.clips):

@@ -66,13 +66,15 @@ class ReconstructionJudge(nn.Module):
         real = [video.cpu() for video in batch.videos()]
         if self.spec is not None:
             extractor = self.__dict__["extractor"]
-            self.rfvd.add(extractor(real), batch.ids, real=True)
-            self.rfvd.add(extractor(list(made)), batch.ids, real=False)
+            taken = [i for i, clip in enumerate(real) if extractor.takes(len(clip))]
+            names = [batch.ids[i] for i in taken]
+            self.rfvd.add(extractor([real[i] for i in taken]), names, real=True)
+            self.rfvd.add(extractor([made[i] for i in taken]), names, real=False)
         scores: dict[str, dict[str, float]] = {}
         for name, clip, other, fact, fps in zip(
             batch.ids, real, made, batch.facts or (), batch.fps, strict=batch.facts is not None
         ):
-            if len(clip) < 2:
+            if len(clip) < 2 or fact.get("cropped"):
                 continue
             for score, video in (("warping_error", other), ("warping_error_real", clip)):
                 scores.setdefault(score, {})[name] = world_warping_error(video, fact, fps)
@@ -137,16 +139,20 @@ class GenerationJudge(nn.Module):
         """
         _check_count(self.spec, clips)
 
-    def check_lengths(self, batch: SpacetimeBatch) -> None:
-        """Refuses clips that cannot be scored as asked, before any compute is spent on them.
+    def check_length(self, frames: int, fps: float | None) -> None:
+        """Refuses a recipe whose longest clips are too short to be scored, before any compute is spent.
+
+        Shorter clips among them, such as images, are left out of what needs more frames.
+
+        Args:
+            fps: frames per second; None where each clip has its own.
 
         Raises:
             SoraError: too few frames for the extractor or the evaluator.
         """
         if self.spec is not None:
-            for grid in set(batch.layout.grids):
-                self.__dict__["extractor"].check_length(grid.size(batch.patch)[0])
-        if self.clip_spec == WORLD and not self.readable(batch):
+            self.__dict__["extractor"].check_length(frames)
+        if self.clip_spec == WORLD and fps is not None and frames_read(frames, fps) < MIN_FRAMES:
             raise SoraError(
                 f"model.clip=world reads clips of at least {(MIN_FRAMES - 1) / FPS:g} s, and these are shorter; raise "
                 "data.frames, or set model.clip=null"
@@ -165,10 +171,12 @@ class GenerationJudge(nn.Module):
             )
 
     @staticmethod
-    def readable(batch: SpacetimeBatch) -> bool:
-        """Whether the clips are long enough for the world's evaluator."""
+    def readable(batch: SpacetimeBatch) -> list[int]:
+        """The clips whose facts are known and that are long enough for the world's evaluator."""
+        if batch.facts is None:
+            return []
         sizes = [grid.size(batch.patch)[0] for grid in batch.layout.grids]
-        return all(frames_read(n, fps) >= MIN_FRAMES for n, fps in zip(sizes, batch.fps, strict=True))
+        return [i for i, (n, fps) in enumerate(zip(sizes, batch.fps, strict=True)) if frames_read(n, fps) >= MIN_FRAMES]
 
     def card(self, facts: bool) -> dict[str, Any]:
         """What moves the scores, for the protocol."""
@@ -193,16 +201,20 @@ class GenerationJudge(nn.Module):
             reconstructed: the real clips as the VAE gives them back; may be empty where no distance is asked.
         """
         if self.spec is not None:
-            self._add_distances([video.cpu() for video in batch.videos()], generated, reconstructed, batch.ids)
+            real = [video.cpu() for video in batch.videos()]
+            taken = [i for i, clip in enumerate(real) if self.__dict__["extractor"].takes(len(clip))]
+            real, shown, decoded = ([clips[i] for i in taken] for clips in (real, generated, reconstructed))
+            self._add_distances(real, shown, decoded, [batch.ids[i] for i in taken])
         scores: dict[str, dict[str, float]] = {}
         for name, video in zip(batch.ids, generated, strict=True):
             if len(video) > 1:
                 scores.setdefault("temporal_flickering", {})[name] = float(temporal_flickering(video))
             if len(video) > 2:
                 scores.setdefault("motion_smoothness", {})[name] = float(motion_smoothness(video))
-        if batch.facts is not None and self.readable(batch):
-            scores |= self._read(batch, generated)
-        elif batch.facts is not None and not self._told:
+        readable = self.readable(batch)
+        if readable:
+            scores |= self._read(batch.select(readable), [generated[i] for i in readable])
+        if batch.facts is not None and len(readable) < len(batch) and not self._told:
             self._told = True
             log.warning("clips shorter than %g s: their facts are not read, nor judged", (MIN_FRAMES - 1) / FPS)
         if self.clip_spec not in (None, WORLD):
@@ -229,7 +241,8 @@ class GenerationJudge(nn.Module):
         found = {"adherence": dict(zip(batch.ids, rows.tolist(), strict=True))}
         for name, reading, fact in zip(batch.ids, readings, facts, strict=True):
             for score, value in world_scores(reading, fact).items():
-                found.setdefault(score, {})[name] = value
+                if not fact.get("cropped"):  # where things were to be seen, a cut picture does not tell
+                    found.setdefault(score, {})[name] = value
         if self.clip_spec == WORLD:
             texts = self.evaluator.embed_texts(batch.captions)
             cosines = 100 * torch.stack([reading.embedding for reading in readings]) @ texts.T

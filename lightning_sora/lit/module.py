@@ -18,7 +18,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.lit.ema import ExponentialMovingAverage
 from lightning_sora.lit.optimizers import SCHEDULES, create_optimizer
 from lightning_sora.registry import Spec
-from lightning_sora.spacetime import PatchSize, SpacetimeBatch
+from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid
 
 log = logging.getLogger(__name__)
 
@@ -121,17 +121,29 @@ class LitModule(pl.LightningModule):
             self.check_patch(batch.patch)
 
     def videos(self, batch: SpacetimeBatch) -> Float[Tensor, "clips 3 frames height width"]:
-        """The clips of a batch in [-1, 1]."""
+        """The clips of a batch of one grid in [-1, 1]."""
         return (torch.stack(batch.videos()).to(self.dtype) / 127.5 - 1).movedim(-1, 1)
+
+    @staticmethod
+    def of_one_grid(batch: SpacetimeBatch) -> Iterator[tuple[list[int], SpacetimeBatch]]:
+        """The parts of a batch that networks over whole pictures can take at once, with their clips' places."""
+        places: dict[TokenGrid, list[int]] = {}
+        for place, grid in enumerate(batch.layout.grids):
+            places.setdefault(grid, []).append(place)
+        if len(places) == 1:
+            yield list(range(len(batch))), batch
+            return
+        for members in places.values():
+            yield members, batch.select(members)
 
     # Lightning's hooks.
     def setup(self, stage: str) -> None:
         # Buffers are equal on all ranks by construction. DDP would broadcast them at every call, and hang where
         # one rank evaluates a batch more than another.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
-        patch = getattr(getattr(self.trainer, "datamodule", None), "patch", None)
-        if patch is not None:
-            self.check_patch(patch)  # now, rather than at the first batch
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if getattr(data, "patch", None) is not None:
+            self.check_patch(data.patch)  # now, rather than at the first batch
 
     def on_fit_start(self) -> None:
         if self.ema is not None:
@@ -163,6 +175,10 @@ class LitModule(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: SpacetimeBatch, batch_idx: int) -> None:
         self.report_skipped(batch)
+        if batch.budget:
+            self.log("data/token_use", batch.layout.total / batch.budget, batch_size=len(batch))
+            longest = max(batch.layout.lengths) * len(batch)
+            self.log("data/padding_spared", 1 - batch.layout.total / longest, batch_size=len(batch))
 
     def on_validation_batch_end(self, outputs: Any, batch: SpacetimeBatch, *args: Any) -> None:
         self.report_skipped(batch)

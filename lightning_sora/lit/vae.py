@@ -121,31 +121,42 @@ class LitVAE(LitModule):
         return FORWARD_AND_BACKWARD * total
 
     def training_step(self, batch: SpacetimeBatch, batch_idx: int) -> Tensor | None:
-        video = self.videos(batch)
-        if self.permute_colors:
-            orders = [torch.randperm(3, generator=generator(self.seed, "colors", *key)) for key in batch.keys]
-            video = torch.stack([clip[order] for clip, order in zip(video, orders, strict=True)])
-        posterior = self.vae.encode(video)
-        made = self.vae.decode(posterior.sample(self._noise(posterior, batch)))
         step = self.trainer.global_step
-        terms = self.loss(video, made, posterior, step, getattr(self.vae, "last_layer", None))
+        pairs: list[tuple[Tensor, Tensor]] = []
+        terms: dict[str, Tensor] = {}
+        self.statistics.sums *= STATISTICS_MEMORY
+        for places, part in self.of_one_grid(batch):
+            video = self._permuted(part) if self.permute_colors else self.videos(part)
+            posterior = self.vae.encode(video)
+            made = self.vae.decode(posterior.sample(self._noise(posterior, part)))
+            own = self.loss(video, made, posterior, step, getattr(self.vae, "last_layer", None))
+            own["active_channels"] = active_channels(posterior).sum().float()
+            share = len(places) / len(batch)  # clips weigh the same, whatever their size
+            terms = {name: terms.get(name, 0) + share * value for name, value in own.items()}
+            self.statistics.update(posterior.mean)
+            pairs.append((video, made))
         for name, value in terms.items():
             self.log(f"train/{name}", value.detach(), prog_bar=name == "reconstruction", batch_size=len(batch))
-        self.log("train/active_channels", active_channels(posterior).sum().float(), batch_size=len(batch))
-        self.statistics.sums *= STATISTICS_MEMORY
-        self.statistics.update(posterior.mean)
         self.adopt_statistics()  # at every step, so that every checkpoint is scaled
         if self.automatic_optimization:
             return terms["loss"]
-        self._adversarial_step(video, made, terms["loss"], step)
+        self._adversarial_step(pairs, terms["loss"], step)
         return None
+
+    def _permuted(self, batch: SpacetimeBatch) -> Float[Tensor, "clips 3 frames height width"]:
+        orders = [torch.randperm(3, generator=generator(self.seed, "colors", *key)) for key in batch.keys]
+        return torch.stack([clip[order] for clip, order in zip(self.videos(batch), orders, strict=True)])
 
     def _noise(self, posterior: Posterior, batch: SpacetimeBatch) -> Float[Tensor, "clips channels t h w"]:
         sizes = [tuple(posterior.mean.shape[1:])] * len(batch)
         return torch.stack(normal_per_clip(sizes, self.seed, "posterior", batch.keys)).to(posterior.mean)
 
-    def _adversarial_step(self, video: Tensor, made: Tensor, loss: Tensor, step: int) -> None:
-        """One step of the VAE, then one of the discriminator on the same clips."""
+    def _adversarial_step(self, pairs: list[tuple[Tensor, Tensor]], loss: Tensor, step: int) -> None:
+        """One step of the VAE, then one of the discriminator on the same clips.
+
+        Args:
+            pairs: real and reconstructed clips, of one grid each.
+        """
         both: Any = self.optimizers()
         schedules: Any = self.lr_schedulers()
         (optimizer, judge), (schedule, judge_schedule) = both, schedules
@@ -160,13 +171,17 @@ class LitVAE(LitModule):
             # Lightning would count this one too, and end the run at half of max_steps.
             judge._on_before_step = judge._on_after_step = lambda: None
             self.toggle_optimizer(judge)
-            terms = self.loss.discriminator_loss(video, made)
+            clips = sum(len(video) for video, _ in pairs)
+            terms: dict[str, Tensor] = {}
+            for video, made in pairs:
+                for name, value in self.loss.discriminator_loss(video, made).items():
+                    terms[name] = terms.get(name, 0) + len(video) / clips * value
             judge.zero_grad()
             self.manual_backward(terms["loss"])
             judge.step()
             self.untoggle_optimizer(judge)
             for name, value in terms.items():
-                self.log(f"train/discriminator_{name}", value.detach(), batch_size=len(video))
+                self.log(f"train/discriminator_{name}", value.detach(), batch_size=clips)
         judge_schedule.step()
 
     def configure_optimizers(self) -> Any:
@@ -203,15 +218,23 @@ class LitVAE(LitModule):
         self.judge.place(self.device)
 
     def test_step(self, batch: SpacetimeBatch, batch_idx: int) -> None:
-        made = to_uint8(self._evaluate(batch, "test"))
+        made = self._evaluate(batch, "test")
         for name, values in self.judge.update(batch, made).items():
             self.score_clips(f"test/{name}", list(values), list(values.values()))
 
     def protocol(self, split: str) -> dict[str, Any]:
         return super().protocol(split) | (self.judge.card() if split == "test" else {})
 
-    def _evaluate(self, batch: SpacetimeBatch, split: str) -> Tensor:
-        """Logs a batch's scores; its reconstructions in [-1, 1]."""
+    def _evaluate(self, batch: SpacetimeBatch, split: str) -> list[Tensor]:
+        """Logs a batch's scores; its reconstructions, uint8 [frames height width 3]."""
+        found: dict[int, Tensor] = {}
+        for places, part in self.of_one_grid(batch):
+            found |= zip(places, self._evaluate_part(part, split), strict=True)
+        if sum(map(len, self._gallery_batches)) < self.gallery_clips:
+            self._gallery_batches.append(batch)
+        return [found[i] for i in range(len(batch))]
+
+    def _evaluate_part(self, batch: SpacetimeBatch, split: str) -> list[Tensor]:
         with self.averaged():
             video = self.videos(batch)
             posterior = self.vae.encode(video)
@@ -227,9 +250,7 @@ class LitVAE(LitModule):
             **{f"kl/{split}_channel_{i:02d}": v for i, v in enumerate(posterior.kl_per_channel())},
         }
         self.log_dict(values, batch_size=len(batch), on_step=False, on_epoch=True, sync_dist=True)
-        if sum(map(len, self._gallery_batches)) < self.gallery_clips:
-            self._gallery_batches.append(batch)
-        return made
+        return to_uint8(made)
 
     def on_validation_epoch_end(self) -> None:
         self._log_quality("val")
@@ -246,9 +267,12 @@ class LitVAE(LitModule):
     @torch.no_grad()
     def predict_step(self, batch: SpacetimeBatch, batch_idx: int) -> list[Tensor]:
         """Reconstructions, uint8 [frames height width 3]."""
+        found: dict[int, Tensor] = {}
         with self.averaged():
-            made = self.vae.decode(self.vae.encode(self.videos(batch)).mean)
-        return to_uint8(made)
+            for places, part in self.of_one_grid(batch):
+                made = self.vae.decode(self.vae.encode(self.videos(part)).mean)
+                found |= zip(places, to_uint8(made), strict=True)
+        return [found[i] for i in range(len(batch))]
 
     @torch.no_grad()
     def gallery(self) -> tuple[dict[str, list[Tensor]], list[str]]:

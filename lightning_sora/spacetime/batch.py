@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -67,6 +67,17 @@ class SpacetimeBatch:
     def keys(self) -> list[tuple[str, int]]:
         """(clip id, visit) of each clip: the keys of its random streams."""
         return list(zip(self.ids, self.visits, strict=True))
+
+    def select(self, clips: Sequence[int]) -> SpacetimeBatch:
+        """The batch of these clips alone, in this order."""
+        rows = self.layout.split(self.patches)
+        layout = TokenLayout(tuple(self.layout.grids[i] for i in clips), self.layout.packed)
+        chosen: dict[str, Any] = {
+            name: tuple(getattr(self, name)[i] for i in clips) for name in ("captions", "ids", "visits", "fps")
+        }
+        for name in ("facts", "sources"):
+            chosen[name] = tuple(getattr(self, name)[i] for i in clips) if getattr(self, name) else getattr(self, name)
+        return replace(self, patches=layout.join([rows[i] for i in clips]), layout=layout, skipped=(), **chosen)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SpacetimeBatch:
         return replace(self, patches=self.patches.to(device, non_blocking=non_blocking))

@@ -127,9 +127,8 @@ class WorldSource(Source):
         video = self._video(index, (frames, *size, rate))
         if size != (height, width):
             video = cut(video, height, width, generator if self._split == "train" else None)
-        return Clip(
-            video, self.recaption(index, self._captions), rate, {**facts.as_dict(), "config": self.world.config}
-        )
+        told = {**facts.as_dict(), "config": self.world.config, "cropped": size != (height, width)}
+        return Clip(video, self.recaption(index, self._captions), rate, told)
 
     def _cover(self, index: int, height: int, width: int) -> tuple[int, int]:
         """The size at which the clip's own picture covers the asked one."""

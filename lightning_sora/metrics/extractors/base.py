@@ -69,13 +69,17 @@ class Extractor(nn.Module, ABC):
             )
         self.check_length(len(clip))
 
+    def takes(self, frames: int) -> bool:
+        """Whether the network takes clips of this length."""
+        return frames >= self.min_frames and self.frames in (None, frames)
+
     def check_length(self, frames: int) -> None:
         """Refuses clips of a length that the network cannot take.
 
         Raises:
             SoraError: too few or too many frames.
         """
-        if frames < self.min_frames or (self.frames is not None and frames != self.frames):
+        if not self.takes(frames):
             wanted = f"exactly {self.frames}" if self.frames is not None else f"at least {self.min_frames}"
             raise SoraError(f"clips of {frames} frames are given to {self.title}, which takes {wanted}; cut them so")
 
