@@ -22,7 +22,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from omegaconf.errors import OmegaConfBaseException
 
 import lightning_sora.data.datamodule  # recipes may name the classes of these without their module
+import lightning_sora.data.prompts
+import lightning_sora.lit.captioner
 import lightning_sora.lit.dit
+import lightning_sora.lit.expander
 import lightning_sora.lit.vae  # noqa: F401
 from lightning_sora.commands.recipes import check_recipe, merged_vars, plugin_files, recipe_files, with_plugins
 from lightning_sora.errors import SoraError

@@ -61,6 +61,10 @@ class LitModule(pl.LightningModule):
         """
         return {}, []
 
+    def training_tokens(self, batch: SpacetimeBatch) -> int:
+        """Tokens of one training step on this batch."""
+        return batch.layout.total
+
     def training_flops(self, batch: SpacetimeBatch) -> int:
         """FLOPs of one training step on this batch, forward and backward, recomputation not counted."""
         raise NotImplementedError(f"{type(self).__name__} must count its FLOPs")

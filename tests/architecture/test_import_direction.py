@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "commands": {"*"},
 }
 LIGHTNING_ROOMS = {"lit", "tracking", "cli", "commands"}
-LIGHTNING_FILES = {"data/datamodule.py"}
+LIGHTNING_FILES = {"data/datamodule.py", "data/prompts.py"}
 
 
 def room_of(path: Path) -> str:

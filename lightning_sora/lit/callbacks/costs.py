@@ -33,7 +33,7 @@ class Costs(pl.Callback):
     ) -> None:
         self._tick()
         if isinstance(pl_module, LitModule):
-            self.tokens += batch.layout.total * trainer.world_size
+            self.tokens += pl_module.training_tokens(batch) * trainer.world_size
             self.flops += pl_module.training_flops(batch) * trainer.world_size
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

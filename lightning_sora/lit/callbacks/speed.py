@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from lightning_sora.lit.module import LitModule
 from lightning_sora.memory import peak_memory_gib
 from lightning_sora.spacetime import SpacetimeBatch
 
@@ -31,7 +32,7 @@ class Speed(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: SpacetimeBatch, batch_idx: int
     ) -> None:
-        self._tokens += batch.layout.total
+        self._tokens += pl_module.training_tokens(batch) if isinstance(pl_module, LitModule) else batch.layout.total
         self._clips += len(batch)
         self._batches += 1
         if self._batches % self.every_n_steps:

@@ -1,0 +1,157 @@
+"""Pairs of a short prompt and a rich caption of one clip, without its pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lightning_sora.errors import SoraError
+from lightning_sora.randomness import stream_seed
+from lightning_sora.world import LEVELS, World
+
+SPLITS = {"train": ("train", 0), "val": ("heldout", 0), "test": ("heldout", 1 << 24)}
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Pairs of texts.
+
+    Attributes:
+        prompts: short.
+        captions: rich, of the same facts and more.
+        ids: one per pair; keys of all per-pair randomness.
+    """
+
+    prompts: tuple[str, ...]
+    captions: tuple[str, ...]
+    ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: Any, non_blocking: bool = False) -> PromptBatch:
+        return self
+
+
+class WorldPrompts(Dataset[PromptBatch]):
+    """Pairs by number, endlessly: new wordings, and styles in turn, each time round the clips."""
+
+    def __init__(self, levels: Sequence[str], styles: Sequence[str], split: str, seed: int, clips: int) -> None:
+        world_split, self.offset = SPLITS[split]
+        self.split, self.styles, self.clips = split, tuple(styles), clips
+        self.worlds = [World(LEVELS[n], seed=stream_seed(seed, "world") % (1 << 31), split=world_split) for n in levels]
+
+    def __getitem__(self, numbers: tuple[int, ...]) -> PromptBatch:
+        pairs = [self._pair(number) for number in numbers]
+        prompts, captions = zip(*pairs, strict=True)
+        return PromptBatch(prompts, captions, tuple(f"{self.split}-{number}" for number in numbers))
+
+    def _pair(self, number: int) -> tuple[str, str]:
+        clip, turn = number % self.clips, number // self.clips
+        world = self.worlds[clip % len(self.worlds)]
+        facts = world.facts(self.offset + clip)
+        style = self.styles[(clip // len(self.worlds) + turn) % len(self.styles)]
+        return world.caption(facts, style, key=number + 1), world.caption(facts, "dense", key=number + 1)
+
+    def __len__(self) -> int:
+        return self.clips
+
+
+class _Numbers(Sampler[tuple[int, ...]]):
+    """Batches of numbers for one rank, from where training stands."""
+
+    def __init__(self, length: int, batch_size: int, rank: int, ranks: int, start: Any) -> None:
+        self.length, self.batch_size, self.rank, self.ranks, self.start = length, batch_size, rank, ranks, start
+
+    def __len__(self) -> int:
+        whole = -(-self.length // self.batch_size)
+        return -(-whole // self.ranks) if self.start else len(range(self.rank, whole, self.ranks))
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        first = self.start() if self.start else 0
+        left = len(self) - (first // self.ranks) % len(self) if self.start else len(self)
+        for step in range(left):
+            begin = (first + step * self.ranks + self.rank) * self.batch_size
+            end = begin + self.batch_size if self.start else min(begin + self.batch_size, self.length)
+            yield tuple(range(begin, end))
+
+
+class PromptDataModule(pl.LightningDataModule):
+    """Short prompts of the world with the dense captions of the same clips.
+
+    Args:
+        levels: of the world, in turn.
+        styles: of the short prompts, in turn; "alt" leaves facts out, which the rich caption tells.
+        clips, heldout_clips: of training, and of validation and test; wordings differ at every visit.
+        batch_size: pairs per batch and rank.
+        seed: of the world.
+
+    Raises:
+        SoraError: an unknown level or style, or no clips.
+    """
+
+    def __init__(
+        self,
+        *,
+        levels: Sequence[str] = ("tiny",),
+        styles: Sequence[str] = ("short", "tags", "alt"),
+        clips: int = 8192,
+        heldout_clips: int = 512,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        unknown = [name for name in levels if name not in LEVELS]
+        if unknown or not levels or not styles or min(clips, heldout_clips, batch_size) < 1:
+            raise SoraError(
+                f"levels={list(levels)} must be of {', '.join(LEVELS)}, styles={list(styles)} at least one, and clips, "
+                "heldout_clips and batch_size positive"
+            )
+        self.levels, self.styles, self.batch_size, self.seed = levels, styles, batch_size, seed
+        self.sizes = {"train": clips, "val": heldout_clips, "test": heldout_clips}
+        self._base = (0, 0)  # batches of all ranks used, and steps counted, when this trainer began
+        self.pairs("train")[tuple(range(len(self.styles)))]  # refuses an unknown style now
+
+    def pairs(self, split: str) -> WorldPrompts:
+        return WorldPrompts(self.levels, self.styles, split, self.seed, self.sizes[split])
+
+    def fingerprint(self, split: str = "train") -> str:
+        """A hash of some pairs of the split, and of how many there are."""
+        probe = self.pairs(split)[tuple(range(min(64, self.sizes[split])))]
+        return f"{stream_seed(self.sizes[split], repr((probe.prompts, probe.captions))):016x}"
+
+    def _loader(self, split: str) -> DataLoader[PromptBatch]:
+        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        start = (lambda: self.state_dict()["consumed"]) if split == "train" else None
+        return DataLoader(
+            self.pairs(split),
+            batch_size=None,
+            sampler=_Numbers(self.sizes[split], self.batch_size, rank, ranks, start),
+        )
+
+    def train_dataloader(self) -> DataLoader[PromptBatch]:
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader[PromptBatch]:
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[PromptBatch]:
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[PromptBatch]:
+        return self._loader("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Progress as the batches of all ranks that were used."""
+        consumed, processed = self._base
+        if self.trainer is None:
+            return {"consumed": consumed, "processed": processed}
+        now: int = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        return {"consumed": consumed + (now - processed) * self.trainer.world_size, "processed": now}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._base = (state_dict["consumed"], state_dict["processed"])
