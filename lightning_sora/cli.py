@@ -33,7 +33,8 @@ LIGHT = {
     "compare": "judge the arms of an ablation, and write the report",
     "sample": "make videos from prompts with a trained model",
     "score": "score folders of videos from any system: FVD, KVD, CLIP-score ...",
-    "data": "look at and check folders of videos",
+    "caption": "rewrite the captions of every clip by a captioner",
+    "data": "look at, check and cache videos",
     "list": "name the registered parts: attention, VAEs, samplers ...",
     "ui": "open the mlflow pages of past runs",
 }

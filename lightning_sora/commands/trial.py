@@ -23,7 +23,7 @@ def run_job(job: Job) -> tuple[int, str]:
 
     from lightning_sora.cli import main
 
-    with _printed_to(job.log), _unchanged_torch():
+    with printed_to(job.log), _unchanged_torch():
         torch.set_num_threads(job.threads)
         reset_peak_memory()
         for command in job.commands:
@@ -49,7 +49,7 @@ def _last_error(log: Path, begun: int) -> str:
 
 
 @contextmanager
-def _printed_to(path: Path) -> Iterator[None]:
+def printed_to(path: Path) -> Iterator[None]:
     """Sends standard output and error to a file, also those of libraries that are not Python's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()

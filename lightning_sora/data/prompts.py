@@ -150,7 +150,9 @@ class PromptDataModule(pl.LightningDataModule):
         consumed, processed = self._base
         if self.trainer is None:
             return {"consumed": consumed, "processed": processed}
-        now: int = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        # Not `completed`, which lacks the present batch while a callback saves.
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        now = progress.processed
         return {"consumed": consumed + (now - processed) * self.trainer.world_size, "processed": now}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

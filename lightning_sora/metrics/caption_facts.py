@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_sora.world.captions import CAMERA_MOTIONS, DENSE_MOTIONS, SHORT_MOTIONS, SIZE_WORDS
+from lightning_sora.world.captions import CAMERA_MOTIONS, DENSE_MOTIONS, SHORT_MOTIONS, SIZE_WORDS, caption
 from lightning_sora.world.config import CAMERAS, COLORS, MOTIONS, SHAPES
+from lightning_sora.world.facts import Facts
 
 FACTS = ("color", "shape", "size", "motion", "camera", "count")
 WAYS = ("left", "right")
@@ -61,9 +62,9 @@ _COLOR = re.compile(rf"\b({'|'.join(COLORS)})\b")
 _SIZE = re.compile(rf"(?<![\w-])({'|'.join(sorted(SIZE_OF, key=len, reverse=True))})(?![\w-])")
 
 
-def read_caption(caption: str) -> Told:
+def read_caption(text: str) -> Told:
     """The facts that a caption of any style tells, object by object in its order."""
-    text = caption.lower()
+    text = text.lower()
     camera = next((motion for phrase, motion in VIEWS.items() if phrase in text), None)
     shapes = list(_SHAPE.finditer(text))
     objects = []
@@ -80,6 +81,12 @@ def read_caption(caption: str) -> Told:
     return Told(tuple(objects), camera)
 
 
+def tell(facts: Mapping[str, Any], style: str) -> str:
+    """The world's own caption of a clip; its wording varies with the clip."""
+    true = Facts.from_dict(facts)
+    return caption(true, style, key=true.index)
+
+
 def kept(prompt: str, expanded: str) -> bool:
     """Whether an expanded prompt tells everything that the prompt tells, of each object and of the camera."""
     short, rich = read_caption(prompt), read_caption(expanded)
@@ -93,13 +100,13 @@ def kept(prompt: str, expanded: str) -> bool:
     return short.camera in (None, rich.camera)
 
 
-def recovered(caption: str, facts: Mapping[str, Any]) -> dict[str, float]:
+def recovered(text: str, facts: Mapping[str, Any]) -> dict[str, float]:
     """The share of a clip's facts that a caption tells rightly, in [0, 1], by name, and ``all``.
 
     Objects are met by colour, or else in order; an object that is not told loses its facts, one that is told
     without being there loses the count. A camera at rest may go unsaid.
     """
-    told = read_caption(caption)
+    told = read_caption(text)
     true: Sequence[Mapping[str, Any]] = facts["objects"]
     left = list(told.objects)
     right = dict.fromkeys(("color", "shape", "size", "motion"), 0)

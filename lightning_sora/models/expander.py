@@ -19,9 +19,9 @@ from lightning_sora.errors import SoraError
 from lightning_sora.registry import Registry
 
 INSTRUCTION = (
-    "You turn short prompts for a text-to-video model into rich ones. Keep everything that the prompt says. Add what it "
-    "leaves open: scene, light, surfaces, the course of motion, the camera. Answer with the rich prompt alone, in at "
-    "most four sentences."
+    "You turn short prompts for a text-to-video model into rich ones. Keep everything that the prompt says. Add what "
+    "it leaves open: scene, light, surfaces, the course of motion, the camera. Answer with the rich prompt alone, in "
+    "at most four sentences."
 )
 RETRIED = (429, 500, 502, 503, 504)
 

@@ -40,6 +40,7 @@ class WorldSource(Source):
         clips: how many of the training split.
         heldout_clips: how many of validation and test.
         captions: "tags", "short", "dense" or "alt"; the wording varies from clip to clip.
+        heldout_captions: those of validation and test; None for the same.
         fps: frames per second at which clips are rendered if none is asked for.
         cache: a directory that keeps rendered clips between epochs and runs; None renders anew.
         native: sizes (frames, height, width) that clips have of their own, one drawn for each clip; what is asked
@@ -58,6 +59,7 @@ class WorldSource(Source):
         clips: int = 2048,
         heldout_clips: int = 256,
         captions: str = "short",
+        heldout_captions: str | None = None,
         fps: float = 8.0,
         cache: str | None = None,
         native: tuple[tuple[int, int, int], ...] | None = None,
@@ -70,6 +72,7 @@ class WorldSource(Source):
         if split not in SPLITS:
             raise SoraError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
         world_split, self._offset = SPLITS[split]
+        captions = captions if split == "train" or heldout_captions is None else heldout_captions
         config = LEVELS[level]
         try:
             config = replace(config, **(overrides or {}))
