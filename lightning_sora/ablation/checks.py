@@ -26,6 +26,7 @@ EXPLAINED = {
     "steps": ("model.steps",),
     "shift": ("model.shift",),
     "guidance": ("model.guidance",),
+    "expander": ("model.expander",),
     "ema": ("model.ema_decay",),
     "dtype": ("trainer.precision",),
 }

@@ -49,6 +49,7 @@ class LitDiT(GenerativeModule):
         sampler, steps, guidance, shift: how samples are drawn when nothing else is asked; guidance is a spec, or
             the scale of plain classifier-free guidance.
         prompts: of the gallery that each validation adds to.
+        expander: see :class:`GenerativeModule`.
         val_timesteps: strata of t at which each validation clip is scored.
         extractor: spec of the space of FVD in tests, such as "world" or "i3d(weights='PATH')"; None for no FVD.
         clip: "world" for the CLIP-score of the world's evaluator, the name or directory of a CLIP, or None.
@@ -81,6 +82,7 @@ class LitDiT(GenerativeModule):
         guidance: float | str = 2.5,
         shift: float = 1.0,
         prompts: Sequence[str] = (),
+        expander: str | None = None,
         val_timesteps: int = 4,
         extractor: str | None = None,
         clip: str | None = None,
@@ -95,6 +97,7 @@ class LitDiT(GenerativeModule):
             guidance=guidance,
             shift=shift,
             prompts=prompts,
+            expander=expander,
             optimizer=optimizer,
             schedule=schedule,
             ema_decay=ema_decay,
@@ -279,6 +282,8 @@ class LitDiT(GenerativeModule):
         fixed = {"timesteps": f"{self.val_timesteps} even strata of t", "noise": "fixed per clip", "vae": self.vae_hash}
         sampling = {"sampler": str(self.hparams["sampler"]), "steps": self.steps, "shift": self.shift}
         sampling |= {"guidance": str(self.hparams["guidance"])}
+        if self.__dict__["expander"] is not None:
+            sampling |= {"expander": self.__dict__["expander"].fingerprint()}
         if split == "test":
             sampling |= {"sizes": sorted(self._sizes), **self.judge.card(facts=self._facts)}
         return super().protocol(split) | (fixed if split == "val" else fixed | sampling)
@@ -326,7 +331,7 @@ class LitDiT(GenerativeModule):
             missing = [i for i, key in enumerate(keys) if made.get(key) is None and sizes[i] == size]
             if not missing:
                 continue
-            prompts = [batch.captions[i] for i in missing]
+            prompts = self.expanded([batch.captions[i] for i in missing])
             videos = self.sample(prompts, *size, seed=self.seed, keys=[("test", batch.ids[i]) for i in missing])
             for i, video in zip(missing, videos, strict=True):
                 made[keys[i]] = video
@@ -385,7 +390,7 @@ class LitDiT(GenerativeModule):
     def rebuild_arguments(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
         # The VAE's weights are in the checkpoint: its own run need not be at hand.
         # Nor is its judge, whose weights may be elsewhere, part of the model.
-        own = {"vae": UNTRAINED + checkpoint["vae"]["spec"], "extractor": None, "clip": None}
+        own = {"vae": UNTRAINED + checkpoint["vae"]["spec"], "extractor": None, "clip": None, "expander": None}
         return {**super().rebuild_arguments(checkpoint), **own}
 
     def lineage(self) -> dict[str, str]:

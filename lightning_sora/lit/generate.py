@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_sora.diffusion.guidance import guidance_of
 from lightning_sora.diffusion.paths import Objective
 from lightning_sora.diffusion.samplers import SAMPLERS, Denoise, Progress, time_schedule
+from lightning_sora.lit.expander import create_expander
 from lightning_sora.lit.module import LitModule
 from lightning_sora.lit.vae import to_uint8
 from lightning_sora.models.dit import DiT
@@ -31,6 +32,8 @@ class GenerativeModule(LitModule):
     Args:
         sampler, steps, guidance, shift: how samples are drawn when nothing else is asked.
         prompts: of the gallery.
+        expander: checkpoint or spec of what turns a test's prompts into rich ones before they are sampled from; None to
+            take them as they are.
     """
 
     vae: VideoVAE
@@ -47,6 +50,7 @@ class GenerativeModule(LitModule):
         guidance: float | str,
         shift: float,
         prompts: Sequence[str],
+        expander: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -57,6 +61,7 @@ class GenerativeModule(LitModule):
         # Outside the module tree: the weak model of autoguidance is no part of this one's weights.
         self.__dict__["_weak"] = None
         self.__dict__["_shown"] = None, []
+        self.__dict__["expander"] = None if expander is None else create_expander(expander)
 
     @property
     def patch(self) -> PatchSize:
@@ -128,6 +133,11 @@ class GenerativeModule(LitModule):
             return guide(at, x_t, t)
 
         return denoise
+
+    def expanded(self, prompts: Sequence[str]) -> list[str]:
+        """What a test samples from: the prompts, expanded where the recipe says so."""
+        expander = self.__dict__["expander"]
+        return list(prompts) if expander is None else expander.expand(prompts, seed=self.seed)
 
     def weak(self, path: str) -> GenerativeModule:
         """The weaker model of autoguidance, loaded once.
