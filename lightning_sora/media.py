@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 import av
 import numpy as np
@@ -159,7 +160,13 @@ def write_image(path: str | Path, image: UInt8[Tensor, "height width 3"], *, sca
         Image.fromarray(pixels).save(partial, format="PNG")
 
 
-def read_image(path: str | Path) -> UInt8[Tensor, "height width 3"]:
+class Openable(Protocol):
+    """Something that is read like a file."""
+
+    def open(self) -> BinaryIO: ...
+
+
+def read_image(path: str | Path | Openable) -> UInt8[Tensor, "height width 3"]:
     """Reads a still image as it is meant to be seen: turned by its EXIF note, laid on white, 8 bits.
 
     Raises:
@@ -177,7 +184,7 @@ def read_image(path: str | Path) -> UInt8[Tensor, "height width 3"]:
     return torch.from_numpy(np.array(image.convert("RGB")))
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | Path | Openable) -> tuple[int, int]:
     """Height and width of a still image as shown, without reading its pixels.
 
     Raises:
@@ -189,9 +196,9 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _image(path: str | Path) -> Iterator[Image.Image]:
+def _image(path: str | Path | Openable) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as opened:
+        with Image.open(path if isinstance(path, str | Path) else path.open()) as opened:
             yield opened
     except FileNotFoundError:
         raise SoraError(f"{path}: no such file") from None

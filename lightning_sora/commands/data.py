@@ -1,139 +1,22 @@
-"""``lightning-sora data check FOLDER``: decode everything, name what is bad and why."""
+"""data: look at, check and cache videos."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import importlib
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
-    from rich.table import Table
-
-    from lightning_sora.data.decode import VideoInfo
-
-COMMON = 4  # how many of the most frequent sizes and rates are shown
+ACTIONS = ("inspect", "check", "cache")
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: Any) -> None:
     """Adds ``data`` and its actions."""
-    parser = subparsers.add_parser("data", help="look at and check folders of videos")
+    parser = subparsers.add_parser("data", help="look at, check and cache videos")
     actions = parser.add_subparsers(dest="action", required=True)
-    check = actions.add_parser(
-        "check",
-        help="decode every file of a folder",
-        description="Decodes every video and image under FOLDER to its end, reads the captions, names what is bad "
-        "and why, and sums up the rest. Exit status: 0 if all is well, 1 if something is bad.",
-    )
-    check.add_argument("folder", metavar="FOLDER", help="searched at any depth")
+    for action in ACTIONS:
+        importlib.import_module(f"lightning_sora.commands.data_{action}").add_parser(actions)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks a folder; returns 1 if anything in it is bad, else 0.
-
-    Raises:
-        SoraError: no such folder, or no videos or images in it.
-    """
-    from pathlib import Path
-
-    from rich.console import Console
-
-    from lightning_sora.data.sources.captions import TABLES
-    from lightning_sora.data.sources.folder import find_media
-    from lightning_sora.errors import SoraError
-
-    root = Path(args.folder)
-    files, tables = find_media(root)
-    if not files:
-        raise SoraError(f"no video or image of a known kind under {root}; name the folder that holds them")
-    good: dict[str, VideoInfo] = {}
-    bad: dict[str, str] = {}
-    console = Console()
-    for name, answer in _check_all(root, files):
-        if isinstance(answer, str):
-            bad[name] = answer
-        else:
-            good[name] = answer
-    captioned, complaint = _captioned(root, files, tables)
-    if complaint:
-        bad[" ".join(t for t in TABLES if root / t in tables) or "captions"] = complaint
-    if bad:
-        console.print(_bad_table(bad))
-    console.print(_summary(good, len(bad), captioned))
-    return 1 if bad else 0
-
-
-def _check_all(root: Path, files: Sequence[str]) -> Iterator[tuple[str, VideoInfo | str]]:
-    """Each file with its description, or the reason why it is bad, under a progress bar."""
-    import os
-    from concurrent.futures import ThreadPoolExecutor
-
-    from rich.console import Console
-    from rich.progress import track
-
-    from lightning_sora.data import decode
-
-    def look(name: str) -> VideoInfo | str:
-        return decode.check(root / name) or decode.probe(root / name)
-
-    # Threads will do: decoding runs outside the interpreter's lock.
-    pool = ThreadPoolExecutor(os.cpu_count())
-    try:
-        answers = zip(files, pool.map(look, files), strict=True)
-        yield from track(answers, "checking", total=len(files), console=Console(stderr=True), transient=True)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _captioned(root: Path, files: Sequence[str], tables: Sequence[Path]) -> tuple[int, str | None]:
-    """How many files have a caption, and what is wrong with the captions."""
-    from lightning_sora.data.sources.captions import read_sidecar, read_tables
-    from lightning_sora.errors import SoraError
-
-    try:
-        notes = read_tables(root, tables, set(files))
-        texts = [notes[name].caption if name in notes else read_sidecar(root / name) for name in files]
-    except SoraError as problem:
-        return 0, str(problem)
-    return sum(bool(text) for text in texts), None
-
-
-def _bad_table(bad: dict[str, str]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("file", "reason", title=f"bad: {len(bad)}", title_justify="left")
-    for name, reason in bad.items():
-        # Text, so that brackets in names are no markup.
-        table.add_row(Text(name, overflow="fold"), Text(reason, overflow="fold"))
-    return table
-
-
-def _summary(good: dict[str, VideoInfo], bad: int, captioned: int) -> Table:
-    from collections import Counter
-
-    from rich.table import Table
-
-    from lightning_sora.data.decode import is_image
-
-    films = [info for name, info in good.items() if not is_image(name)]
-
-    def common(counts: Counter[str]) -> str:
-        shown = [f"{value} ({count})" for value, count in counts.most_common(COMMON)]
-        rest = len(counts) - len(shown)
-        return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
-
-    table = Table.grid(padding=(0, 2))
-    table.add_row("files", f"{len(films)} videos, {len(good) - len(films)} images, {bad} bad")
-    table.add_row("captions", f"{captioned}")
-    if films:
-        lengths = sorted(info.frames for info in films)
-        minutes, seconds = divmod(sum(info.duration for info in films), 60)
-        middle = lengths[len(lengths) // 2]
-        table.add_row("duration", f"{minutes:.0f} min {seconds:.1f} s in all")
-        table.add_row("frames", f"{lengths[0]} to {lengths[-1]}, median {middle}, {sum(lengths):,} in all")
-        table.add_row("rates", common(Counter(f"{info.fps:.6g}" for info in films)) + " frames per second")
-    if good:
-        table.add_row("sizes", common(Counter(f"{info.width}x{info.height}" for info in good.values())))
-    return table
+    """Runs one action, and returns its exit status."""
+    return importlib.import_module(f"lightning_sora.commands.data_{args.action}").run(args)

@@ -90,6 +90,11 @@ class SpacetimeDataModule(pl.LightningDataModule):
             self._sources[split] = source
         return self._sources[split]
 
+    @property
+    def vae_hash(self) -> str | None:
+        """Of the VAE that made the latents; None for pixels, or before the source is made."""
+        return next((source.vae_hash for source in self._sources.values()), None)
+
     def fingerprint(self, split: str = "train") -> str:
         """A hash of the data of a split, and of the captions that replace its own."""
         own = self.source(split).fingerprint()

@@ -8,26 +8,28 @@ picture. One thread per file, as FFmpeg's own threads were seen to lock up whole
 
 from __future__ import annotations
 
+import stat
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import torch
 from av.container import InputContainer
 from av.stream import Disposition
-from av.video.reformatter import Interpolation
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
 from lightning_sora import media
-from lightning_sora.data.sources.base import DecodeError
+from lightning_sora.data.picture import Picture, quarter_turns, shown_size
+from lightning_sora.data.sources.base import DecodeError, Media, MediaPath
 from lightning_sora.errors import SoraError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
@@ -35,9 +37,6 @@ VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp"}
 )
 STILL_FPS = 1.0  # a still has no rate; this one keeps arithmetic defined
-
-# Anti-aliased when shrinking. Without the last two flags swscale errs by up to 38 of 255 levels at edges.
-SCALER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 # Containers that store decoding times only.
 WITHOUT_SHOWN_TIMES = frozenset({"avi"})
@@ -66,18 +65,18 @@ class VideoInfo:
         return self.frames / self.fps
 
 
-def is_image(path: str | Path) -> bool:
+def is_image(path: MediaPath) -> bool:
     """Whether the name is that of a still image."""
-    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+    return Path(str(path)).suffix.lower() in IMAGE_SUFFIXES
 
 
-def probe(path: str | Path) -> VideoInfo:
+def probe(path: MediaPath) -> VideoInfo:
     """Describes a file at the cost of one decoded frame (and of reading it through, where it has no frame count).
 
     Raises:
         DecodeError: no readable video; cut short; no frame rate.
     """
-    path = Path(path)
+    path = _place(path)
     if is_image(path):
         with _stills(path):
             height, width = media.image_size(path)
@@ -97,7 +96,7 @@ def probe(path: str | Path) -> VideoInfo:
                 times.extend(t for t in (packet.pts if packet.pts is not None else packet.dts,) if t is not None)
         if first is None:
             raise DecodeError(f"{path}: not one frame can be decoded")
-        height, width = _shown_size(first, stream)
+        height, width = shown_size(first, stream)
         rate = _announced_rate(stream)
         frames = stream.frames or counted
         if stream.frames and rate and stream.duration:
@@ -109,11 +108,11 @@ def probe(path: str | Path) -> VideoInfo:
             rate = rate if rate and abs(rate / measured - 1) < 0.02 else measured
         if not rate and frames > 1:
             raise DecodeError(f"{path}: it tells neither a frame rate nor frame times; convert it to mp4 first")
-        return VideoInfo(frames, height, width, rate or STILL_FPS, _quarter_turns(first) * 90)
+        return VideoInfo(frames, height, width, rate or STILL_FPS, quarter_turns(first) * 90)
 
 
 def read_clip(
-    path: str | Path,
+    path: MediaPath,
     start_seconds: float,
     frames: int,
     fps: float | None = None,
@@ -137,7 +136,7 @@ def read_clip(
     Raises:
         DecodeError: no readable video, damage within the window, or the file ends before the window does.
     """
-    path = Path(path)
+    path = _place(path)
     if frames < 1 or start_seconds < 0 or (fps is not None and fps <= 0):
         raise SoraError(
             f"cannot read {frames} frames from {start_seconds} s at {fps} frames per second: "
@@ -151,20 +150,20 @@ def read_clip(
             times = [start_seconds + k / (fps or native) for k in range(frames)]
             try:
                 timed = _timed(container, stream, seek_to)
-                pictures = _pick(path, timed, times, 0.49 / native, _Picture(stream, size), sought=seek_to > 0)
+                pictures = _pick(path, timed, times, 0.49 / native, Picture(stream, size), sought=seek_to > 0)
             except _MissedError:
                 continue
             return torch.from_numpy(np.stack(pictures))
     raise AssertionError("reading from the start cannot miss")
 
 
-def check(path: str | Path) -> str | None:
+def check(path: MediaPath) -> str | None:
     """Decodes a whole file.
 
     Returns:
         The reason why it is unfit, in words, or None.
     """
-    path = Path(path)
+    path = _place(path)
     try:
         if is_image(path):
             _read_still(path, 1, None)
@@ -179,7 +178,7 @@ class _MissedError(Exception):
     """A seek landed after the wanted time, or cannot tell where it landed."""
 
 
-def _decode_through(path: Path) -> None:
+def _decode_through(path: Path | Media) -> None:
     probe(path)
     decoded, left_out, end = 0, 0, 0.0
     with _opened(path) as (container, stream):
@@ -205,17 +204,38 @@ def _decode_through(path: Path) -> None:
             raise DecodeError(f"{path}: ends at {end:.2f} s of {promised:.2f} s; it was cut short")
 
 
+def _place(path: MediaPath) -> Path | Media:
+    return Path(path) if isinstance(path, str) else path
+
+
+def _size(path: Path | Media) -> int:
+    """Bytes.
+
+    Raises:
+        DecodeError: a pipe, a device or a folder, which would be waited for.
+    """
+    if not isinstance(path, Path):
+        return path.size
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise DecodeError(f"{path}: {'it is a folder' if stat.S_ISDIR(found.st_mode) else 'it is no regular file'}")
+    return found.st_size
+
+
 @contextmanager
-def _stills(path: Path) -> Iterator[None]:
+def _stills(path: Path | Media) -> Iterator[None]:
     try:
+        _size(path)
         yield
     except DecodeError:
         raise
     except SoraError as problem:
         raise DecodeError(str(problem)) from problem
+    except OSError as problem:
+        raise DecodeError(f"{path}: {_words(problem)}") from problem
 
 
-def _read_still(path: Path, frames: int, size: tuple[int, int] | None) -> UInt8[Tensor, "1 height width 3"]:
+def _read_still(path: Path | Media, frames: int, size: tuple[int, int] | None) -> UInt8[Tensor, "1 height width 3"]:
     with _stills(path):
         image = media.read_image(path)
     if frames != 1:
@@ -227,13 +247,14 @@ def _read_still(path: Path, frames: int, size: tuple[int, int] | None) -> UInt8[
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+def _opened(path: Path | Media) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Opens a file at its first video stream; FFmpeg's complaints inside become DecodeErrors."""
     try:
-        if path.stat().st_size == 0:
+        if _size(path) == 0:
             raise DecodeError(f"{path}: the file is empty")
         # "file:" keeps a colon in the name from being read as a protocol.
-        with av.open(f"file:{path}", metadata_errors="ignore") as container:
+        target: Any = f"file:{path}" if isinstance(path, Path) else path.open()
+        with av.open(target, "r", metadata_errors="ignore") as container:
             films = (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
             stream = next(films, None)
             if stream is None:
@@ -255,10 +276,10 @@ def _words(problem: Exception) -> str:
     return str(getattr(problem, "strerror", None) or problem)
 
 
-def _refuse_cut_short(path: Path, stream: VideoStream) -> None:
+def _refuse_cut_short(path: Path | Media, stream: VideoStream) -> None:
     """The index of an mp4 says where the last frame ends: beyond the file's end if that was cut."""
     needed = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
-    held = path.stat().st_size
+    held = _size(path)
     if needed > held:
         raise DecodeError(f"{path}: cut short, it holds {held:,} of {needed:,} bytes")
 
@@ -266,40 +287,6 @@ def _refuse_cut_short(path: Path, stream: VideoStream) -> None:
 def _announced_rate(stream: VideoStream) -> float | None:
     rate: Fraction | None = stream.average_rate or stream.guessed_rate
     return float(rate) if rate else None
-
-
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    return round(frame.rotation / 90) % 4
-
-
-def _shown_size(frame: av.VideoFrame, stream: VideoStream) -> tuple[int, int]:
-    """Height and width in square pixels, turned."""
-    aspect = float(stream.sample_aspect_ratio or 1)
-    # Ratios near one come from rounded sizes, absurd ones from broken headers.
-    squeezed = 1 / 4 <= aspect <= 4 and abs(aspect - 1) > 0.02
-    width = round(frame.width * aspect) if squeezed else frame.width
-    return (width, frame.height) if _quarter_turns(frame) % 2 else (frame.height, width)
-
-
-class _Picture:
-    """Turns frames into pixels of one size, that of the first unless given."""
-
-    def __init__(self, stream: VideoStream, size: tuple[int, int] | None) -> None:
-        self.stream, self.size = stream, size
-
-    def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
-        if self.size is None:
-            self.size = _shown_size(frame, self.stream)
-        turns = _quarter_turns(frame)
-        height, width = self.size[::-1] if turns % 2 else self.size
-        transparent = any(component.is_alpha for component in frame.format.components)
-        pixels: np.ndarray = frame.reformat(
-            width=width, height=height, format="rgba" if transparent else "rgb24", interpolation=SCALER, threads=1
-        ).to_ndarray()
-        if transparent:
-            alpha = pixels[..., 3:].astype(np.float32) / 255
-            pixels = (pixels[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
-        return np.rot90(pixels, turns)
 
 
 def _timed(container: InputContainer, stream: VideoStream, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
@@ -333,7 +320,7 @@ def _timed(container: InputContainer, stream: VideoStream, start: float) -> Iter
 
 
 def _pick(
-    path: Path,
+    path: Path | Media,
     timed: Iterator[tuple[float, av.VideoFrame]],
     times: list[float],
     lenience: float,

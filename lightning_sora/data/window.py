@@ -6,6 +6,10 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+# The module, not its names: either of the two may be imported first.
+from lightning_sora.data import decode
+from lightning_sora.data.sources.base import ClipInfo, DecodeError, MediaPath
+
 
 def covering(height: int, width: int, wanted_height: int, wanted_width: int) -> tuple[int, int]:
     """The smallest (height, width) of a picture's own aspect that covers the wanted one."""
@@ -20,6 +24,41 @@ def cut(
     spare = video.shape[1] - height, video.shape[2] - width
     top, left = (margin // 2 if generator is None else draw(margin, generator) for margin in spare)
     return video[:, top : top + height, left : left + width].contiguous()
+
+
+def read_window(
+    place: MediaPath,
+    info: ClipInfo,
+    frames: int,
+    height: int,
+    width: int,
+    *,
+    fps: float | None,
+    generator: torch.Generator,
+    centred: bool,
+    start_frame: int = 0,
+) -> UInt8[Tensor, "frames height width 3"]:
+    """Reads a window of a file, begun at a drawn frame.
+
+    Args:
+        info: what the clip is; its frames begin at ``start_frame`` of the file.
+        centred: cut pictures in the middle, rather than at a drawn place.
+
+    Raises:
+        DecodeError: it does not fit, or cannot be read.
+    """
+    rate = fps or info.fps
+    # In units of the clip's own frames, from the first to the last of the window.
+    span = (frames - 1) / rate * info.fps
+    if span > info.frames - 1 + 1e-6:
+        raise DecodeError(
+            f"{place}: {frames} frames at {rate:g} per second do not fit into its {info.frames} at {info.fps:g}; "
+            "ask for fewer frames or a higher rate"
+        )
+    start = start_frame + draw(int(info.frames - 1 - span + 1e-6), generator)
+    size = covering(info.height, info.width, height, width)
+    video = decode.read_clip(place, start / info.fps, frames, rate, size=size)
+    return cut(video, height, width, None if centred else generator)
 
 
 def draw(largest: int, generator: torch.Generator) -> int:

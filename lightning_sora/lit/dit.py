@@ -148,6 +148,8 @@ class LitDiT(GenerativeModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         data: Any = getattr(self.trainer, "datamodule", None)
+        if getattr(data, "vae_hash", None) is not None:
+            self.check_latents(data.vae_hash)
         if getattr(data, "frames", None) is not None and stage in ("fit", "test"):
             self.judge.check_length(data.frames, data.fps)
 

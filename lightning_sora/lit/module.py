@@ -155,7 +155,8 @@ class LitModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.check_batch(batch)
-        largest = max(grid.size(batch.patch) for grid in batch.layout.grids)
+        patch = self.patch if batch.space == "latent" else batch.patch  # in pixels
+        largest = max(grid.size(patch) for grid in batch.layout.grids)
         if self.native_size is None or largest > self.native_size:
             self.native_size, self.native_fps = largest, batch.fps[0]
 

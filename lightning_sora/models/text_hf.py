@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ class FrozenTransformer(TextEncoder):
     Its weights belong to no checkpoint, optimizer or average of ours: a checkpoint records their
     fingerprint alone, and refuses to load beside other weights. Each caption is encoded once and kept
     on the CPU, the most recent ``memory`` ones; with ``cache``, also as one file per caption, for
-    later runs.
+    later runs; what :meth:`store` wrote there is read.
 
     Args:
         name: a local directory, or a name on the hub.
@@ -66,6 +67,7 @@ class FrozenTransformer(TextEncoder):
         self.dim = int(backbone.config.hidden_size)
         self._fingerprint = _fingerprint(backbone, self.tokenizer, f"{max_tokens} {dtype}")
         self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self._shards: dict[str, Path] | None = None  # where captions of a stored cache are, looked up once
         self._warned = False
         self.register_buffer("_device", torch.empty(0), persistent=False)
 
@@ -111,15 +113,48 @@ class FrozenTransformer(TextEncoder):
     def _path(self, caption: str) -> Path | None:
         if self.cache is None:
             return None
-        key = hashlib.blake2b(caption.encode("utf-8", errors="replace"), digest_size=16).hexdigest()
-        return self.cache / self._fingerprint / f"{key}.safetensors"
+        return self.cache / self._fingerprint / f"{_key(caption)}.safetensors"
 
     def _read(self, caption: str) -> bool:
         path = self._path(caption)
-        if path is None or not path.exists():
+        if path is None:
             return False
-        self._known[caption] = load_file(path)["embedding"]
+        if path.exists():
+            self._known[caption] = load_file(path)["embedding"]
+            return True
+        if self._shards is None:
+            self._shards = {}
+            for shard in sorted(path.parent.glob("shard-*.safetensors")):
+                with safe_open(shard, framework="pt") as content:
+                    self._shards |= dict.fromkeys(content.keys(), shard)
+        if path.stem not in self._shards:
+            return False
+        with safe_open(self._shards[path.stem], framework="pt") as content:
+            self._known[caption] = content.get_tensor(path.stem)
         return True
+
+    def store(self, captions: Sequence[str], folder: Path, per_shard: int = 1024) -> int:
+        """Encodes captions once, into shards under a folder that is then given as ``cache``.
+
+        Returns:
+            how many there are.
+        """
+        home = folder / self._fingerprint
+        home.mkdir(parents=True, exist_ok=True)
+        for first in range(0, len(captions), per_shard):
+            path = home / f"shard-{first:08d}.safetensors"
+            some = captions[first : first + per_shard]
+            keys = [_key(caption) for caption in some]
+            if path.exists():
+                with safe_open(path, framework="pt") as content:
+                    if set(content.keys()) == set(keys):
+                        continue
+            rows = [row for i in range(0, len(some), 64) for row in self._encode(some[i : i + 64])]
+            partial = path.with_suffix(f".{os.getpid()}.partial")
+            tensors = {key: row.contiguous() for key, row in zip(keys, rows, strict=True)}
+            save_file(tensors, partial, metadata={"encoder": self._fingerprint})
+            partial.replace(path)
+        return len(captions)
 
     def _write(self, caption: str, embedding: Tensor) -> None:
         path = self._path(caption)
@@ -146,6 +181,10 @@ class FrozenTransformer(TextEncoder):
                 f"the checkpoint was trained with the text encoder {recorded}, but {self.name!r} with these settings "
                 f"is {self._fingerprint}; use the same weights, tokenizer, max_tokens and dtype"
             )
+
+
+def _key(caption: str) -> str:
+    return hashlib.blake2b(caption.encode("utf-8", errors="replace"), digest_size=16).hexdigest()
 
 
 def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any]:

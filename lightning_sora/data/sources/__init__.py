@@ -2,6 +2,8 @@
 
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, DecodeError, Source
 from lightning_sora.data.sources.folder import FolderSource
+from lightning_sora.data.sources.latents import LatentSource
+from lightning_sora.data.sources.manifest import ManifestSource
 from lightning_sora.data.sources.mixture import MixtureSource
 from lightning_sora.data.sources.world import WorldSource
 from lightning_sora.data.sources.worlds import WorldsSource
@@ -12,6 +14,8 @@ __all__ = [
     "ClipInfo",
     "DecodeError",
     "FolderSource",
+    "LatentSource",
+    "ManifestSource",
     "MixtureSource",
     "Source",
     "WorldSource",

@@ -54,7 +54,7 @@ def read_tables(root: Path, tables: Sequence[Path], files: set[str]) -> dict[str
             if clip_id in notes:
                 raise SoraError(f"{where}: {row[FILE_COLUMN]!r} is listed a second time; keep one row for each file")
             column = next(c for c in CAPTION_COLUMNS if c in row)
-            notes[clip_id] = Note(_text(row, column, where), _split(row, where))
+            notes[clip_id] = Note(_text(row, column, where), split_of(row, where))
     return notes
 
 
@@ -151,7 +151,12 @@ def _text(row: Mapping[str, Any], column: str, where: str) -> str:
     return value.strip()
 
 
-def _split(row: Mapping[str, Any], where: str) -> str | None:
+def split_of(row: Mapping[str, Any], where: str) -> str | None:
+    """The split that a row names, if any.
+
+    Raises:
+        SoraError: an unknown one.
+    """
     value = row.get(SPLIT_COLUMN)
     if value is None or value == "":
         return None

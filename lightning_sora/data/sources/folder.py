@@ -13,12 +13,13 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 # The module, not its names: either of the two may be imported first.
 from lightning_sora.data import decode
+from lightning_sora.data.quarantine import read_quarantine
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, DecodeError, Source
 from lightning_sora.data.sources.captions import SPLIT_NAMES, SPLITS, TABLES, Note, read_sidecar, read_tables
+from lightning_sora.data.window import read_window
 from lightning_sora.errors import SoraError
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class FolderSource(Source):
         seed: accepted by contract; nothing here depends on it.
         captions: "auto" (tables, then sidecars), "metadata" (tables only, at least one), "sidecar", "none".
         held_out: the share of clips that val and test each take out of train where nothing names them.
+        quarantine: a list of ``lightning-sora data check``; what is on it is left out.
         on_error: what to do with files that cannot be probed: "skip" leaves them out with a warning
             that counts them and gives reasons, "raise" stops at the first.
 
@@ -71,6 +73,7 @@ class FolderSource(Source):
         seed: int = 0,
         captions: str = "auto",
         held_out: float = 0.05,
+        quarantine: str | None = None,
         on_error: str = "skip",
     ) -> None:
         if root is None:
@@ -86,9 +89,11 @@ class FolderSource(Source):
         self.root, self.split = Path(root), split
         files, tables = find_media(self.root)
         notes = self._notes(files, tables, captions)
-        found, self.failures = _probe_all(self.root, files, on_error)
+        banned = read_quarantine(quarantine)
+        found, self.failures = _probe_all(self.root, [name for name in files if name not in banned], on_error)
+        self.failures |= {name: f"quarantined: {banned[name]}" for name in files if name in banned}
         if not found:
-            reasons = _listed(self.failures) if self.failures else "it holds no file of a known kind"
+            reasons = listed(self.failures) if self.failures else "it holds no file of a known kind"
             raise SoraError(f"no usable video or image under {self.root}: {reasons}")
         if self.failures:
             log.warning(
@@ -96,7 +101,7 @@ class FolderSource(Source):
                 len(self.failures),
                 len(files),
                 self.root,
-                _listed(self.failures),
+                listed(self.failures),
             )
         splits = assign_splits({i: n.split for i, n in notes.items() if i in found}, found, held_out)
         self.infos: Sequence[ClipInfo] = [
@@ -128,23 +133,17 @@ class FolderSource(Source):
         self, index: int, frames: int, height: int, width: int, *, generator: torch.Generator, fps: float | None
     ) -> Clip:
         info = self.infos[index]
-        path = self.root / info.id
-        rate = fps or info.fps
-        # In units of the clip's own frames, from the first to the last of the window.
-        span = (frames - 1) / rate * info.fps
-        if span > info.frames - 1 + 1e-6:
-            raise DecodeError(
-                f"{path}: {frames} frames at {rate:g} per second do not fit into its {info.frames} at {info.fps:g}; "
-                "ask for fewer frames or a higher rate"
-            )
-        start = _draw(int(info.frames - 1 - span + 1e-6), generator)
-        cover = max(height / info.height, width / info.width)
-        size = (max(height, round(info.height * cover)), max(width, round(info.width * cover)))
-        video = decode.read_clip(path, start / info.fps, frames, rate, size=size)
-        spare = size[0] - height, size[1] - width
-        drawn = [_draw(margin, generator) for margin in spare]
-        top, left = drawn if self.split == "train" else [margin // 2 for margin in spare]
-        return Clip(video[:, top : top + height, left : left + width].contiguous(), info.caption, rate)
+        video = read_window(
+            self.root / info.id,
+            info,
+            frames,
+            height,
+            width,
+            fps=fps,
+            generator=generator,
+            centred=self.split != "train",
+        )
+        return Clip(video, info.caption, fps or info.fps)
 
     def fingerprint(self) -> str:
         """Hash of the ids, sizes, captions, and 64 KiB of either end of every clip of the split.
@@ -235,12 +234,6 @@ def _hash_order(clip_id: str) -> bytes:
     return hashlib.blake2b(clip_id.encode(), digest_size=16).digest()
 
 
-def _draw(largest: int, generator: torch.Generator) -> int:
-    """A whole number from 0 to ``largest``."""
-    drawn: Tensor = torch.randint(largest + 1, (), generator=generator)
-    return int(drawn)
-
-
 @lru_cache(maxsize=1 << 18)
 def _probe(path: Path, size: int, changed: int) -> decode.VideoInfo | DecodeError:
     # The three splits of a folder each ask; a changed file is asked anew.
@@ -273,7 +266,8 @@ def _probe_all(root: Path, files: Sequence[str], on_error: str) -> tuple[dict[st
     return found, failures
 
 
-def _listed(failures: Mapping[str, str]) -> str:
+def listed(failures: Mapping[str, str]) -> str:
+    """Some of the failures with their reasons, and how many more there are."""
     shown = [f"{name} ({reason})" for name, reason in list(failures.items())[:SHOWN_REASONS]]
     more = len(failures) - len(shown)
     return "; ".join(shown) + (f"; and {more} more" if more else "")

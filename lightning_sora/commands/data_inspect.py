@@ -1,0 +1,179 @@
+"""``data inspect``: what a data set holds, and what a size plan would make of it, before a frame is trained on."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_sora.commands.arguments import positive, whole
+from lightning_sora.errors import SoraError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightning_sora.data.plan import BatchPlan
+    from lightning_sora.data.sources import ClipInfo
+
+SPLITS = ("train", "val", "test")
+SHOWN = 12  # grids, reasons
+
+
+def add_parser(actions: Any) -> None:
+    parser = actions.add_parser(
+        "inspect",
+        help="count what a data set holds, and what a size plan would use of it",
+        description="Prints counts, durations, sizes, rates and lengths of captions, the buckets or sequences that a "
+        "size plan would make, and what it would leave out; writes a picture of histograms.",
+    )
+    parser.add_argument("path", nargs="?", metavar="PATH", help="folder, manifest, tar or URL")
+    parser.add_argument("--source", help="spec of the source; default: folder, or manifest where PATH is none")
+    parser.add_argument("--seed", type=int, default=0, help="of the source (default: %(default)s)")
+    parser.add_argument("--sizes", default="bucketed", help="size policy to try (default: %(default)s)")
+    parser.add_argument("--patch", default="4,16,16", help="pixels per token (default: %(default)s)")
+    parser.add_argument("--frames", type=whole, default=17, help="of the longest clips (default: %(default)s)")
+    parser.add_argument("--height", type=whole, default=64, help="pixels (default: %(default)s)")
+    parser.add_argument("--width", type=whole, default=64, help="pixels (default: %(default)s)")
+    parser.add_argument("--fps", type=positive, help="frames per second to resample to; default: each clip's own")
+    parser.add_argument("--batch-size", type=whole, default=8, help="clips of that size (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("outputs/inspect.png"), help="picture (default: %(default)s)")
+    parser.add_argument("--plugins", action="append", default=[], metavar="FILE", help="a file that registers parts")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the tables and writes the picture; returns 0.
+
+    Raises:
+        SoraError: no such data, or a plan that cannot be.
+    """
+    from rich.console import Console
+
+    from lightning_sora.data.plan import BatchPlan
+    from lightning_sora.data.sizes import SIZES, Limits
+    from lightning_sora.data.sources import SOURCES
+    from lightning_sora.plugins import load_packages, load_plugins
+    from lightning_sora.spacetime import PatchSize
+
+    if args.path is None and args.source is None:
+        raise SoraError("nothing to inspect; give PATH, or --source SPEC")
+    try:
+        patch = PatchSize.of([int(n) for n in args.patch.split(",")])
+    except ValueError:
+        raise SoraError(f"--patch {args.patch!r} must be three whole numbers, as 4,16,16") from None
+    load_packages()
+    load_plugins(args.plugins)
+    policy = SIZES.create(args.sizes, Limits(args.frames, args.height, args.width, patch, args.batch_size))
+    spec = args.source or source_for(args.path)
+    sources = {split: SOURCES.create(spec, root=args.path, split=split, seed=args.seed) for split in SPLITS}
+    console = Console()
+    infos = {split: source.infos for split, source in sources.items()}
+    console.print(_summary(infos))
+    train = sources["train"]
+    plan = BatchPlan(
+        train.infos, policy, fps=args.fps, seed=args.seed, order=lambda epoch: train.order(args.seed, epoch)
+    )
+    for table in _plan_tables(plan, args.sizes):
+        console.print(table)
+    _picture([info for some in infos.values() for info in some], plan, args.out)
+    console.print(f"histograms: {args.out}")
+    return 0
+
+
+def source_for(path: str) -> str:
+    """The source that reads a path: a plain folder, or else a manifest."""
+    from lightning_sora.data.manifest import is_plain_folder
+
+    return "folder" if is_plain_folder(path) else "manifest"
+
+
+def _summary(infos: dict[str, Sequence[ClipInfo]]) -> Any:
+    from collections import Counter
+
+    from rich.table import Table
+
+    clips = list({info.id: info for some in infos.values() for info in some}.values())
+    films = [info for info in clips if info.frames > 1]
+    table = Table.grid(padding=(0, 2))
+    table.add_row("clips", f"{len(films)} videos, {len(clips) - len(films)} images")
+    table.add_row("splits", ", ".join(f"{split} {len(some)}" for split, some in infos.items()))
+    if films:
+        seconds = sorted(info.frames / info.fps for info in films)
+        table.add_row("duration", f"{_spread(seconds)} s, {sum(seconds) / 60:.1f} min in all")
+        table.add_row("frames", _spread(sorted(float(info.frames) for info in films)))
+        rates = Counter(f"{info.fps:.4g}" for info in films).most_common(4)
+        table.add_row("rates", ", ".join(f"{rate} ({count})" for rate, count in rates))
+    sizes = Counter(f"{info.width}x{info.height}" for info in clips).most_common(6)
+    table.add_row("sizes", ", ".join(f"{size} ({count})" for size, count in sizes))
+    texts = [text for info in clips for text in (info.caption, *info.alternatives) if text]
+    if texts:
+        words = sorted(float(len(text.split())) for text in texts)
+        table.add_row("captions", f"{len(texts)}, of {_spread(words)} words")
+    table.add_row("without caption", str(sum(not info.caption for info in clips)))
+    return table
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{values[0]:.4g} to {values[-1]:.4g}, median {values[len(values) // 2]:.4g}"
+
+
+def _plan_tables(plan: BatchPlan, sizes: str) -> list[Any]:
+    from rich.table import Table
+
+    patch, usage, batches = plan.policy.limits.patch, plan.usage, plan.epoch(0)
+    use = sum(batch.tokens for batch in batches) / max(1, sum(batch.budget for batch in batches))
+    longest = sum(len(batch.grids) * max(grid.tokens for grid in batch.grids) for batch in batches)
+    shown = sum(grid.size(patch)[0] for batch in batches for grid in batch.grids)
+    there = sum(
+        min(plan.policy.limits.frames, plan.policy.limits.frames_of(plan.infos[i], plan.fps))
+        for batch in batches
+        for i in batch.clips
+    )
+    summary = Table.grid(padding=(0, 2))
+    summary.add_row("size plan", sizes)
+    summary.add_row("batches", f"{len(batches)} of up to {plan.policy.budget:,} tokens, {use:.1%} of which are used")
+    summary.add_row("padding spared", f"{1 - sum(batch.tokens for batch in batches) / max(1, longest):.1%}")
+    summary.add_row("frames lost", f"{1 - shown / max(1, there):.1%} of those that the recipe's length would show")
+    grids = Table("frames", "height", "width", "tokens", "clips", title="sizes of train", title_justify="left")
+    for grid, count in sorted(usage.grids.items(), key=lambda item: (-item[1], item[0]))[:SHOWN]:
+        grids.add_row(*map(str, grid.size(patch)), str(grid.tokens), str(count))
+    if len(usage.grids) > SHOWN:
+        rest = sum(usage.grids.values()) - sum(count for _, count in usage.grids.most_common(SHOWN))
+        grids.add_row("...", "", "", f"{len(usage.grids) - SHOWN} more", str(rest))
+    tables = [summary, grids]
+    if usage.dropped:
+        dropped = Table("left out", "clips", "such as", title=f"{usage.dropped_clips} of {usage.clips} left out")
+        for reason, ids in usage.dropped.items():
+            dropped.add_row(reason, str(len(ids)), ids[0])
+        tables.append(dropped)
+    return tables
+
+
+def _picture(infos: Sequence[ClipInfo], plan: BatchPlan, out: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    films = [info for info in infos if info.frames > 1]
+    patch = plan.policy.limits.patch
+    panels = [
+        ("duration (s)", [info.frames / info.fps for info in films]),
+        ("frames per second", [info.fps for info in films]),
+        ("side (pixels), geometric mean", [(info.height * info.width) ** 0.5 for info in infos]),
+        ("aspect (width / height)", [info.width / info.height for info in infos]),
+        ("words per caption", [float(len(info.caption.split())) for info in infos if info.caption]),
+        ("tokens per clip, as planned", [float(g.tokens) for g, n in plan.usage.grids.items() for _ in range(n)]),
+    ]
+    figure, axes = pyplot.subplots(2, 3, figsize=(11, 6), constrained_layout=True)
+    for axis, (title, values) in zip(axes.flat, panels, strict=True):
+        axis.set_title(title, fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+        if values:
+            axis.hist(values, bins=min(30, max(5, len(set(values)))), color="#3b6ea5")
+            axis.set_ylabel("clips", fontsize=8)
+        else:
+            axis.text(0.5, 0.5, "none", ha="center", va="center", transform=axis.transAxes)
+    figure.suptitle(f"{len(infos)} clips; patches of {patch.frames}x{patch.height}x{patch.width}", fontsize=11)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,174 @@
+"""Cached latents on disk: safetensors shards, and a Parquet table that tells where in them each clip lies.
+
+DIR/cache.json              what made them: VAE hash, recipe, data
+DIR/train.parquet           a row per clip: id, captions, size in pixels, shard, offset, bytes, dtype, shape, facts
+DIR/shards/train-00000000.safetensors
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import save
+from torch import Tensor
+
+from lightning_sora.data.storage import Location, open_file
+from lightning_sora.errors import SoraError
+
+SCHEMA = 1
+HEADER = "cache.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+COLUMNS = (
+    "id", "caption", "alternatives", "frames", "height", "width", "fps", "source", "facts",
+    "shard", "offset", "size", "dtype", "shape",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CachedClip:
+    """What a cache keeps of a clip beside its latent.
+
+    Attributes:
+        frames, height, width: in pixels, of the window that was encoded.
+        facts: JSON, or empty.
+    """
+
+    id: str
+    caption: str
+    alternatives: list[str]
+    frames: int
+    height: int
+    width: int
+    fps: float
+    source: str = ""
+    facts: str = ""
+
+
+def shard_bytes(
+    clips: Sequence[CachedClip], latents: Sequence[Float[Tensor, "t h w channels"]], vae_hash: str, dtype: str
+) -> bytes:
+    """The content of one shard file."""
+    told = {"schema": str(SCHEMA), "vae_hash": vae_hash, "clips": json.dumps([asdict(clip) for clip in clips])}
+    tensors = {f"{place:06d}.latent": latent.to(DTYPES[dtype]).contiguous() for place, latent in enumerate(latents)}
+    return save(tensors, metadata=told)
+
+
+def shard_rows(path: Path, vae_hash: str) -> list[dict[str, Any]]:
+    """The rows of a shard, with the place of each latent in the file.
+
+    Raises:
+        SoraError: cut short, damaged, of another VAE, or written by another version.
+    """
+    with path.open("rb") as file:
+        header, begin = _header(file, path)
+    told = header.pop("__metadata__", {})
+    if told.get("schema") != str(SCHEMA) or told.get("vae_hash") != vae_hash:
+        raise SoraError(f"{path} holds latents of VAE {told.get('vae_hash')}, not {vae_hash}; make the cache anew")
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if path.stat().st_size != begin + end:
+        raise SoraError(
+            f"{path} is cut short: {path.stat().st_size:,} of {begin + end:,} bytes; run `data cache` again"
+        )
+    rows = []
+    for place, clip in enumerate(json.loads(told["clips"])):
+        entry = header[f"{place:06d}.latent"]
+        first, last = entry["data_offsets"]
+        rows.append(
+            {**clip, "shard": path.name, "offset": begin + first, "size": last - first,
+             "dtype": NAMES[entry["dtype"]], "shape": entry["shape"]}
+        )  # fmt: skip
+    return rows
+
+
+def _header(file: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
+    length = int.from_bytes(file.read(8), "little")
+    try:
+        content = file.read(length)
+        if len(content) != length or length > 1 << 28:
+            raise ValueError
+        return json.loads(content), 8 + length
+    except (ValueError, MemoryError, OverflowError):
+        raise SoraError(f"{path} is damaged or cut short; run `data cache` again") from None
+
+
+def table_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """The Parquet table of a split."""
+    import pyarrow
+    import pyarrow.parquet
+
+    whole, text = pyarrow.int64(), pyarrow.string()
+    kinds: dict[str, Any] = dict.fromkeys(COLUMNS, text)
+    kinds |= dict.fromkeys(("frames", "height", "width", "offset", "size"), whole)
+    kinds |= {"fps": pyarrow.float64(), "alternatives": pyarrow.list_(text), "shape": pyarrow.list_(whole)}
+    table = pyarrow.Table.from_pylist(list(rows), schema=pyarrow.schema(list(kinds.items())))
+    content = io.BytesIO()
+    pyarrow.parquet.write_table(table, content)
+    return content.getvalue()
+
+
+def read_table(root: Location, split: str) -> list[dict[str, Any]]:
+    """The rows of a split.
+
+    Raises:
+        SoraError: there is no such table, or it is none of a cache.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    name = f"{split}.parquet"
+    try:
+        with open_file(root, name) as file:
+            table = pyarrow.parquet.read_table(pyarrow.BufferReader(file.read()))
+    except (pyarrow.ArrowInvalid, OSError) as problem:
+        raise SoraError(f"{root}/{name} is not a Parquet table ({problem}); make the cache anew") from problem
+    missing = [column for column in COLUMNS if column not in table.column_names]
+    if missing:
+        raise SoraError(f"{root}/{name} lacks the columns {', '.join(missing)}; it is no table of `data cache`")
+    return table.to_pylist()
+
+
+def read_header(root: Location) -> dict[str, Any]:
+    """What made a cache.
+
+    Raises:
+        SoraError: no cache there, one that is unfinished, or of another version.
+    """
+    try:
+        with open_file(root, HEADER) as file:
+            header = json.loads(file.read())
+    except FileNotFoundError:
+        raise SoraError(
+            f"no cache of latents at {root}: it has no {HEADER}, which `lightning-sora data cache` writes at its "
+            "end; run that to the end, or correct data.root"
+        ) from None
+    except ValueError as problem:
+        raise SoraError(f"{root}/{HEADER} is damaged ({problem}); make the cache anew") from problem
+    if header.get("schema") != SCHEMA:
+        raise SoraError(f"{root} was written by another version (schema {header.get('schema')}, not {SCHEMA})")
+    return header
+
+
+def read_latent(root: Location, row: Mapping[str, Any]) -> Float[Tensor, "t h w channels"]:
+    """One latent, in float32, by one read of its range.
+
+    Raises:
+        SoraError: the shard ends before it.
+    """
+    with open_file(root, f"shards/{row['shard']}") as file:
+        file.seek(row["offset"])
+        content = file.read(row["size"])
+    if len(content) != row["size"]:
+        raise SoraError(f"{root}/shards/{row['shard']} is cut short; run `data cache` again")
+    flat = torch.frombuffer(bytearray(content), dtype=DTYPES[row["dtype"]])
+    if flat.numel() != math.prod(row["shape"]):
+        raise SoraError(f"{root}/shards/{row['shard']} and its table disagree on {row['id']}; make the cache anew")
+    return flat.reshape(row["shape"]).float()

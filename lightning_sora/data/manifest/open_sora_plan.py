@@ -1,0 +1,104 @@
+"""Annotation lists: Open-Sora-Plan's JSON with cuts and crops, and FastVideo's of the same shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_sora.data.manifest.rows import (
+    MANIFESTS,
+    ClipRow,
+    ManifestStyle,
+    Record,
+    distinct,
+    header_of,
+    number,
+    records_of,
+    require,
+    text_of,
+    texts,
+)
+from lightning_sora.data.manifest.tables import located
+from lightning_sora.data.storage import Location, is_remote
+from lightning_sora.errors import SoraError
+
+NAMES = ("videos2caption.json", "data.txt")
+
+
+@MANIFESTS.register("open_sora_plan")
+class OpenSoraPlan(ManifestStyle):
+    """A JSON list of ``{path, cap, resolution, num_frames, fps, cut}``, or a ``data.txt`` of ``ROOT,LIST.json``."""
+
+    needs = (
+        "open_sora_plan needs a JSON list of objects with 'path' and 'cap' (a text or a list of texts); 'resolution' "
+        "{height, width}, 'num_frames', 'fps', 'cut' [first, end] may be there; or a data.txt with lines ROOT,LIST.json"
+    )
+
+    def matches(self, place: Location) -> bool:
+        found = self._file(place)
+        if found is None:
+            return False
+        if str(found).endswith(".txt"):
+            return all(line.rpartition(",")[2].strip().endswith(".json") for line in _lines(found))
+        return {"path", "cap"} <= set(header_of(found))
+
+    def _file(self, place: Location) -> Location | None:
+        if str(place).endswith((".json", "data.txt")):
+            return place
+        if is_remote(place):
+            return None
+        return next((Path(place) / name for name in NAMES if (Path(place) / name).is_file()), None)
+
+    def read(self, place: Location) -> list[ClipRow]:
+        file = self._file(place)
+        if file is None:
+            raise SoraError(f"{place}: {self.needs}")
+        here = str(file).rpartition("/")[0] or "."
+        if not str(file).endswith(".txt"):
+            return distinct(file, self._rows(file, here))
+        rows: list[ClipRow] = []
+        for line in _lines(file):
+            root, comma, listed = line.rpartition(",")
+            if not comma or not listed.strip().endswith(".json"):
+                raise SoraError(f"{file}: the line {line!r} must be ROOT,LIST.json")
+            annotations = located(here, listed.strip())
+            rows += self._rows(annotations, str(located(here, root.strip())))
+        return distinct(file, rows)
+
+    def _rows(self, file: Location, root: str) -> list[ClipRow]:
+        found = []
+        for count, row in enumerate(records_of(file), start=1):
+            require(file, list(row), [("path",), ("cap",)], self.needs)
+            found.append(_annotated(root, row, f"{file}, entry {count}"))
+        return found
+
+
+def _annotated(root: str, row: Record, where: str) -> ClipRow:
+    resolution: Any = row.get("resolution") or {}
+    if not isinstance(resolution, Mapping):
+        raise SoraError(f"{where}: 'resolution' is {resolution!r}; it must be {{height, width}}")
+    first, frames = 0, number(row, "num_frames", where)
+    cut = row.get("cut")
+    if cut is not None:
+        if not isinstance(cut, list) or len(cut) != 2 or not 0 <= cut[0] < cut[1]:
+            raise SoraError(f"{where}: 'cut' is {cut!r}; it must be [first frame, frame after the last]")
+        first, frames = int(cut[0]), int(cut[1]) - int(cut[0])
+    if row.get("crop") is not None:
+        raise SoraError(f"{where}: 'crop' is not read; cut the pictures before, or drop the column")
+    name = str(row["path"])
+    return ClipRow(
+        id=name if cut is None else f"{name}#{first}",
+        place=located(root, name),
+        captions=texts(row["cap"], where),
+        frames=frames,
+        height=number(resolution, "height", where),
+        width=number(resolution, "width", where),
+        fps=number(row, "fps", where, float),
+        start_frame=first,
+        extra={k: v for k, v in row.items() if k not in ("path", "cap", "resolution", "num_frames", "fps", "cut")},
+    )
+
+
+def _lines(file: Location) -> list[str]:
+    return [line.strip() for line in text_of(file).splitlines() if line.strip()]

@@ -1,0 +1,141 @@
+"""Manifests of one table: a row per clip, a column for the file, one for the caption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from lightning_sora.data.manifest.rows import (
+    MANIFESTS,
+    ClipRow,
+    ManifestStyle,
+    Record,
+    distinct,
+    header_of,
+    number,
+    records_of,
+    require,
+    texts,
+)
+from lightning_sora.data.sources.captions import split_of
+from lightning_sora.data.storage import Location, is_remote, join
+from lightning_sora.errors import SoraError
+
+SUFFIXES = (".csv", ".jsonl", ".parquet", ".json")
+SIZES = ("num_frames", "height", "width", "fps")
+
+
+class TableStyle(ManifestStyle):
+    """A table whose columns have fixed names.
+
+    Attributes:
+        file: accepted names of the column with the file.
+        caption: accepted names of the column with the caption or captions.
+        required: columns that must be there too.
+        sizes: of our names, those in the table.
+    """
+
+    file: ClassVar[tuple[str, ...]]
+    caption: ClassVar[tuple[str, ...]]
+    required: ClassVar[tuple[str, ...]] = ()
+    sizes: ClassVar[dict[str, str]] = {name: name for name in SIZES}
+    suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
+    names: ClassVar[tuple[str, ...]] = ()  # of files that a folder of this style holds
+
+    def table(self, place: Location) -> Location | None:
+        """The table of a file or folder."""
+        if Path(str(place)).suffix.lower() in self.suffixes:
+            return place
+        if not is_remote(place):
+            return next((Path(place) / name for name in self.names if (Path(place) / name).is_file()), None)
+        return None
+
+    def matches(self, place: Location) -> bool:
+        table = self.table(place)
+        if table is None:
+            return False
+        found = header_of(table)
+        return all(any(name in found for name in group) for group in self._groups())
+
+    def _groups(self) -> list[tuple[str, ...]]:
+        return [self.file, self.caption, *((name,) for name in self.required)]
+
+    def read(self, place: Location) -> list[ClipRow]:
+        table = self.table(place)
+        if table is None:
+            raise SoraError(f"{place} is no table ({', '.join(self.suffixes)}); {self.needs}")
+        rows = records_of(table)
+        root = str(table).rpartition("/")[0] or "."
+        found = []
+        for count, row in enumerate(rows, start=1):
+            require(table, list(row), self._groups(), self.needs)
+            found.append(self._row(root, row, f"{table}, row {count}"))
+        return distinct(table, found)
+
+    def _row(self, root: str, row: Record, where: str) -> ClipRow:
+        file = row[next(name for name in self.file if name in row)]
+        if not isinstance(file, str) or not file.strip():
+            raise SoraError(f"{where}: the file is {file!r}; it must be a path")
+        column = next(name for name in self.caption if name in row)
+        known = {*self.file, *self.caption, *self.sizes.values(), "split"}
+        sizes = {
+            ours: number(row, theirs, where, float if ours == "fps" else int) for ours, theirs in self.sizes.items()
+        }
+        return ClipRow(
+            id=file.strip(),
+            place=located(root, file.strip()),
+            captions=texts(row[column] if row[column] is not None else "", where),
+            frames=sizes.get("num_frames"),
+            height=sizes.get("height"),
+            width=sizes.get("width"),
+            fps=sizes.get("fps"),
+            split=split_of(row, where),
+            extra={name: value for name, value in row.items() if name not in known},
+        )
+
+
+def located(root: str, file: str) -> Location:
+    """A file as a manifest names it: absolute, a URL, or relative to the manifest's folder."""
+    if is_remote(file) or Path(file).is_absolute():
+        return file
+    return join(root, file)
+
+
+@MANIFESTS.register("videofolder")
+class VideoFolder(TableStyle):
+    """Hugging Face VideoFolder and ImageFolder: ``metadata.csv|jsonl|parquet`` beside the files."""
+
+    needs = "videofolder needs 'file_name' and 'text' or 'caption' (or 'prompt'); 'split' and sizes may be there"
+    file, caption = ("file_name",), ("text", "caption", "prompt")
+    names = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+
+@MANIFESTS.register("open_sora")
+class OpenSora(TableStyle):
+    """Open-Sora's CSV or Parquet; ``num_frames`` 1 is an image."""
+
+    needs = (
+        "open_sora needs 'path' and 'text'; 'num_frames', 'height', 'width', 'fps' (and 'aspect_ratio', 'resolution', "
+        "scores) may be there"
+    )
+    file, caption = ("path",), ("text",)
+    suffixes = (".csv", ".parquet", ".jsonl")
+
+
+@MANIFESTS.register("openvid")
+class OpenVid(TableStyle):
+    """OpenVid-1M's CSV, or one with underscores for spaces."""
+
+    needs = "openvid needs 'video' and 'caption'; 'frame', 'fps', 'seconds' and scores may be there"
+    file, caption = ("video",), ("caption",)
+    sizes: ClassVar[dict[str, str]] = {"num_frames": "frame", "fps": "fps", "height": "height", "width": "width"}
+    suffixes = (".csv", ".parquet")
+
+
+@MANIFESTS.register("ltx")
+class LTXTrainer(TableStyle):
+    """LTX-Video-Trainer's ``dataset.json`` (or CSV, JSON Lines)."""
+
+    needs = "ltx needs 'media_path' and 'caption'"
+    file, caption = ("media_path",), ("caption",)
+    names = ("dataset.json",)

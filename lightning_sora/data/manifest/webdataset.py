@@ -1,0 +1,122 @@
+"""WebDataset tars, addressed by offset: indexed once by their headers, never unpacked."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lightning_sora.data.manifest.rows import MANIFESTS, ClipRow, ManifestStyle, Record, distinct, number, texts
+from lightning_sora.data.sources.captions import split_of
+from lightning_sora.data.storage import ArchiveMember, Location, RemoteFile, is_remote
+from lightning_sora.errors import SoraError
+
+MEDIA = frozenset(
+    {"mp4", "webm", "mkv", "mov", "avi", "gif", "m4v", "mpg", "mpeg", "ts", "jpg", "jpeg", "png", "webp", "bmp"}
+)
+CAPTIONS = ("txt", "text", "caption", "cap", "prompt")
+#: Keys of a member's JSON that may hold the caption.
+CAPTION_KEYS = ("caption", "text", "cap", "prompt", "long_caption", "short_caption")
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+@MANIFESTS.register("webdataset")
+class WebDataset(ManifestStyle):
+    """``{key}.mp4`` or ``.jpg``, ``{key}.txt`` and ``{key}.json`` side by side in tars."""
+
+    needs = (
+        "webdataset needs a .tar, a folder of them, or a pattern such as shards-{000..099}.tar; in it KEY.mp4 (or "
+        "another ending of videos and images) with KEY.txt or a KEY.json that has 'caption' or 'text'"
+    )
+
+    def matches(self, place: Location) -> bool:
+        return bool(shards_of(place))
+
+    def read(self, place: Location) -> list[ClipRow]:
+        shards = shards_of(place)
+        if not shards:
+            raise SoraError(f"{place}: {self.needs}")
+        many = len(shards) > 1
+        return distinct(place, [row for shard in shards for row in _rows(shard, many)])
+
+
+def shards_of(place: Location) -> list[Location]:
+    """The tars that a path, folder, pattern or URL names, in order."""
+    text = str(place)
+    if braces := RANGE.search(text):
+        first, last = braces.groups()
+        names = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
+        return [shard for name in names for shard in shards_of(text[: braces.start()] + name + text[braces.end() :])]
+    if text.endswith(".tar"):
+        return [place]
+    if is_remote(place) or not Path(place).is_dir():
+        return []
+    return sorted(Path(place).glob("*.tar"))
+
+
+def _rows(shard: Location, many: bool) -> list[ClipRow]:
+    state = None if is_remote(shard) else Path(shard).stat().st_mtime_ns if Path(shard).is_file() else None
+    groups: dict[str, dict[str, ArchiveMember]] = {}
+    for member in _members(str(shard), state):
+        folder, _, name = member.member.rpartition("/")
+        key, _, ending = name.partition(".")
+        groups.setdefault(f"{folder}/{key}" if folder else key, {})[ending.lower()] = member
+    rows = []
+    for key, parts in groups.items():
+        film = next((member for ending, member in parts.items() if ending in MEDIA), None)
+        if film is None:
+            continue
+        rows.append(_row(shard, f"{Path(str(shard)).stem}/{key}" if many else key, film, parts))
+    return rows
+
+
+def _row(shard: Location, name: str, film: ArchiveMember, parts: dict[str, ArchiveMember]) -> ClipRow:
+    where = f"{shard}, {name}"
+    found: list[Any] = [_text(parts[ending], where) for ending in CAPTIONS if ending in parts]
+    told: Record = {}
+    if "json" in parts:
+        try:
+            told = json.loads(_text(parts["json"], where))
+        except json.JSONDecodeError as problem:
+            raise SoraError(f"{where}.json: not JSON ({problem.msg})") from problem
+        if not isinstance(told, dict):
+            raise SoraError(f"{where}.json must hold an object in braces")
+        found += [told[key] for key in CAPTION_KEYS if key in told]
+    captions = tuple(dict.fromkeys(text for one in found for text in texts(one, where)))
+    return ClipRow(
+        id=name,
+        place=film,
+        captions=captions,
+        frames=number(told, "num_frames", where),
+        height=number(told, "height", where),
+        width=number(told, "width", where),
+        fps=number(told, "fps", where, float),
+        split=split_of(told, where),
+        extra={key: value for key, value in told.items() if key not in CAPTION_KEYS},
+    )
+
+
+def _text(member: ArchiveMember, where: str) -> str:
+    with member.open() as file:
+        try:
+            return file.read().decode("utf-8-sig")
+        except UnicodeDecodeError as problem:
+            raise SoraError(f"{where}: {member.member} is not UTF-8 text ({problem.reason})") from problem
+
+
+@lru_cache(maxsize=4096)
+def _members(shard: str, state: int | None) -> tuple[ArchiveMember, ...]:
+    """Every file of a tar, by a walk over its headers; the contents are jumped over."""
+    archive: Path | RemoteFile = RemoteFile(shard) if is_remote(shard) else Path(shard)
+    try:
+        opened = archive.open("rb") if isinstance(archive, Path) else archive.open()
+        with opened as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            return tuple(ArchiveMember(archive, info.offset_data, info.size, info.name) for info in tar if info.isreg())
+    except (tarfile.TarError, OSError, EOFError) as problem:
+        raise SoraError(
+            f"{shard}: not a tar that can be read ({problem}); it must be plain, not compressed, as offsets into it "
+            "are kept"
+        ) from problem

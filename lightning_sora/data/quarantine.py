@@ -1,0 +1,41 @@
+"""Lists of files that must not be used, with the reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightning_sora.errors import SoraError
+
+
+def write_quarantine(path: Path, reasons: Mapping[str, str]) -> None:
+    """Writes one JSON object a line: the file, relative to the folder that was checked, and the reason."""
+    lines = [json.dumps({"file": file, "reason": reason}, ensure_ascii=False) for file, reason in reasons.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    # Names need not be valid text.
+    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
+    partial.replace(path)
+
+
+def read_quarantine(path: str | None) -> dict[str, str]:
+    """file -> reason; empty for None.
+
+    Raises:
+        SoraError: no such list, or a line that is none of it.
+    """
+    if path is None:
+        return {}
+    if not Path(path).is_file():
+        raise SoraError(f"no quarantine list at {path}; make one with `lightning-sora data check FOLDER --out {path}`")
+    found = {}
+    lines = Path(path).read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                found[str(row["file"])] = str(row["reason"])
+            except (ValueError, TypeError, KeyError):
+                raise SoraError(f'{path}, line {number}: must be {{"file": ..., "reason": ...}}') from None
+    return found

@@ -1,0 +1,103 @@
+"""Latents that ``lightning-sora data cache`` made, as a source."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from lightning_sora.data.latents import read_header, read_latent, read_table
+from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
+from lightning_sora.data.storage import is_remote, join
+from lightning_sora.errors import SoraError
+from lightning_sora.spacetime import PatchSize
+from lightning_sora.world.config import WorldConfig
+
+
+@SOURCES.register("latents")
+class LatentSource(Source):
+    """Clips as latents of a frozen VAE, each at the size that it was cached at.
+
+    Args:
+        root: the folder of the cache, or its URL.
+        split: "train", "val" or "test".
+        seed: accepted by contract; nothing here depends on it.
+
+    Raises:
+        SoraError: no finished cache there, or its parts disagree.
+    """
+
+    space = "latent"
+
+    def __init__(self, *, root: str | None, split: str = "train", seed: int = 0) -> None:
+        if root is None:
+            raise SoraError("source 'latents' needs a root; give the folder that `lightning-sora data cache` wrote")
+        self.root = root
+        self.header = read_header(root)
+        if split not in self.header["splits"]:
+            raise SoraError(
+                f"the cache {root} has no split {split!r}, only {', '.join(self.header['splits'])}; cache that too"
+            )
+        self.vae_hash, self.vae_stride = self.header["vae_hash"], PatchSize.of(self.header["vae_stride"])
+        self.rows = read_table(root, split)
+        self._check_shards()
+        self.infos: Sequence[ClipInfo] = [
+            ClipInfo(
+                row["id"], row["frames"], row["height"], row["width"], row["fps"], row["caption"],
+                alternatives=tuple(row["alternatives"]), source=row["source"],
+            )
+            for row in self.rows
+        ]  # fmt: skip
+
+    def _check_shards(self) -> None:
+        """Every shard is there and as long as the table says, before anything is trained."""
+        if is_remote(self.root):
+            return  # a question to the store for each shard; reading tells
+        ends: dict[str, int] = {}
+        for row in self.rows:
+            ends[row["shard"]] = max(ends.get(row["shard"], 0), row["offset"] + row["size"])
+        for name, end in ends.items():
+            path: Any = join(self.root, f"shards/{name}")
+            held = path.stat().st_size if path.is_file() else 0
+            if held != end:
+                raise SoraError(f"{path} holds {held:,} of {end:,} bytes; run `lightning-sora data cache` again")
+
+    def load(
+        self, index: int, frames: int, height: int, width: int, *, generator: torch.Generator, fps: float | None
+    ) -> Clip:
+        row, info = self.rows[index], self.infos[index]
+        if (frames, height, width) != (info.frames, info.height, info.width) or fps not in (None, info.fps):
+            raise SoraError(
+                f"{info.id} is cached as {info.frames}x{info.height}x{info.width} at {info.fps:g} frames per "
+                f"second, but {frames}x{height}x{width} at {fps or info.fps:g} are asked for; train at the size of the "
+                "cache, or cache at this one"
+            )
+        return Clip(
+            read_latent(self.root, row), info.caption, info.fps, facts_of(row["facts"]), alternatives=info.alternatives
+        )
+
+    def fingerprint(self) -> str:
+        told = [self.vae_hash, self.header["data"], self.header["dtype"], [row["id"] for row in self.rows]]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def facts_text(facts: Mapping[str, Any] | None) -> str:
+    """Facts as JSON; empty for none."""
+    if facts is None:
+        return ""
+    config = facts.get("config")
+    told = {**facts, "config": vars(config) if isinstance(config, WorldConfig) else None}
+    return json.dumps(told, sort_keys=True)
+
+
+def facts_of(text: str) -> dict[str, Any] | None:
+    """The inverse of :func:`facts_text`."""
+    if not text:
+        return None
+    facts = json.loads(text)
+    if facts.get("config") is not None:
+        facts["config"] = WorldConfig(**facts["config"])
+    return facts

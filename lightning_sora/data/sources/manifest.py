@@ -1,0 +1,182 @@
+"""The clips of a manifest, of any style that the field writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import torch
+
+from lightning_sora.data import decode
+from lightning_sora.data.manifest import ClipRow, read_manifest
+from lightning_sora.data.quarantine import read_quarantine
+from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, DecodeError, MediaPath, Source
+from lightning_sora.data.sources.captions import SPLITS
+from lightning_sora.data.sources.folder import FINGERPRINTED_BYTES, assign_splits, listed
+from lightning_sora.data.storage import RemoteFile, is_remote
+from lightning_sora.data.window import read_window
+from lightning_sora.errors import SoraError
+
+log = logging.getLogger(__name__)
+
+ON_ERROR = ("skip", "raise")
+
+
+@SOURCES.register("manifest")
+class ManifestSource(Source):
+    """Clips that a manifest lists: a table, a list, a tar, a folder of one of these, or the URL of one.
+
+    Sizes that the manifest tells are believed until a clip is read: one that turns out otherwise is refused then, as
+    unreadable. What it does not tell is probed. Splits are those that it names, and otherwise as of the source
+    "folder".
+
+    Args:
+        root: the manifest.
+        split: "train", "val" or "test".
+        seed: accepted by contract; nothing here depends on it.
+        style: of the manifest; "auto" finds out.
+        held_out: the share of clips that val and test each take out of train where nothing names them.
+        quarantine: a list of ``lightning-sora data check``; what is on it is left out.
+        on_error: what to do with files that cannot be probed: "skip" leaves them out with a warning, "raise" stops.
+
+    Attributes:
+        style: as found.
+        failures: clip -> reason, of those left out.
+
+    Raises:
+        SoraError: no manifest, wrong columns, nothing usable.
+        DecodeError: a file cannot be probed and ``on_error`` is "raise".
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | None,
+        split: str = "train",
+        seed: int = 0,
+        style: str = "auto",
+        held_out: float = 0.05,
+        quarantine: str | None = None,
+        on_error: str = "skip",
+    ) -> None:
+        if root is None:
+            raise SoraError("source 'manifest' needs a root; give the manifest, as in --data.root=PATH")
+        if split not in SPLITS or on_error not in ON_ERROR or not 0 < held_out < 0.5:
+            raise SoraError(
+                f"split={split!r} must be of {', '.join(SPLITS)}, on_error={on_error!r} of {', '.join(ON_ERROR)} and "
+                f"held_out={held_out} between 0 and 0.5"
+            )
+        self.root, self.split = root, split
+        self.style, rows = read_manifest(root, style)
+        banned = read_quarantine(quarantine)
+        kept = {row.id: row for row in rows if row.id not in banned}
+        found, self.failures = _described(list(kept.values()), on_error)
+        self.failures |= {row.id: f"quarantined: {banned[row.id]}" for row in rows if row.id in banned}
+        if self.failures:
+            log.warning(
+                "%d of %d clips of %s are left out: %s", len(self.failures), len(rows), root, listed(self.failures)
+            )
+        if not found:
+            raise SoraError(f"no usable clip in {root}: {listed(self.failures)}")
+        splits = assign_splits({i: kept[i].split for i in found}, found, held_out)
+        self.rows = [kept[i] for i in found if split in splits[i]]
+        self.infos: Sequence[ClipInfo] = [_info(row, found[row.id]) for row in self.rows]
+
+    def load(
+        self, index: int, frames: int, height: int, width: int, *, generator: torch.Generator, fps: float | None
+    ) -> Clip:
+        row, info = self.rows[index], self.infos[index]
+        place = media_of(row)
+        true = _probed(place)
+        told = {"frames": row.frames, "height": row.height, "width": row.width}
+        there = {"frames": true.frames - row.start_frame, "height": true.height, "width": true.width}
+        for name, value in told.items():
+            # Frame counts of containers are estimates; sizes are not.
+            if value is not None and (there[name] < value if name == "frames" else there[name] != value):
+                raise DecodeError(f"{place}: the manifest says {name} {value}, but it has {there[name]}")
+        video = read_window(
+            place, info, frames, height, width, fps=fps, generator=generator, centred=self.split != "train",
+            start_frame=row.start_frame,
+        )  # fmt: skip
+        return Clip(video, info.caption, fps or info.fps, alternatives=info.alternatives)
+
+    def fingerprint(self) -> str:
+        """Hash of the rows of the split, with size and 64 KiB of either end of every local file."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.blake2b(f"manifest {self.split}".encode(), digest_size=16)
+        for row, info in zip(self.rows, self.infos, strict=True):
+            told = [info.id, info.frames, info.height, info.width, info.fps, info.caption, info.alternatives]
+            digest.update(json.dumps([*told, row.start_frame]).encode())
+            place = media_of(row)
+            if isinstance(place, Path):
+                size = place.stat().st_size
+                with place.open("rb") as content:
+                    digest.update(f"{size}".encode() + content.read(FINGERPRINTED_BYTES))
+                    content.seek(max(0, size - FINGERPRINTED_BYTES))
+                    digest.update(content.read(FINGERPRINTED_BYTES))
+        return digest.hexdigest()
+
+
+def media_of(row: ClipRow) -> MediaPath:
+    """What is to be opened."""
+    if isinstance(row.place, str | Path):
+        return RemoteFile(str(row.place)) if is_remote(row.place) else Path(row.place)
+    return row.place
+
+
+def _info(row: ClipRow, video: decode.VideoInfo) -> ClipInfo:
+    first, *others = row.captions or ("",)
+    return ClipInfo(
+        row.id, video.frames, video.height, video.width, video.fps, first, row.split, alternatives=tuple(others)
+    )
+
+
+@lru_cache(maxsize=1 << 16)
+def _probe(place: Hashable) -> decode.VideoInfo:
+    return decode.probe(place)  # type: ignore[arg-type]
+
+
+def _probed(place: MediaPath) -> decode.VideoInfo:
+    """What a file is, asked once: a manifest's files do not change while it is trained on."""
+    assert isinstance(place, Hashable)
+    return _probe(place)
+
+
+def _described(rows: Sequence[ClipRow], on_error: str) -> tuple[dict[str, decode.VideoInfo], dict[str, str]]:
+    """What each clip is, as the manifest tells or as the file does."""
+
+    def look(row: ClipRow) -> decode.VideoInfo | DecodeError:
+        place = media_of(row)
+        if isinstance(place, Path) and not place.is_file():
+            return DecodeError(f"{place}: no such file")
+        rate = decode.STILL_FPS if row.frames == 1 else row.fps
+        if row.frames is not None and row.height is not None and row.width is not None and rate is not None:
+            return decode.VideoInfo(row.frames, row.height, row.width, rate)
+        try:
+            true = _probed(place)
+        except DecodeError as problem:
+            return problem
+        frames = row.frames or true.frames - row.start_frame
+        return decode.VideoInfo(frames, row.height or true.height, row.width or true.width, row.fps or true.fps)
+
+    found: dict[str, decode.VideoInfo] = {}
+    failures: dict[str, str] = {}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for row, answer in zip(rows, pool.map(look, rows), strict=True):
+            if isinstance(answer, decode.VideoInfo):
+                found[row.id] = answer
+            elif on_error == "raise":
+                pool.shutdown(cancel_futures=True)
+                raise answer
+            else:
+                failures[row.id] = str(answer).removeprefix(f"{media_of(row)}: ")
+    return found, failures

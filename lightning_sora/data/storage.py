@@ -1,0 +1,163 @@
+"""Where bytes lie: on a disk, behind a URL, inside a tar. Remote files are read by ranges, never as a whole."""
+
+from __future__ import annotations
+
+import io
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lightning_sora.data.sources.base import DecodeError, Media
+from lightning_sora.errors import SoraError
+
+#: A folder or file: a path, or a URL of any protocol of fsspec ("s3://", "https://", "gs://", "memory://").
+Location = str | Path
+BLOCK = 1 << 18  # bytes that a remote read fetches at least
+TRIES = 3
+MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+
+def is_remote(location: Location) -> bool:
+    """Whether a location is a URL."""
+    return "://" in str(location)
+
+
+def join(root: Location, name: str) -> Location:
+    """A file under a folder."""
+    return f"{str(root).rstrip('/')}/{name}" if is_remote(root) else Path(root) / name
+
+
+def open_file(root: Location, name: str) -> AbstractContextManager[BinaryIO]:
+    """Opens a file under a folder for reading.
+
+    Raises:
+        FileNotFoundError: there is none.
+        SoraError: the store cannot be reached.
+    """
+    place = join(root, name)
+    return place.open("rb") if isinstance(place, Path) else RemoteFile(str(place)).open()
+
+
+@dataclass(frozen=True)
+class RemoteFile(Media):
+    """A file behind a URL.
+
+    Attributes:
+        url: what fsspec opens.
+    """
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        return self.url
+
+    @property
+    def size(self) -> int:
+        filesystem, path = self._found()
+        return int(_tried(self.url, lambda: filesystem.size(path)) or 0)
+
+    def open(self) -> BinaryIO:
+        filesystem, path = self._found()
+        return _tried(self.url, lambda: filesystem.open(path, "rb", block_size=BLOCK, cache_type="readahead"))
+
+    def _found(self) -> tuple[Any, str]:
+        # By URL, in the process that reads: file systems hold connections, which do not cross processes.
+        import fsspec
+
+        try:
+            return fsspec.core.url_to_fs(self.url)
+        except ValueError as problem:
+            raise SoraError(
+                f"{self.url}: {problem}; give a path, or a URL of a protocol that fsspec knows"
+            ) from problem
+        except ImportError as problem:
+            raise SoraError(f"{self.url} needs a package that is not installed: {problem}") from problem
+
+
+@dataclass(frozen=True)
+class ArchiveMember(Media):
+    """A file that lies as it is inside another, such as a tar.
+
+    Attributes:
+        archive: the file that holds it.
+        offset, length: where.
+        member: its name in there.
+    """
+
+    archive: Path | RemoteFile
+    offset: int
+    length: int
+    member: str
+
+    def __str__(self) -> str:
+        return f"{self.archive}/{self.member}"
+
+    @property
+    def name(self) -> str:
+        return str(self)
+
+    @property
+    def size(self) -> int:
+        return self.length
+
+    def open(self) -> BinaryIO:
+        return io.BufferedReader(
+            _Window(
+                self.archive.open("rb") if isinstance(self.archive, Path) else self.archive.open(),
+                self.offset,
+                self.length,
+            )
+        )
+
+
+class _Window(io.RawIOBase):
+    """A part of a file, as a file."""
+
+    def __init__(self, file: BinaryIO, offset: int, length: int) -> None:
+        self.file, self.offset, self.length, self.place = file, offset, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.length}[whence]
+        self.place = max(0, base + offset)
+        return self.place
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), self.length - self.place))
+        self.file.seek(self.offset + self.place)
+        content = self.file.read(count)
+        buffer[: len(content)] = content
+        self.place += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.file.close()
+        super().close()
+
+
+def _tried(url: str, act: Any) -> Any:
+    """Asks a store, a few times where it fails in passing."""
+    for attempt in range(TRIES):
+        try:
+            return act()
+        except MISSING:
+            raise
+        except (OSError, TimeoutError) as problem:
+            if attempt == TRIES - 1:
+                raise DecodeError(
+                    f"{url}: cannot be read ({' '.join(str(problem).split()) or type(problem).__name__})"
+                ) from problem
+            time.sleep(0.2 * 2**attempt)
+    raise AssertionError("the last try returns or raises")
