@@ -71,8 +71,8 @@ def page(plan: Plan, scores: dict[tuple[str, bool, int], dict[str, float]]) -> s
     lines = [
         "# Recaptioning: what training captions, and expanded prompts, do to prompt adherence",
         "",
-        f"`python benchmarks/recaptioning.py`, {date.today()}; seeds {list(plan.seeds)}, {plan.budget}, 128 held-out prompts;",
-        "differences are paired by seed, with 95 % intervals of Student's t, not corrected for the number of arms.",
+        f"`python benchmarks/recaptioning.py`, {date.today()}; seeds {list(plan.seeds)}, {plan.budget}, 128 held-out",
+        "prompts; differences are paired by seed, with 95 % intervals of Student's t, not corrected for the number of arms.",
         "",
         "| training captions | prompts | adherence | colour | shape | size | motion | minus alt texts, short prompts |",
         "|---|---|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Decodes many files in processes of their own, so that one which kills or hangs its decoder costs that process alone."""
+"""Decodes many files in processes of their own: a file that kills or hangs its decoder costs one process alone."""
 
 from __future__ import annotations
 
@@ -68,10 +68,11 @@ class _Worker:
 
     def answer(self, seconds: float) -> tuple[int, Answer] | None:
         """What came of the file that it has, if anything by now."""
-        assert self.place is not None
+        place = self.place
+        assert place is not None
         try:
             if self.pipe.poll():
-                found = self.place, self.pipe.recv()
+                found = place, self.pipe.recv()
                 self.place, self.started = None, True
                 return found
             reason = ""
@@ -86,7 +87,7 @@ class _Worker:
         if not reason:
             return None
         self.end()
-        return self.place, reason
+        return place, reason
 
     def end(self) -> None:
         self.dead = True
