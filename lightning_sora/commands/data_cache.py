@@ -15,6 +15,7 @@ from lightning_sora.errors import SoraError
 if TYPE_CHECKING:
     from lightning_sora.data.datamodule import SpacetimeDataModule
     from lightning_sora.data.plan import BatchPlan
+    from lightning_sora.models.text_hf import FrozenTransformer
     from lightning_sora.models.vae import VideoVAE
 
 SPLITS = ("train", "val", "test")
@@ -48,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from lightning_sora.commands.planning import resolve
     from lightning_sora.commands.shards import Shard, claim, run_shards, write_whole
-    from lightning_sora.data.latents import HEADER, SCHEMA, shard_rows, table_bytes
+    from lightning_sora.data.latents import HEADER, SCHEMA, shard_rows, shard_skipped, table_bytes
+    from lightning_sora.data.recaptions import read_captions
     from lightning_sora.lit.captioners import checkpoint_of
     from lightning_sora.plugins import load_packages, load_plugins
 
@@ -59,7 +61,10 @@ def run(args: argparse.Namespace) -> int:
     load_plugins(args.plugins)
     recipe = resolve(args.config, _overrides(args.overrides))
     options = recipe["data"]["init_args"]
-    source = args.vae or (recipe["model"].get("init_args") or {}).get("vae", "")
+    source = args.vae or (recipe["model"].get("init_args") or {}).get("vae")
+    if not source:
+        raise SoraError(f"{args.config} names no model.vae; give the checkpoint of a LitVAE run by --vae")
+    encoder = None if args.text is None else _frozen(args.text)
     path = checkpoint_of(source)
     vae = _vae(path, args.device)
     if any(p % s for p, s in zip(options["patch"], vae.stride, strict=True)):
@@ -67,11 +72,13 @@ def run(args: argparse.Namespace) -> int:
             f"data.patch={options['patch']} is no multiple of the stride {list(vae.stride)} of the VAE {path}"
         )
     data = _data(json.dumps(options, sort_keys=True))
+    for split in wanted:
+        _refuse_what_varies(data, split)
     what = {key: options[key] for key in sorted(options) if key not in ("num_workers", "captions", "caption_share")}
     identity = {
         "vae": vae.fingerprint(),
-        "recipe's data": what,
-        "data": {split: data.source(split).fingerprint() for split in wanted},
+        **{f"data.{key}": value for key, value in what.items()},
+        "fingerprint": {split: data.source(split).fingerprint() for split in wanted},
         "dtype": args.dtype,
         "shard clips": args.shard_clips,
         "splits": wanted,
@@ -96,21 +103,27 @@ def run(args: argparse.Namespace) -> int:
         shards, "lightning_sora.commands.data_cache:cache_shard", engine=args.engine, intact=intact,
         label="encoding", logs=args.out / "logs", plugins=args.plugins,
     )  # fmt: skip
-    counts = {}
+    counts: dict[str, int] = {}
+    skipped: dict[str, list[str]] = {}
+    captions = {""}
     for split in wanted:
         files = [shard.path for shard in shards if shard.path.name.startswith(f"{split}-")]
         rows = [row for file in files for row in shard_rows(file, vae.fingerprint())]
         write_whole(args.out / f"{split}.parquet", table_bytes(rows))
         counts[split] = len(rows)
-        left_out = len(data.source(split).infos) - len(rows)
-        print(
-            f"{split}: {len(rows)} clips"
-            + (f", {left_out} left out: unreadable, or of no usable size" if left_out else "")
-        )
-    if args.text is not None:
-        _cache_text(args.text, data, wanted, args.out / "text")
+        skipped[split] = [reason for file in files for reason in shard_skipped(file, vae.fingerprint())]
+        captions.update(caption for row in rows for caption in (row["caption"], *row["alternatives"]))
+        print(f"{split}: {len(rows)} clips, {len(skipped[split])} unreadable")
+        for reason in skipped[split]:
+            print(f"  left out: {reason}")
+    if encoder is not None:
+        if options.get("captions"):
+            captions.update(caption for caption, _ in read_captions(Path(options["captions"])).values())
+        count = encoder.store(sorted(captions), args.out / "text")
+        print(f"text: {count} captions; use them with text=\"hf(name=..., cache='{args.out / 'text'}')\"")
     header = {"schema": SCHEMA, "vae_hash": vae.fingerprint(), "vae": path, "vae_stride": list(vae.stride),
-              "channels": vae.latent_channels, "dtype": args.dtype, "splits": counts, "data": identity["data"],
+              "channels": vae.latent_channels, "dtype": args.dtype, "splits": counts, "skipped": skipped,
+              "data": identity["fingerprint"],
               "recipe": what, "text": args.text}  # fmt: skip
     # Last: a cache without it is not finished.
     write_whole(args.out / HEADER, json.dumps(header, indent=1, sort_keys=True).encode())
@@ -120,8 +133,6 @@ def run(args: argparse.Namespace) -> int:
 
 def cache_shard(work: Mapping[str, Any], path: Path) -> None:
     """Encodes the clips of one shard; those that cannot be read are left out."""
-    import logging
-
     import torch
 
     from lightning_sora.commands.shards import write_whole
@@ -132,13 +143,13 @@ def cache_shard(work: Mapping[str, Any], path: Path) -> None:
 
     data, vae = _data(json.dumps(work["data"], sort_keys=True)), _vae(work["vae"], work["device"])
     source, plan = data.source(work["split"]), _plan(data, work["split"])
-    clips, latents = [], []
+    clips, latents, skipped = [], [], []
     for index in sorted(plan.grids)[work["first"] : work["first"] + work["clips"]]:
         info, size = source.infos[index], plan.grids[index].size(data.patch)
         try:
             clip = source.load(index, *size, generator=generator(data.seed, "crop", info.id, 0), fps=data.fps)
         except DecodeError as problem:
-            logging.getLogger(__name__).warning("left out: %s", problem)
+            skipped.append(f"{info.id}: {problem}")
             continue
         pixels = (clip.video.to(work["device"]).float() / 127.5 - 1).movedim(-1, 0)[None]
         # One at a time: in a batch, sums may be rounded otherwise, and the bytes depend on its size.
@@ -146,10 +157,10 @@ def cache_shard(work: Mapping[str, Any], path: Path) -> None:
             latents.append(vae.encode_latent(pixels)[0].movedim(0, -1).cpu())
         told = facts_text(clip.facts)
         clips.append(CachedClip(info.id, clip.caption, list(clip.alternatives), *size, clip.fps, info.source, told))
-    write_whole(path, shard_bytes(clips, latents, vae.fingerprint(), work["dtype"]))
+    write_whole(path, shard_bytes(clips, latents, vae.fingerprint(), work["dtype"], skipped))
 
 
-def _cache_text(spec: str, data: SpacetimeDataModule, splits: list[str], folder: Path) -> None:
+def _frozen(spec: str) -> FrozenTransformer:
     from lightning_sora.models.text import TEXT_ENCODERS
     from lightning_sora.models.text_hf import FrozenTransformer
 
@@ -158,21 +169,25 @@ def _cache_text(spec: str, data: SpacetimeDataModule, splits: list[str], folder:
         raise SoraError(
             f"--text {spec}: it learns with the model, so that its embeddings cannot be kept; name a frozen one"
         )
-    captions = {""}
-    for split in splits:
-        source = data.source(split)
-        for index, info in enumerate(source.infos):
-            captions |= {info.caption or _caption(source, index, data), *info.alternatives}
-    count = encoder.store(sorted(captions), folder)
-    print(f"text: {count} captions; use them with text=\"hf(name=..., cache='{folder}')\"")
+    return encoder
 
 
-def _caption(source: Any, index: int, data: SpacetimeDataModule) -> str:
-    """The caption of a clip whose source makes it up as it is loaded."""
-    import torch
+def _refuse_what_varies(data: SpacetimeDataModule, split: str) -> None:
+    """A cache keeps one latent per clip, each of equal standing."""
+    from lightning_sora.data.sizes import Bucketed
+    from lightning_sora.data.sources import Source
 
-    patch = data.patch
-    return source.load(index, 1, patch.height, patch.width, generator=torch.Generator(), fps=data.fps).caption
+    if type(data.source(split)).order is not Source.order:
+        raise SoraError(
+            f"data.source={data.spec!r} draws its clips by shares, which a cache cannot keep; cache each of its "
+            "sources by itself, then train on a mixture of caches: \"latents(root='DIR')\""
+        )
+    policy = data.sizes if split == "train" else data.eval_sizes
+    if isinstance(policy, Bucketed) and policy.keep:
+        raise SoraError(
+            "data.sizes draws a clip's bucket anew at every visit (keep=...), but a cache keeps a clip at one size; "
+            "leave keep out"
+        )
 
 
 def _overrides(given: list[str]) -> dict[str, str]:

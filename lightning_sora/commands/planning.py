@@ -22,6 +22,7 @@ from lightning_sora.ablation.matching import DEPTH, HEADS, MLP, WIDTH, Cost, Mat
 from lightning_sora.ablation.plan import Plan, Stage
 from lightning_sora.ablation.record import Design, PlannedArm, PlannedTrial
 from lightning_sora.commands.train import SoraCLI, find_class, parsing
+from lightning_sora.data.plan import PlanSampler
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.module import LitModule, count_parameters
 from lightning_sora.spacetime import SpacetimeBatch
@@ -33,6 +34,7 @@ Recipe = dict[str, Any]
 ELSEWHERE = ("tracking.", "checkpoint.dirpath", "trainer.default_root_dir", "trainer.enable_progress_bar", "ckpt_path")
 #: Set per arm where the number of steps meets the budget.
 STEPS = ("trainer.max_steps", "trainer.val_check_interval")
+TYPICAL = 24  # batches that stand for an epoch of mixed sizes
 CALIBRATION_STEPS, CALIBRATION_WARMUP, CALIBRATION_ROUNDS = 12, 4, 2
 
 
@@ -111,6 +113,7 @@ class Planner:
         self._refuse_wired_seeds()
         self.matches: dict[str, Match] = {}
         self._resolved: dict[str, Recipe] = {}
+        self._typical: dict[str, list[SpacetimeBatch]] = {}
 
     def _refuse_wired_seeds(self) -> None:
         if self.plan.factor.split(".")[-1] in ("seed", "seed_everything", "source_seed"):
@@ -167,11 +170,20 @@ class Planner:
         model.check_patch(data.patch)
         return model, data
 
-    @cached_property
-    def _batch(self) -> SpacetimeBatch:
-        """A typical batch: the first of the base recipe's training."""
-        data = find_class(self._base["data"]["class_path"], pl.LightningDataModule)(**self._base["data"]["init_args"])
-        return next(iter(data.loader("train")))
+    def _batches(self, recipe: Recipe) -> list[SpacetimeBatch]:
+        """Typical batches of a recipe's training: the first; or some, evenly over an epoch, where sizes are mixed."""
+        key = json.dumps(recipe["data"], sort_keys=True, default=str)
+        if key not in self._typical:
+            options = recipe["data"]["init_args"]
+            data: Any = find_class(recipe["data"]["class_path"], pl.LightningDataModule)(**options)
+            loader = data.loader("train")
+            planned = loader.sampler.plan.epoch(0) if isinstance(loader.sampler, PlanSampler) else []
+            if len({batch.grids for batch in planned}) <= 1:
+                self._typical[key] = [next(iter(loader))]
+            else:
+                places = [k * len(planned) // TYPICAL for k in range(min(TYPICAL, len(planned)))]
+                self._typical[key] = [loader.dataset[planned[place]] for place in places]
+        return self._typical[key]
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -194,7 +206,9 @@ class Planner:
         model, _ = self.module(recipe)
         trainer = self._base["trainer"]
         per_step = int(trainer.get("accumulate_grad_batches") or 1) * _processes(trainer)
-        flops, tokens = model.training_flops(self._batch), self._batch.layout.total
+        batches = self._batches(recipe if self.plan.factor.startswith("data.") else self._base)
+        flops = sum(model.training_flops(batch) for batch in batches) // len(batches)
+        tokens = sum(model.training_tokens(batch) for batch in batches) // len(batches)
         return Cost(count_parameters(model), flops * per_step, tokens * per_step)
 
     def seconds(self) -> dict[str, float]:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
-from lightning_sora.data.storage import Location, open_file
+from lightning_sora.data import storage  # as a module: it imports the sources, which import this file
 from lightning_sora.errors import SoraError
 
 SCHEMA = 1
@@ -54,12 +54,26 @@ class CachedClip:
 
 
 def shard_bytes(
-    clips: Sequence[CachedClip], latents: Sequence[Float[Tensor, "t h w channels"]], vae_hash: str, dtype: str
+    clips: Sequence[CachedClip],
+    latents: Sequence[Float[Tensor, "t h w channels"]],
+    vae_hash: str,
+    dtype: str,
+    skipped: Sequence[str] = (),
 ) -> bytes:
-    """The content of one shard file."""
-    told = {"schema": str(SCHEMA), "vae_hash": vae_hash, "clips": json.dumps([asdict(clip) for clip in clips])}
+    """The content of one shard file, the same in every process.
+
+    Args:
+        skipped: why clips are left out, each "id: reason".
+    """
+    told = {"schema": SCHEMA, "vae_hash": vae_hash, "clips": [asdict(clip) for clip in clips], "skipped": list(skipped)}
     tensors = {f"{place:06d}.latent": latent.to(DTYPES[dtype]).contiguous() for place, latent in enumerate(latents)}
-    return save(tensors, metadata=told)
+    # One key: safetensors writes several in an order that differs from process to process.
+    return save(tensors, metadata={"cache": json.dumps(told, sort_keys=True)})
+
+
+def shard_skipped(path: Path, vae_hash: str) -> list[str]:
+    """The clips that a shard leaves out because they cannot be read, each "id: reason"."""
+    return _read_shard(path, vae_hash)[0]["skipped"]
 
 
 def shard_rows(path: Path, vae_hash: str) -> list[dict[str, Any]]:
@@ -68,18 +82,9 @@ def shard_rows(path: Path, vae_hash: str) -> list[dict[str, Any]]:
     Raises:
         SoraError: cut short, damaged, of another VAE, or written by another version.
     """
-    with path.open("rb") as file:
-        header, begin = _header(file, path)
-    told = header.pop("__metadata__", {})
-    if told.get("schema") != str(SCHEMA) or told.get("vae_hash") != vae_hash:
-        raise SoraError(f"{path} holds latents of VAE {told.get('vae_hash')}, not {vae_hash}; make the cache anew")
-    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if path.stat().st_size != begin + end:
-        raise SoraError(
-            f"{path} is cut short: {path.stat().st_size:,} of {begin + end:,} bytes; run `data cache` again"
-        )
+    told, header, begin = _read_shard(path, vae_hash)
     rows = []
-    for place, clip in enumerate(json.loads(told["clips"])):
+    for place, clip in enumerate(told["clips"]):
         entry = header[f"{place:06d}.latent"]
         first, last = entry["data_offsets"]
         rows.append(
@@ -87,6 +92,21 @@ def shard_rows(path: Path, vae_hash: str) -> list[dict[str, Any]]:
              "dtype": NAMES[entry["dtype"]], "shape": entry["shape"]}
         )  # fmt: skip
     return rows
+
+
+def _read_shard(path: Path, vae_hash: str) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """What a shard tells, where its tensors are, and where they begin."""
+    with path.open("rb") as file:
+        header, begin = _header(file, path)
+    told = json.loads(header.pop("__metadata__", {}).get("cache", "{}"))
+    if told.get("schema") != SCHEMA or told.get("vae_hash") != vae_hash:
+        raise SoraError(f"{path} holds latents of VAE {told.get('vae_hash')}, not {vae_hash}; make the cache anew")
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if path.stat().st_size != begin + end:
+        raise SoraError(
+            f"{path} is cut short: {path.stat().st_size:,} of {begin + end:,} bytes; run `data cache` again"
+        )
+    return told, header, begin
 
 
 def _header(file: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
@@ -115,7 +135,7 @@ def table_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return content.getvalue()
 
 
-def read_table(root: Location, split: str) -> list[dict[str, Any]]:
+def read_table(root: storage.Location, split: str) -> list[dict[str, Any]]:
     """The rows of a split.
 
     Raises:
@@ -126,7 +146,7 @@ def read_table(root: Location, split: str) -> list[dict[str, Any]]:
 
     name = f"{split}.parquet"
     try:
-        with open_file(root, name) as file:
+        with storage.open_file(root, name) as file:
             table = pyarrow.parquet.read_table(pyarrow.BufferReader(file.read()))
     except (pyarrow.ArrowInvalid, OSError) as problem:
         raise SoraError(f"{root}/{name} is not a Parquet table ({problem}); make the cache anew") from problem
@@ -136,14 +156,14 @@ def read_table(root: Location, split: str) -> list[dict[str, Any]]:
     return table.to_pylist()
 
 
-def read_header(root: Location) -> dict[str, Any]:
+def read_header(root: storage.Location) -> dict[str, Any]:
     """What made a cache.
 
     Raises:
         SoraError: no cache there, one that is unfinished, or of another version.
     """
     try:
-        with open_file(root, HEADER) as file:
+        with storage.open_file(root, HEADER) as file:
             header = json.loads(file.read())
     except FileNotFoundError:
         raise SoraError(
@@ -157,13 +177,13 @@ def read_header(root: Location) -> dict[str, Any]:
     return header
 
 
-def read_latent(root: Location, row: Mapping[str, Any]) -> Float[Tensor, "t h w channels"]:
+def read_latent(root: storage.Location, row: Mapping[str, Any]) -> Float[Tensor, "t h w channels"]:
     """One latent, in float32, by one read of its range.
 
     Raises:
         SoraError: the shard ends before it.
     """
-    with open_file(root, f"shards/{row['shard']}") as file:
+    with storage.open_file(root, f"shards/{row['shard']}") as file:
         file.seek(row["offset"])
         content = file.read(row["size"])
     if len(content) != row["size"]:

@@ -66,6 +66,8 @@ class FrozenTransformer(TextEncoder):
         self._hidden: tuple[nn.Module] = (backbone.requires_grad_(False).eval(),)
         self.dim = int(backbone.config.hidden_size)
         self._fingerprint = _fingerprint(backbone, self.tokenizer, f"{max_tokens} {dtype}")
+        if self.cache is not None:
+            self._refuse_stored_by_another(self.cache)
         self._known: OrderedDict[str, Tensor] = OrderedDict()
         self._shards: dict[str, Path] | None = None  # where captions of a stored cache are, looked up once
         self._warned = False
@@ -133,6 +135,15 @@ class FrozenTransformer(TextEncoder):
             self._known[caption] = content.get_tensor(path.stem)
         return True
 
+    def _refuse_stored_by_another(self, cache: Path) -> None:
+        stored = {shard.parent.name for shard in cache.glob("*/shard-*.safetensors")}
+        if stored and self._fingerprint not in stored:
+            raise SoraError(
+                f"{cache} holds embeddings of the text encoder {' and '.join(sorted(stored))}, but {self.name!r} with "
+                f"these settings is {self._fingerprint}; use the same weights, max_tokens and dtype, or another cache"
+            )
+
+    @torch.no_grad()
     def store(self, captions: Sequence[str], folder: Path, per_shard: int = 1024) -> int:
         """Encodes captions once, into shards under a folder that is then given as ``cache``.
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from lightning_sora.data.latents import read_header, read_latent, read_table
+# As modules, not names: these two import the sources' base class, and with it this file.
+from lightning_sora.data import latents as cache
+from lightning_sora.data import storage
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
-from lightning_sora.data.storage import is_remote, join
 from lightning_sora.errors import SoraError
 from lightning_sora.spacetime import PatchSize
 from lightning_sora.world.config import WorldConfig
@@ -36,13 +37,13 @@ class LatentSource(Source):
         if root is None:
             raise SoraError("source 'latents' needs a root; give the folder that `lightning-sora data cache` wrote")
         self.root = root
-        self.header = read_header(root)
+        self.header = cache.read_header(root)
         if split not in self.header["splits"]:
             raise SoraError(
                 f"the cache {root} has no split {split!r}, only {', '.join(self.header['splits'])}; cache that too"
             )
         self.vae_hash, self.vae_stride = self.header["vae_hash"], PatchSize.of(self.header["vae_stride"])
-        self.rows = read_table(root, split)
+        self.rows = cache.read_table(root, split)
         self._check_shards()
         self.infos: Sequence[ClipInfo] = [
             ClipInfo(
@@ -53,31 +54,45 @@ class LatentSource(Source):
         ]  # fmt: skip
 
     def _check_shards(self) -> None:
-        """Every shard is there and as long as the table says, before anything is trained."""
-        if is_remote(self.root):
+        """Every shard is there, whole, of this VAE, and as the table says, before anything is trained."""
+        if storage.is_remote(self.root):
             return  # a question to the store for each shard; reading tells
-        ends: dict[str, int] = {}
+        wanted: dict[str, list[dict[str, Any]]] = {}
         for row in self.rows:
-            ends[row["shard"]] = max(ends.get(row["shard"], 0), row["offset"] + row["size"])
-        for name, end in ends.items():
-            path: Any = join(self.root, f"shards/{name}")
-            held = path.stat().st_size if path.is_file() else 0
-            if held != end:
-                raise SoraError(f"{path} holds {held:,} of {end:,} bytes; run `lightning-sora data cache` again")
+            wanted.setdefault(row["shard"], []).append(row)
+        for name, rows in wanted.items():
+            path: Any = storage.join(self.root, f"shards/{name}")
+            if not path.is_file():
+                raise SoraError(f"{path} is missing; run `lightning-sora data cache` again")
+            if cache.shard_rows(path, str(self.vae_hash)) != rows:
+                raise SoraError(f"{path} and its table disagree; delete both and run `lightning-sora data cache` again")
+
+    def prepare(self, sizes: Mapping[int, tuple[int, int, int]], fps: float | None) -> None:
+        """Refuses sizes that are not those of the cache, before anything is trained."""
+        for index, size in sizes.items():
+            self._check_size(index, size, fps)
 
     def load(
         self, index: int, frames: int, height: int, width: int, *, generator: torch.Generator, fps: float | None
     ) -> Clip:
+        self._check_size(index, (frames, height, width), fps)
         row, info = self.rows[index], self.infos[index]
-        if (frames, height, width) != (info.frames, info.height, info.width) or fps not in (None, info.fps):
-            raise SoraError(
-                f"{info.id} is cached as {info.frames}x{info.height}x{info.width} at {info.fps:g} frames per "
-                f"second, but {frames}x{height}x{width} at {fps or info.fps:g} are asked for; train at the size of the "
-                "cache, or cache at this one"
-            )
         return Clip(
-            read_latent(self.root, row), info.caption, info.fps, facts_of(row["facts"]), alternatives=info.alternatives
+            cache.read_latent(self.root, row),
+            info.caption,
+            info.fps,
+            facts_of(row["facts"]),
+            alternatives=info.alternatives,
         )
+
+    def _check_size(self, index: int, size: tuple[int, int, int], fps: float | None) -> None:
+        info = self.infos[index]
+        if size != (info.frames, info.height, info.width) or fps not in (None, info.fps):
+            raise SoraError(
+                f"{info.id} is cached as {info.frames}x{info.height}x{info.width} at {info.fps:g} frames per second, "
+                f"but {'x'.join(map(str, size))} at {fps or info.fps:g} are asked for; train at the size of the cache, "
+                "or cache at this one"
+            )
 
     def fingerprint(self) -> str:
         told = [self.vae_hash, self.header["data"], self.header["dtype"], [row["id"] for row in self.rows]]

@@ -1,0 +1,254 @@
+"""``data cache``: encode once, train as from pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import yaml
+
+from lightning_sora.ablation.engines import ENGINES, ENTRY, Engine, Job, Outcome, call
+from lightning_sora.cli import main
+from lightning_sora.data.datamodule import SpacetimeDataModule
+from lightning_sora.errors import SoraError
+from lightning_sora.models.text import TEXT_ENCODERS
+from tests.integration.conftest import VAE, make_dit, make_vae
+from tests.unit.test_text import folders  # noqa: F401
+
+DATA = {
+    "source": "world(level='tiny', clips=8, heldout_clips=4)",
+    "patch": [4, 8, 8], "frames": 9, "height": 16, "width": 16, "fps": 8.0, "batch_size": 4, "seed": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe beside the checkpoint of its VAE, which is scaled but hardly trained."""
+    root = tmp_path_factory.mktemp("recipe")
+    torch.manual_seed(0)
+    trainer = pl.Trainer(
+        max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0, use_distributed_sampler=False,
+        default_root_dir=root,
+    )  # fmt: skip
+    trainer.fit(make_vae(), SpacetimeDataModule(**DATA))  # type: ignore[arg-type]
+    trainer.save_checkpoint(root / "vae.ckpt")
+    content = {
+        "model": {"class_path": "LitDiT", "init_args": {"vae": str(root / "vae.ckpt")}},
+        "data": {"class_path": "SpacetimeDataModule", "init_args": DATA},
+    }
+    (root / "recipe.yaml").write_text(yaml.safe_dump(content))
+    return root / "recipe.yaml"
+
+
+def command(recipe: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "data",
+        "cache",
+        "--config",
+        str(recipe),
+        "--out",
+        str(out),
+        "--shard-clips",
+        "3",
+        "--engine",
+        "inline",
+        *more,
+    ]
+
+
+class InThisProcess(Engine):
+    """Starting a process takes longer than all else here; one test does."""
+
+    def run(self, jobs: Sequence[Job], entry: str = ENTRY) -> Iterator[Outcome]:
+        for job in jobs:
+            status, message = call(entry, job)
+            yield Outcome(job, status, 0.0, message)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def engine() -> Iterator[None]:
+    with ENGINES.temporary():
+        ENGINES.register("inline")(InThisProcess)
+        yield
+
+
+@pytest.fixture(scope="module")
+def cached(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cache") / "latents"
+    assert main(command(recipe, out)) == 0
+    return out
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file but the logs, and what was half written, by its hash."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "logs" not in path.parts and not path.name.startswith(".")
+    }
+
+
+class Losses(pl.Callback):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.values.append(float(trainer.callback_metrics["train/loss"]))
+
+
+def test_training_from_the_cache_is_training_from_pixels(
+    recipe: Path, cached: Path, make_trainer: Callable[..., pl.Trainer]
+) -> None:
+    seen = []
+    for source in ({}, {"source": "latents", "root": str(cached)}):
+        losses = Losses()
+        data = SpacetimeDataModule(**{**DATA, **source})  # type: ignore[arg-type]
+        trainer = make_trainer(callbacks=[losses], max_steps=6, limit_val_batches=1.0)
+        dit = make_dit(str(recipe.with_name("vae.ckpt")))
+        trainer.fit(dit, data)
+        trainer.validate(dit, data, verbose=False)
+        seen.append((losses.values, float(trainer.callback_metrics["val/loss"]), dit.native_size))
+    (pixels, val_pixels, size), (latents, val_latents, size_again) = seen
+    assert len(pixels) == 6
+    assert latents == pytest.approx(pixels, rel=1e-5)
+    assert val_latents == pytest.approx(val_pixels, rel=1e-5)
+    assert size == size_again == (9, 16, 16)
+
+
+def test_another_vae_is_refused_before_any_step(
+    cached: Path, make_trainer: Callable[..., pl.Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dit = make_dit(f"untrained:{VAE}")
+    monkeypatch.setattr(dit, "training_step", lambda *_: pytest.fail("a step was taken"))
+    data = SpacetimeDataModule(**{**DATA, "source": "latents", "root": str(cached)})  # type: ignore[arg-type]
+    with pytest.raises(SoraError, match="latents of VAE"):
+        make_trainer().fit(dit, data)
+
+
+def test_another_size_is_refused_when_the_loader_is_made(cached: Path) -> None:
+    data = SpacetimeDataModule(**{**DATA, "frames": 5, "source": "latents", "root": str(cached)})  # type: ignore[arg-type]
+    with pytest.raises(SoraError, match="cached as 9x16x16"):
+        data.loader("train")
+
+
+def test_a_killed_cache_goes_on_to_the_same_bytes(recipe: Path, cached: Path, tmp_path: Path) -> None:
+    out = tmp_path / "latents"
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "lightning_sora.cli", *command(recipe, out, "--engine", "local")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    while not list(out.glob("shards/*.safetensors")) and killed.poll() is None:
+        time.sleep(0.02)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (out / "cache.json").exists()
+    with pytest.raises(SoraError, match="run that to the end"):
+        SpacetimeDataModule(**{**DATA, "source": "latents", "root": str(out)}).source("train")  # type: ignore[arg-type]
+    first = out / "shards" / "train-00000000.safetensors"
+    made = first.stat().st_mtime_ns
+    assert main(command(recipe, out)) == 0
+    assert contents(out) == contents(cached)
+    assert first.stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("data.frames=5",), "data.frames"),
+        (("--dtype", "bfloat16"), "dtype"),
+        (("data.seed=1",), "data.seed"),
+        (("data.source_seed=1",), "data.source_seed"),
+        (("--vae", f"untrained:{VAE}"), "vae"),
+    ],
+)
+def test_a_cache_of_something_else_is_refused_and_left_as_it_is(
+    recipe: Path, cached: Path, more: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(cached)
+    assert main(command(recipe, cached, *more)) == 2
+    assert words in capsys.readouterr().err
+    assert contents(cached) == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"source": "mixture(sources={'a': \"world(clips=4)\", 'b': \"world(clips=4)\"})"}, "mixture of caches"),
+        ({"sizes": "bucketed(frames=(5, 9), keep={(16, 9): 0.5})"}, "leave keep out"),
+        ({"source": "latents"}, "latents already"),
+    ],
+)
+def test_what_a_cache_cannot_keep_is_refused(
+    recipe: Path, cached: Path, tmp_path: Path, changed: dict[str, str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = yaml.safe_load(recipe.read_text())
+    content["data"]["init_args"] |= {**changed, "root": str(cached) if changed == {"source": "latents"} else None}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    assert main(command(tmp_path / "recipe.yaml", tmp_path / "out")) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_captions_are_encoded_once_and_for_all(
+    recipe: Path,
+    folders: dict[str, Path],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = f"hf(name={str(folders['bert'])!r}, max_tokens=8)"
+    assert main(command(recipe, tmp_path / "c", "--text", spec)) == 0
+    cache = str(tmp_path / "c" / "text")
+    encoder = TEXT_ENCODERS.create(f"{spec[:-1]}, cache={cache!r})")
+    plain = TEXT_ENCODERS.create(spec)
+    monkeypatch.setattr(encoder, "_encode", lambda captions: pytest.fail(f"{captions} were encoded"))
+    data = SpacetimeDataModule(**{**DATA, "source": "latents", "root": str(tmp_path / "c")})  # type: ignore[arg-type]
+    for split in ("train", "val"):
+        for batch in data.loader(split):
+            captions = [*batch.captions, ""]
+            torch.testing.assert_close(encoder(captions).embeddings, plain(captions).embeddings, atol=1e-5, rtol=0)
+    with pytest.raises(SoraError, match="holds embeddings of the text encoder"):
+        TEXT_ENCODERS.create(f"hf(name={str(folders['other'])!r}, max_tokens=8, cache={cache!r})")
+
+
+def test_an_encoder_that_learns_cannot_be_cached(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(recipe, tmp_path / "out", "--text", "bytes(dim=8, depth=1, num_heads=1)")) == 2
+    assert "learns with the model" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_unreadable_clips_are_left_out_and_listed(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lightning_sora.data.sources import DecodeError, WorldSource
+
+    load = WorldSource.load
+
+    def failing(self: WorldSource, index: int, *args: Any, **named: Any) -> Any:
+        if index == 2 and self.world.split == "train":
+            raise DecodeError("clip.mp4: damaged")
+        return load(self, index, *args, **named)
+
+    monkeypatch.setattr(WorldSource, "load", failing)
+    assert main(command(recipe, tmp_path / "c")) == 0
+    out = capsys.readouterr().out
+    assert "train: 7 clips, 1 unreadable" in out
+    assert "clip.mp4: damaged" in out
+    told = json.loads((tmp_path / "c" / "cache.json").read_text())
+    assert told["splits"] == {"train": 7, "val": 4}
+    assert told["skipped"]["train"][0].endswith("clip.mp4: damaged")
+    made = SpacetimeDataModule(**{**DATA, "source": "latents", "root": str(tmp_path / "c")})  # type: ignore[arg-type]
+    assert len(made.source("train").infos) == 7
