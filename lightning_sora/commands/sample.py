@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from functools import partial
@@ -25,6 +26,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the noise; the same seed gives the same videos")
     parser.add_argument("--steps", type=whole, help="sampling steps; default: those of the recipe")
     parser.add_argument("--guidance", help="scale of plain guidance, 1 is off, or a spec; default: that of the recipe")
+    parser.add_argument(
+        "--expand",
+        metavar="EXPANDER",
+        help="make prompts rich first: a LitExpander's checkpoint, hf(...) or openai(...)",
+    )
     parser.add_argument("--plugins", action="append", default=[], metavar="FILE", help="a file that registers parts")
     parser.add_argument("--out", type=Path, default=Path("outputs/samples"), help="folder (default: %(default)s)")
     parser.add_argument("--scale", type=whole, default=1, help="enlarge by this whole number (default: %(default)s)")
@@ -46,12 +52,18 @@ def run(args: argparse.Namespace) -> int:
     from lightning_sora import media
     from lightning_sora.diffusion.guidance import guidance_of
     from lightning_sora.lit.dit import LitDiT
+    from lightning_sora.lit.expander import create_expander
     from lightning_sora.plugins import load_packages, load_plugins
 
     load_packages()
     load_plugins(args.plugins)
     if args.guidance is not None:
         guidance_of(args.guidance)  # refused before the model is loaded
+    asked = list(prompts)
+    if args.expand is not None:
+        prompts = create_expander(args.expand).expand(asked, seed=args.seed)
+        for short, rich in zip(asked, prompts, strict=True):
+            print(f"{short} -> {rich}")
     model = LitDiT.load(args.ckpt, usable_device(args.device))
     videos: list[Any] = []
     for start in range(0, len(prompts), args.batch_size):
@@ -71,13 +83,17 @@ def run(args: argparse.Namespace) -> int:
         )
     fps = args.fps or model.native_fps
     written = []
-    for index, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):
+    for index, (prompt, video) in enumerate(zip(asked, videos, strict=True)):
         name = args.out / f"{index:03d}_{_slug(prompt)}_seed{args.seed}"
         written += [name.with_suffix(".mp4"), name.with_suffix(".gif")]
         media.write_mp4(written[-2], video, fps, scale=args.scale)
         media.write_gif(written[-1], video, fps, scale=args.scale)
     written.append(args.out / "contact_sheet.png")
-    media.contact_sheet(written[-1], videos, prompts)
+    media.contact_sheet(written[-1], videos, asked)
+    if args.expand is not None:
+        written.append(args.out / "prompts.json")
+        told = [{"prompt": short, "expanded": rich} for short, rich in zip(asked, prompts, strict=True)]
+        written[-1].write_text(json.dumps(told, indent=1, ensure_ascii=False))
     sys.stdout.write("".join(f"{path}\n" for path in written))
     return 0
 

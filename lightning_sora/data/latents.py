@@ -20,7 +20,8 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
-from lightning_sora.data import storage  # as a module: it imports the sources, which import this file
+import lightning_sora.data.sources  # noqa: F401  (first: storage and the sources import each other)
+from lightning_sora.data import storage
 from lightning_sora.errors import SoraError
 
 SCHEMA = 1

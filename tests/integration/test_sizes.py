@@ -1,0 +1,172 @@
+"""Mixed sizes, whole: the same losses however clips share batches, and exact resumption under all of it."""
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_sora.data.datamodule import SpacetimeDataModule
+from lightning_sora.errors import SoraError
+from lightning_sora.lit import LitDiT
+from lightning_sora.randomness import uniform_per_clip
+from lightning_sora.spacetime import SpacetimeBatch
+from tests.integration.conftest import make_dit, make_vae
+
+NATIVE = "native=((9,16,16),(5,16,32),(5,32,16),(1,24,24),(9,24,16))"
+WORLD = f"world(clips=24, heldout_clips=6, {NATIVE})"
+MIX = (
+    f"mixture(sources={{'films': \"{WORLD}\", 'stills': \"world(clips=5, heldout_clips=3, native=((1,16,16),))\"}}, "
+    "weights={'films': 2, 'stills': 1}, clips=18)"
+)
+POLICIES = ["fixed", "bucketed(resolutions=(16, 22))", "packed"]
+SIZE = {"frames": 9, "height": 24, "width": 24, "fps": 8.0, "batch_size": 4}
+
+
+def data_of(sizes: str, source: str = WORLD, **changes: Any) -> SpacetimeDataModule:
+    return SpacetimeDataModule(source, **{**SIZE, "sizes": sizes, **changes})
+
+
+def losses(module: LitDiT, data: SpacetimeDataModule) -> dict[str, Tensor]:
+    """Each clip's loss, with its own noise and timestep."""
+    found: dict[str, Tensor] = {}
+    for batch in data.loader("val"):
+        with torch.no_grad():
+            x_0 = module.latent_rows(batch)
+            t = uniform_per_clip(0, "timestep", batch.keys)
+            noise = module.noise_for(x_0, batch.layout, "noise", batch.keys)
+            found |= zip(batch.ids, module.diffusion_loss(batch, x_0, t, noise, batch.captions), strict=True)
+    return found
+
+
+@pytest.mark.parametrize("attention", ["full", "spatial, temporal", "window(size=(2,2,2))"])
+def test_packed_bucketed_and_one_by_one_give_each_clip_the_same_loss(attention: str) -> None:
+    module = make_dit(attention=attention).eval()
+    torch.manual_seed(0)
+    for parameter in module.dit.parameters():  # zero gates would make every loss the same
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    # All buckets at once are every clip's own size.
+    own = "bucketed(frames=(1, 5, 9), resolutions=(16, 20, 22, 24), aspects=('1:1', '1:2', '2:1', '3:2'), tokens=90)"
+    packed = losses(module, data_of("packed"))
+    alone = losses(module, data_of("packed(tokens=27, lookahead=1)"))
+    assert len(data_of("packed(tokens=27, lookahead=1)").loader("val")) > len(data_of("packed").loader("val"))
+    bucketed = losses(module, data_of(own))
+    assert set(packed) == set(alone) == set(bucketed)
+    for name, loss in packed.items():
+        torch.testing.assert_close(loss, alone[name], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(loss, bucketed[name], rtol=1e-5, atol=1e-5)
+    assert len({round(float(loss), 4) for loss in packed.values()}) > 3
+
+
+class Scalars(pl.Callback):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, float] = {}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.seen |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+    on_validation_end = on_train_batch_end
+
+
+@pytest.mark.parametrize("make", [make_dit, make_vae], ids=["dit", "vae"])
+@pytest.mark.parametrize("sizes", POLICIES)
+def test_the_same_recipe_trains_under_every_policy(
+    sizes: str, make: Callable[..., Any], make_trainer: Callable[..., pl.Trainer]
+) -> None:
+    scalars = Scalars()
+    module = make()
+    before = {name: p.clone() for name, p in module.named_parameters() if p.requires_grad}
+    trainer = make_trainer(max_steps=3, limit_val_batches=1.0, val_check_interval=3, callbacks=[scalars])
+    trainer.fit(module, data_of(sizes, MIX))
+    assert any(not torch.equal(p, before[name]) for name, p in module.named_parameters() if name in before)
+    assert 0 < scalars.seen["data/token_use"] <= 1
+    assert 0 <= scalars.seen["data/padding_spared"] < 1
+    if make is make_dit:
+        # One loss for each source of the mixture, and for each size.
+        assert {"val/loss_films", "val/loss_stills"} <= set(scalars.seen)
+        whole = 6 * scalars.seen["val/loss_films"] + 3 * scalars.seen["val/loss_stills"]
+        assert scalars.seen["val/loss"] == pytest.approx(whole / 9, rel=1e-4)
+
+
+class Visits(LitDiT):
+    """Writes down which clips training saw, in order."""
+
+    def training_step(self, batch: SpacetimeBatch, batch_idx: int) -> Tensor:
+        self.seen.append((batch.ids, batch.visits, batch.captions, int(batch.patches.long().sum())))
+        return super().training_step(batch, batch_idx)
+
+
+def watched(trainer: pl.Trainer, data: SpacetimeDataModule, **fit: Any) -> list[Any]:
+    module = make_dit()
+    module.__class__ = Visits
+    module.seen = []
+    trainer.fit(module, data, **fit)
+    return module.seen
+
+
+@pytest.mark.parametrize("sizes", ["bucketed(resolutions=(16, 22), keep={(22, 9): 0.5})", "packed(lookahead=4)"])
+def test_resuming_in_mid_epoch_with_workers_and_a_mixture_goes_on_with_exactly_the_next_clips(
+    sizes: str, make_trainer: Callable[..., pl.Trainer], tmp_path: Any
+) -> None:
+    whole = watched(make_trainer(max_steps=12), data_of(sizes, MIX))
+    stopped = make_trainer(max_steps=5)
+    first = watched(stopped, data_of(sizes, MIX, num_workers=2))
+    stopped.save_checkpoint(tmp_path / "mid.ckpt")
+    again = make_trainer(max_steps=12)
+    rest = watched(again, data_of(sizes, MIX, num_workers=2), ckpt_path=tmp_path / "mid.ckpt", weights_only=True)
+    assert first + rest == whole
+    visits = Counter((name, visit) for ids, turns, *_ in whole for name, visit in zip(ids, turns, strict=True))
+    assert set(visits.values()) == {1}  # no clip twice at one visit, over the epochs that this took
+    assert len({visit for _, visit in visits}) > 1
+
+
+class Dying(SpacetimeDataModule):
+    """Its source takes its process down at the third clip, as a decoder may."""
+
+    def source(self, split: str) -> Any:
+        source = super().source(split)
+        if not hasattr(source, "loaded"):
+            source.loaded, load = 0, source.load
+            source.load = _Fatal(load)
+        return source
+
+
+class _Fatal:
+    def __init__(self, load: Any) -> None:
+        self.load, self.count = load, 0
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self.count += 1
+        if self.count == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.load(*arguments, **options)
+
+
+def test_the_death_of_a_worker_is_reported_and_not_waited_for(make_trainer: Callable[..., pl.Trainer]) -> None:
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid\(?s?\)? .*exited unexpectedly|killed by signal"):
+        make_trainer(max_steps=9).fit(make_dit(), Dying(WORLD, **{**SIZE, "num_workers": 1}))
+
+
+def test_a_clip_is_used_at_its_own_size_or_refused_by_name() -> None:
+    data = data_of("packed", "world(clips=4, heldout_clips=4, native=((9,4,16),(9,16,16)))")
+    plan = data.plan("train")
+    small = [info.id for info in data.source("train").infos if info.height == 4]
+    assert plan.usage.dropped == {"smaller than a patch": small}
+    with pytest.raises(SoraError, match="none of 4 clips can be used"):
+        data_of("packed", "world(clips=4, heldout_clips=4, native=((9,4,4),))").loader("train")
+
+
+def test_a_square_crop_shows_a_part_of_what_the_native_aspect_shows() -> None:
+    source = "world(clips=6, heldout_clips=2, native=((5,16,48),))"
+    wide = next(iter(data_of("packed(area=768)", source).loader("val"))).videos()
+    square = next(iter(data_of("fixed", source, height=16, width=16).loader("val"))).videos()
+    for whole, part in zip(wide, square, strict=True):
+        assert tuple(whole.shape) == (5, 16, 48, 3)
+        assert torch.equal(whole[:, :, 16:32], part)  # evaluation cuts the middle
