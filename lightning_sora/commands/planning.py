@@ -21,6 +21,7 @@ import yaml
 from lightning_sora.ablation.matching import DEPTH, HEADS, MLP, WIDTH, Cost, Match, match, total, validation_interval
 from lightning_sora.ablation.plan import Plan, Stage
 from lightning_sora.ablation.record import Design, PlannedArm, PlannedTrial
+from lightning_sora.commands.recipes import quoted_spec
 from lightning_sora.commands.train import SoraCLI, find_class, parsing
 from lightning_sora.data.plan import PlanSampler
 from lightning_sora.errors import SoraError
@@ -65,6 +66,10 @@ def resolve(base: Path, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def _as_flag(value: Any) -> str:
+    return quoted_spec(_as_text(value))
+
+
+def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -281,7 +286,7 @@ class Planner:
                 plan.validations,
             )
             found = self.matches[arm]
-            arms.append(PlannedArm(arm, _as_flag(plan.arms[arm]), found.steps, found.adjusted, found.said))
+            arms.append(PlannedArm(arm, _as_text(plan.arms[arm]), found.steps, found.adjusted, found.said))
         return arms
 
     def trials(self, arms: Sequence[PlannedArm], code: Mapping[str, str]) -> Iterator[TrialRecipes]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import functools
+import json
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +22,9 @@ from lightning_sora.errors import SoraError
 
 #: Sections that name a class; an overlay may not change which.
 CLASS_SECTIONS = ("model", "data")
+
+#: A part with options; see ``registry.Spec``.
+SPEC = re.compile(r"\w+\(.*\)", re.DOTALL)
 
 #: The names that a section accepts, given the class that it names; None where anything goes.
 Accepted = Callable[[str, str | None], Sequence[str] | None]
@@ -80,6 +85,27 @@ def with_plugins(arguments: Sequence[str]) -> list[str]:
         else:
             found.append(argument.replace("--plugins=", "--plugins+=", 1) if argument[10:11] != "[" else argument)
     return found
+
+
+def with_quoted_specs(arguments: Sequence[str]) -> list[str]:
+    """The command line with specs such as ``world(overrides={'stage': 4.0})`` as text: YAML sees mappings there."""
+    return [_quoted(argument) for argument in arguments]
+
+
+def quoted_spec(value: str) -> str:
+    """A spec so that YAML reads it as the text that it is."""
+    if not SPEC.fullmatch(value):
+        return value
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError:
+        read = None
+    return value if read == value else json.dumps(value)
+
+
+def _quoted(argument: str) -> str:
+    flag, equals, value = argument.partition("=")
+    return f"{flag}={quoted_spec(value)}" if equals and flag.startswith("--") else quoted_spec(argument)
 
 
 def plugin_files(files: Sequence[Path], arguments: Sequence[str]) -> list[str]:

@@ -27,7 +27,14 @@ import lightning_sora.lit.captioner
 import lightning_sora.lit.dit
 import lightning_sora.lit.expander
 import lightning_sora.lit.vae  # noqa: F401
-from lightning_sora.commands.recipes import check_recipe, merged_vars, plugin_files, recipe_files, with_plugins
+from lightning_sora.commands.recipes import (
+    check_recipe,
+    merged_vars,
+    plugin_files,
+    recipe_files,
+    with_plugins,
+    with_quoted_specs,
+)
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.callbacks import ClipScores, Costs, PredictionWriter, Progress
 from lightning_sora.lit.module import check_module, read_checkpoint
@@ -126,7 +133,7 @@ class SoraCLI(LightningCLI):
     """
 
     def __init__(self, arguments: list[str], stopper: StopBetweenSteps) -> None:
-        arguments = with_plugins(arguments)
+        arguments = with_quoted_specs(with_plugins(arguments))
         self.arguments, self.stopper = arguments, stopper
         self.files = recipe_files(arguments)
         load_packages()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -152,7 +151,7 @@ class Bucketed(SizePolicy):
         keep: Mapping[tuple[int, int], float] | None = None,
     ) -> None:
         super().__init__(limits)
-        self.asked = frames is not None or resolutions is not None or keep is not None
+        self.asked = (frames is not None, resolutions is not None)
         lengths = sorted(_halves(limits) if frames is None else frames, reverse=True)
         root = round(math.sqrt(limits.height * limits.width))
         areas = sorted(resolutions or (root,), reverse=True)
@@ -205,11 +204,10 @@ class Bucketed(SizePolicy):
         return [(a, n) for a, n in fits if n > 1 or longest == 1]
 
     def check(self, grids: Iterable[TokenGrid], infos: Sequence[ClipInfo], fps: float | None) -> None:
-        if not self.asked:
-            return
-        filled = Counter(cell for info in infos for cell in self._reached(info, fps))
+        # Of an axis that was left to its default, no bucket was asked for: there the clips decide.
+        filled = {self._asked(cell) for info in infos for cell in self._reached(info, fps)}
         for area, length in self.table:
-            if not filled[area, length]:
+            if self._asked((area, length)) not in filled and any(self.asked):
                 longest = max((self.limits.frames_of(info, fps) for info in infos), default=0)
                 largest = max((math.sqrt(info.height * info.width) for info in infos), default=0.0)
                 raise SoraError(
@@ -217,6 +215,11 @@ class Bucketed(SizePolicy):
                     f"longest has {longest} frames and the largest a resolution of {largest:.0f}, and a clip goes to "
                     "the largest bucket that it fills; remove this bucket, or keep some clips from larger ones"
                 )
+
+    def _asked(self, cell: tuple[int, int]) -> tuple[int | None, int | None]:
+        """What of a bucket's (resolution, frames) the recipe names."""
+        lengths, areas = self.asked
+        return cell[0] if areas else None, cell[1] if lengths else None
 
     def _reached(self, info: ClipInfo, fps: float | None) -> list[tuple[int, int]]:
         """The buckets that a clip may come to, given the shares that larger ones keep."""

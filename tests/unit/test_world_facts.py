@@ -84,7 +84,7 @@ def test_captions_tell_every_object_and_the_camera(level: str, key: int) -> None
 
 def test_alt_texts_are_true_but_leave_facts_out() -> None:
     world = World("tiny")
-    told = {name: 0 for name in ("color", "shape", "size", "motion")}
+    told = dict.fromkeys(("color", "shape", "size", "motion"), 0)
     for index in range(200):
         thing = world.facts(index).objects[0]
         text = world.caption(world.facts(index), "alt", key=index + 1)
