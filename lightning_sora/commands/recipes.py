@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import functools
-import json
+import io
 import re
 import tempfile
+import tokenize
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,14 +94,22 @@ def with_quoted_specs(arguments: Sequence[str]) -> list[str]:
 
 
 def quoted_spec(value: str) -> str:
-    """A spec so that YAML reads it as the text that it is."""
+    """A spec so that YAML reads it as the text that it is: with no space after the colons of its mappings."""
     if not SPEC.fullmatch(value):
         return value
     try:
-        read = yaml.safe_load(value)
+        if yaml.safe_load(value) == value:
+            return value
     except yaml.YAMLError:
-        read = None
-    return value if read == value else json.dumps(value)
+        pass
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(value).readline))
+    except (tokenize.TokenError, SyntaxError):
+        return value  # who reads it will say what is wrong
+    colons = [token.end[1] for token in tokens if token.type == tokenize.OP and token.string == ":"]
+    for place in reversed(colons):
+        value = value[:place] + value[place:].lstrip(" ")
+    return value
 
 
 def _quoted(argument: str) -> str:
