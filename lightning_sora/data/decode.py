@@ -29,7 +29,7 @@ from torch import Tensor
 
 from lightning_sora import media
 from lightning_sora.data.picture import Picture, quarter_turns, shown_size
-from lightning_sora.data.sources.base import DecodeError, Media, MediaPath
+from lightning_sora.data.places import DecodeError, Media, MediaPath
 from lightning_sora.errors import SoraError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lightning_sora.data.sources.base import DecodeError, Media
+from lightning_sora.data.places import DecodeError, Media
 from lightning_sora.errors import SoraError
 
 #: A folder or file: a path, or a URL of any protocol of fsspec ("s3://", "https://", "gs://", "memory://").

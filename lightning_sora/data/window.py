@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
 # The module, not its names: either of the two may be imported first.
 from lightning_sora.data import decode
-from lightning_sora.data.sources.base import ClipInfo, DecodeError, MediaPath
+from lightning_sora.data.places import DecodeError, MediaPath
+
+if TYPE_CHECKING:
+    from lightning_sora.data.sources.base import ClipInfo
 
 
 def covering(height: int, width: int, wanted_height: int, wanted_width: int) -> tuple[int, int]:

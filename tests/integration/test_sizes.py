@@ -83,7 +83,8 @@ def test_the_same_recipe_trains_under_every_policy(
     scalars = Scalars()
     module = make()
     before = {name: p.clone() for name, p in module.named_parameters() if p.requires_grad}
-    trainer = make_trainer(max_steps=3, limit_val_batches=1.0, val_check_interval=3, check_val_every_n_epoch=None, callbacks=[scalars])
+    validated: dict[str, Any] = {"limit_val_batches": 1.0, "val_check_interval": 3, "check_val_every_n_epoch": None}
+    trainer = make_trainer(max_steps=3, callbacks=[scalars], **validated)
     trainer.fit(module, data_of(sizes, MIX))
     assert any(not torch.equal(p, before[name]) for name, p in module.named_parameters() if name in before)
     assert 0 < scalars.seen["data/token_use"] <= 1

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from lightning_sora.data import decode
-from lightning_sora.data.sources.base import DecodeError
+from lightning_sora.data.places import DecodeError
 from lightning_sora.errors import SoraError
 
 HEIGHT, WIDTH, BITS = 48, 64, 8

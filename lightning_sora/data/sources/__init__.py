@@ -1,6 +1,7 @@
 """Where clips come from: the world, folders of real videos, and mixtures."""
 
-from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, DecodeError, Source
+from lightning_sora.data.places import DecodeError
+from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.data.sources.folder import FolderSource
 from lightning_sora.data.sources.latents import LatentSource
 from lightning_sora.data.sources.manifest import ManifestSource

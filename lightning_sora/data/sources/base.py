@@ -5,43 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from lightning_sora.errors import SoraError
 from lightning_sora.randomness import generator
 from lightning_sora.registry import Registry
 from lightning_sora.spacetime import PatchSize
-
-
-class DecodeError(SoraError):
-    """A clip could not be read; the message is ``file: reason``."""
-
-
-@runtime_checkable
-class Media(Protocol):
-    """A video or image that is not a plain file: a member of an archive, an object in a store."""
-
-    @property
-    def name(self) -> str:
-        """For messages; its suffix tells the kind, as that of a file does."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        ...
-
-    def open(self) -> BinaryIO:
-        """A new seekable reader of its bytes."""
-        ...
-
-
-MediaPath = str | Path | Media
 
 
 @dataclass(frozen=True)

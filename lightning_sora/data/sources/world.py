@@ -16,7 +16,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, DecodeError, Source
+from lightning_sora.data.places import DecodeError
+from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.data.window import covering, cut
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import generator as keyed
