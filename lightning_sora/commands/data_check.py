@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
+    from lightning_sora.data.captions import TABLES
     from lightning_sora.data.quarantine import write_quarantine
-    from lightning_sora.data.sources.captions import TABLES
     from lightning_sora.data.sources.folder import find_media
     from lightning_sora.errors import SoraError
 
@@ -86,7 +86,7 @@ def _check_all(root: Path, files: Sequence[str], args: argparse.Namespace) -> It
 
 def _captioned(root: Path, files: Sequence[str], tables: Sequence[Path]) -> tuple[int, str | None]:
     """How many files have a caption, and what is wrong with the captions."""
-    from lightning_sora.data.sources.captions import read_sidecar, read_tables
+    from lightning_sora.data.captions import read_sidecar, read_tables
     from lightning_sora.errors import SoraError
 
     try:

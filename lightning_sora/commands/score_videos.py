@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lightning_sora.data import decode
-from lightning_sora.data.sources.captions import read_sidecar, read_tables
+from lightning_sora.data.captions import read_sidecar, read_tables
 from lightning_sora.data.sources.folder import find_media
 from lightning_sora.errors import SoraError
 from lightning_sora.metrics.protocol import ClipProtocol

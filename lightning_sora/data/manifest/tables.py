@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+from lightning_sora.data.captions import split_of
 from lightning_sora.data.manifest.rows import (
     MANIFESTS,
     ClipRow,
@@ -17,7 +18,6 @@ from lightning_sora.data.manifest.rows import (
     require,
     texts,
 )
-from lightning_sora.data.sources.captions import split_of
 from lightning_sora.data.storage import Location, is_remote, join
 from lightning_sora.errors import SoraError
 

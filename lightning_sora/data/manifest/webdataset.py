@@ -9,8 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lightning_sora.data.captions import split_of
 from lightning_sora.data.manifest.rows import MANIFESTS, ClipRow, ManifestStyle, Record, distinct, number, texts
-from lightning_sora.data.sources.captions import split_of
 from lightning_sora.data.storage import ArchiveMember, Location, RemoteFile, is_remote
 from lightning_sora.errors import SoraError
 

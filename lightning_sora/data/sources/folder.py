@@ -16,10 +16,10 @@ import torch
 
 # The module, not its names: either of the two may be imported first.
 from lightning_sora.data import decode
+from lightning_sora.data.captions import SPLIT_NAMES, SPLITS, TABLES, Note, read_sidecar, read_tables
 from lightning_sora.data.places import DecodeError
 from lightning_sora.data.quarantine import read_quarantine
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
-from lightning_sora.data.sources.captions import SPLIT_NAMES, SPLITS, TABLES, Note, read_sidecar, read_tables
 from lightning_sora.data.window import read_window
 from lightning_sora.errors import SoraError
 

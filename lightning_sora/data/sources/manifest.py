@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from lightning_sora.data import decode
+from lightning_sora.data.captions import SPLITS
 from lightning_sora.data.manifest import ClipRow, read_manifest
 from lightning_sora.data.places import DecodeError, MediaPath
 from lightning_sora.data.quarantine import read_quarantine
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
-from lightning_sora.data.sources.captions import SPLITS
 from lightning_sora.data.sources.folder import FINGERPRINTED_BYTES, assign_splits, listed
 from lightning_sora.data.storage import RemoteFile, is_remote
 from lightning_sora.data.window import read_window

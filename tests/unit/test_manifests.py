@@ -1,0 +1,308 @@
+"""Manifests as the field writes them: each style from files written by its own conventions."""
+
+import csv
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+
+from lightning_sora import media
+from lightning_sora.data.manifest import MANIFESTS, detect, is_plain_folder, read_manifest
+from lightning_sora.data.places import DecodeError
+from lightning_sora.data.quarantine import read_quarantine, write_quarantine
+from lightning_sora.data.sources import SOURCES, Source
+from lightning_sora.errors import SoraError
+
+FRAMES, HEIGHT, WIDTH, FPS = 6, 32, 48, 8.0
+CAPTIONS = {"a.mp4": "a red clip", "sub/b.mp4": "a green clip, with a comma", "c.png": "a blue picture"}
+SHADES = {"a.mp4": 40, "sub/b.mp4": 120, "c.png": 200}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """Two videos and an image, each of one grey, that tells them apart."""
+    for name, shade in SHADES.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        frames = 1 if name.endswith("png") else FRAMES
+        video = torch.full((frames, HEIGHT, WIDTH, 3), shade, dtype=torch.uint8)
+        if frames == 1:
+            media.write_image(path, video[0])
+        else:
+            media.write_mp4(path, video, FPS)
+    return tmp_path
+
+
+def table(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        path.write_text(json.dumps(rows))
+    return path
+
+
+def videofolder(root: Path, suffix: str = ".csv") -> Path:
+    table(root / f"metadata{suffix}", [{"file_name": n, "text": t} for n, t in CAPTIONS.items()])
+    return root / f"metadata{suffix}"
+
+
+def open_sora(root: Path, suffix: str = ".csv") -> Path:
+    rows = [
+        {"path": n, "text": t, "num_frames": 1 if n == "c.png" else FRAMES, "height": HEIGHT, "width": WIDTH,
+         "aspect_ratio": HEIGHT / WIDTH, "resolution": HEIGHT * WIDTH, "fps": FPS, "aes": 5.1}
+        for n, t in CAPTIONS.items()
+    ]  # fmt: skip
+    return table(root / f"meta{suffix}", rows)
+
+
+def open_sora_plan(root: Path) -> Path:
+    rows = [
+        {"path": n, "cap": [t, f"{t}, again"], "resolution": {"height": HEIGHT, "width": WIDTH}, "fps": FPS,
+         "num_frames": 1 if n == "c.png" else FRAMES, "aesthetic": 5}
+        for n, t in CAPTIONS.items()
+    ]  # fmt: skip
+    (root / "lists").mkdir()
+    table(root / "lists" / "anno.json", rows)
+    (root / "data.txt").write_text(f"{root},{root / 'lists' / 'anno.json'}\n")
+    return root / "data.txt"
+
+
+def fastvideo(root: Path) -> Path:
+    return table(root / "videos2caption.json", [{"path": n, "cap": t} for n, t in CAPTIONS.items()])
+
+
+def cogvideox(root: Path) -> Path:
+    (root / "videos.txt").write_text("".join(f"{n}\n" for n in CAPTIONS))
+    (root / "prompts.txt").write_text("".join(f"{t}\n" for t in CAPTIONS.values()))
+    return root
+
+
+def sat(root: Path) -> Path:
+    (root / "videos").mkdir()
+    (root / "labels").mkdir()
+    for name, text in CAPTIONS.items():
+        flat = Path(name).name
+        (root / name).rename(root / "videos" / flat)
+        (root / "labels" / flat).with_suffix(".txt").write_text(text)
+    return root
+
+
+def webdataset(root: Path) -> Path:
+    with tarfile.open(root / "shard-000.tar", "w") as tar:
+        for number, (name, text) in enumerate(CAPTIONS.items()):
+            key = f"{number:06d}"
+            tar.add(root / name, f"{key}{Path(name).suffix}")
+            for ending, content in ((".txt", text), (".json", json.dumps({"fps": FPS, "caption": f"{text}, long"}))):
+                info = tarfile.TarInfo(key + ending)
+                info.size = len(content.encode())
+                tar.addfile(info, io.BytesIO(content.encode()))
+    return root / "shard-000.tar"
+
+
+def openvid(root: Path) -> Path:
+    rows = [{"video": n, "caption": t, "aesthetic score": 4.2, "fps": FPS, "seconds": 1.0} for n, t in CAPTIONS.items()]
+    return table(root / "OpenVid.csv", rows)
+
+
+def ltx(root: Path) -> Path:
+    return table(root / "dataset.json", [{"media_path": n, "caption": t} for n, t in CAPTIONS.items()])
+
+
+STYLES: dict[str, tuple[str, Callable[[Path], Path]]] = {
+    "videofolder csv": ("videofolder", videofolder),
+    "videofolder jsonl": ("videofolder", lambda root: videofolder(root, ".jsonl")),
+    "videofolder parquet": ("videofolder", lambda root: videofolder(root, ".parquet")),
+    "open_sora csv": ("open_sora", open_sora),
+    "open_sora parquet": ("open_sora", lambda root: open_sora(root, ".parquet")),
+    "open_sora_plan": ("open_sora_plan", open_sora_plan),
+    "fastvideo": ("open_sora_plan", fastvideo),
+    "cogvideox": ("cogvideox", cogvideox),
+    "sat": ("sat", sat),
+    "webdataset": ("webdataset", webdataset),
+    "openvid": ("openvid", openvid),
+    "ltx": ("ltx", ltx),
+}
+
+
+def sources(place: Path, **options: Any) -> list[Source]:
+    spec = f"manifest({', '.join(f'{k}={v!r}' for k, v in options.items())})" if options else "manifest"
+    return [SOURCES.create(spec, root=str(place), split=split, seed=0) for split in ("train", "val", "test")]
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_a_manifest_of_each_style_loads_with_its_own_pixels_and_captions(files: Path, name: str) -> None:
+    style, write = STYLES[name]
+    place = write(files)
+    assert detect(place) == style
+    seen = {}
+    for source in sources(place):
+        for index, info in enumerate(source.infos):
+            frames = min(info.frames, 5)
+            clip = source.load(index, frames, 16, 24, generator=torch.Generator(), fps=None)
+            seen[clip.caption] = round(float(clip.video.float().mean()))
+            assert (info.height, info.width) == (HEIGHT, WIDTH)
+            assert info.frames == (1 if clip.caption.startswith("a blue") else FRAMES)
+            assert clip.video.shape == (frames, 16, 24, 3)
+    assert set(seen) == set(CAPTIONS.values())
+    for file, caption in CAPTIONS.items():
+        assert abs(seen[caption] - SHADES[file]) <= 3  # a codec's rounding
+
+
+def test_every_style_says_what_it_needs_where_columns_are_wrong(tmp_path: Path) -> None:
+    for style in ("videofolder", "open_sora", "open_sora_plan", "openvid", "ltx"):
+        suffix = ".json" if style in ("open_sora_plan", "ltx") else ".csv"
+        place = table(tmp_path / f"{style}{suffix}", [{"film": "a.mp4", "words": "hm"}])
+        with pytest.raises(SoraError) as caught:
+            read_manifest(place, style)
+        needs = MANIFESTS.create(style).needs
+        assert "film, words" in str(caught.value)
+        assert needs in str(caught.value)
+    with pytest.raises(SoraError) as caught:
+        read_manifest(tmp_path / "openvid.csv")
+    assert all(MANIFESTS.create(name).needs in str(caught.value) for name in MANIFESTS.list())
+    for style in ("cogvideox", "sat", "webdataset"):
+        with pytest.raises(SoraError, match=f"{style} needs"):
+            read_manifest(tmp_path, style)
+
+
+def _broken(root: Path, name: str) -> Path:
+    if name == "misaligned":
+        cogvideox(root)
+        (root / "prompts.txt").write_text("one\n")
+        return root
+    if name == "json":
+        (root / "dataset.json").write_text('[{"media_path": "a.mp4",\n "caption" "x"}]')
+        return root / "dataset.json"
+    if name == "jsonl":
+        (root / "m.jsonl").write_text('{"file_name": "a.mp4", "text": "x"}\n{"file_name": \n')
+        return root / "m.jsonl"
+    if name == "twice":
+        return table(root / "m.csv", [{"path": "a.mp4", "text": "x"}] * 2)
+    if name == "number":
+        return table(root / "m.csv", [{"path": "a.mp4", "text": "x", "height": "tall"}])
+    if name == "caption":
+        return table(root / "m.json", [{"path": "a.mp4", "cap": 7}])
+    if name == "cut":
+        return table(root / "m.json", [{"path": "a.mp4", "cap": "x", "cut": [5, 2]}])
+    if name == "empty":
+        (root / "m.csv").write_text("path,text\n")
+        return root / "m.csv"
+    if name == "encoding":
+        (root / "m.csv").write_bytes(b"path,text\na.mp4,caf\xe9\n")
+        return root / "m.csv"
+    if name == "gzip":
+        with tarfile.open(root / "x.tar", "w:gz") as tar:
+            tar.add(root / "a.mp4", "a.mp4")
+        return root / "x.tar"
+    return root / "nowhere.csv"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("misaligned", ["3 lines", "1;", "line n"]),
+        ("json", ["dataset.json, line 2", "not JSON"]),
+        ("jsonl", ["m.jsonl, line 2", "not JSON"]),
+        ("twice", ["'a.mp4'", "second time"]),
+        ("number", ["row 1", "'height' is 'tall'", "positive number"]),
+        ("caption", ["entry 1", "7", "must be text"]),
+        ("cut", ["'cut' is [5, 2]"]),
+        ("empty", ["lists no clip"]),
+        ("encoding", ["not UTF-8"]),
+        ("gzip", ["x.tar", "not compressed"]),
+        ("missing", ["no manifest at"]),
+    ],
+)
+def test_a_broken_manifest_is_one_clear_error(files: Path, name: str, words: list[str]) -> None:
+    styles = {"twice": "open_sora", "number": "open_sora", "empty": "open_sora", "jsonl": "videofolder"}
+    with pytest.raises(SoraError) as caught:
+        read_manifest(_broken(files, name), styles.get(name, "auto"))
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_cuts_of_one_file_are_clips_of_their_own(tmp_path: Path) -> None:
+    video = (torch.arange(24, dtype=torch.uint8) * 10)[:, None, None, None].expand(24, 32, 32, 3).contiguous()
+    media.write_mp4(tmp_path / "long.mp4", video, 8.0)
+    rows = [{"path": "long.mp4", "cap": f"from {first}", "cut": [first, first + 6]} for first in (0, 12)]
+    (source, *_) = sources(table(tmp_path / "a.json", rows))
+    for index, info in enumerate(source.infos):
+        first = int(info.caption.split()[1])
+        clip = source.load(index, 6, 32, 32, generator=torch.Generator(), fps=None)
+        shown = clip.video.float().mean(dim=(1, 2, 3))
+        assert info.frames == 6
+        assert (shown - 10.0 * torch.arange(first, first + 6)).abs().max() < 4
+
+
+def test_captions_of_equal_standing_are_kept_and_sizes_that_lie_are_found(files: Path) -> None:
+    place = open_sora_plan(files)
+    infos = [info for source in sources(place) for info in source.infos]
+    assert {info.alternatives for info in infos} == {(f"{info.caption}, again",) for info in infos}
+    rows = [{"path": "a.mp4", "text": "x", "num_frames": 6, "height": 64, "width": 48, "fps": 8}]
+    (source, *_) = sources(table(files / "lies.csv", rows))
+    with pytest.raises(DecodeError, match=r"a\.mp4: the manifest says height 64, but it has 32"):
+        source.load(0, 5, 16, 16, generator=torch.Generator(), fps=None)
+
+
+def test_missing_and_quarantined_files_are_left_out_and_named(files: Path, caplog: Any) -> None:
+    rows = [{"path": n, "text": "x"} for n in (*CAPTIONS, "gone.mp4")]
+    place = table(files / "m.csv", rows)
+    write_quarantine(files / "bad.jsonl", {"sub/b.mp4": "it flickers"})
+    train, val, test = sources(place, quarantine=str(files / "bad.jsonl"))
+    assert {i.id for s in (train, val, test) for i in s.infos} == {"a.mp4", "c.png"}
+    assert train.failures == {"gone.mp4": "no such file", "sub/b.mp4": "quarantined: it flickers"}  # type: ignore[attr-defined]
+    assert "2 of 4 clips" in caplog.text
+    folder = SOURCES.create(f"folder(quarantine={str(files / 'bad.jsonl')!r})", root=str(files), split="train", seed=0)
+    assert "sub/b.mp4" in folder.failures  # type: ignore[attr-defined]
+    (files / "bad.jsonl").write_text('{"file": "a"}\n')
+    with pytest.raises(SoraError, match="line 1"):
+        read_quarantine(str(files / "bad.jsonl"))
+
+
+def test_the_fingerprint_moves_with_content_and_captions(files: Path) -> None:
+    def fingerprint() -> str:
+        return "".join(source.fingerprint() for source in sources(files / "m.csv"))
+
+    table(files / "m.csv", [{"path": n, "text": t} for n, t in CAPTIONS.items()])
+    first = fingerprint()
+    assert fingerprint() == first
+    table(files / "m.csv", [{"path": n, "text": t + "!"} for n, t in CAPTIONS.items()])
+    assert fingerprint() != first
+    table(files / "m.csv", [{"path": n, "text": t} for n, t in CAPTIONS.items()])
+    media.write_mp4(files / "a.mp4", torch.zeros((FRAMES, HEIGHT, WIDTH, 3), dtype=torch.uint8), FPS)
+    assert fingerprint() != first
+
+
+def test_a_style_of_ones_own_joins_the_others(files: Path) -> None:
+    from lightning_sora.data.manifest.tables import TableStyle
+
+    with MANIFESTS.temporary():
+
+        @MANIFESTS.register("mine")
+        class Mine(TableStyle):
+            needs = "mine needs 'film' and 'words'"
+            file, caption = ("film",), ("words",)
+
+        place = table(files / "m.csv", [{"film": "a.mp4", "words": "x"}])
+        assert read_manifest(place)[0] == "mine"
+
+
+def test_plain_folders_stay_with_the_folder_source(files: Path) -> None:
+    assert is_plain_folder(str(files))
+    videofolder(files)
+    assert is_plain_folder(str(files))
+    cogvideox(files)
+    assert not is_plain_folder(str(files))
