@@ -16,7 +16,7 @@ from lightning_sora.lit.module import LitModule
 from lightning_sora.metrics.caption_facts import kept, read_caption
 from lightning_sora.metrics.clip_means import ClipMeans
 from lightning_sora.metrics.digests import weights_sha256
-from lightning_sora.models.expander import EXPANDERS, Expander, checked
+from lightning_sora.models.expander import EXPANDERS, Expander, checked, whole_sentences
 from lightning_sora.models.text_decoder import TextDecoder, next_token_loss
 from lightning_sora.models.vocabulary import Vocabulary
 from lightning_sora.randomness import generator, initialize
@@ -182,7 +182,7 @@ class LitExpander(LitModule):
         )
         self.train(training)
         texts = [self.words.decode(one.ids) for one in written]
-        return [text if one.ended else text[: text.rfind(".") + 1] for text, one in zip(texts, written, strict=True)]
+        return [text if one.ended else whole_sentences(text) for text, one in zip(texts, written, strict=True)]
 
 
 def is_rich(text: str) -> bool:

@@ -100,7 +100,7 @@ class LanguageModel(Expander):
             new = answer[0, ids.shape[1] :]
             text = self.tokenizer.decode(new, skip_special_tokens=True)
             whole = len(new) < self.max_tokens or int(new[-1]) == self.tokenizer.eos_token_id
-            found.append(checked(prompt, text if whole else _sentences(text)))
+            found.append(checked(prompt, text if whole else whole_sentences(text)))
         return found
 
     def _asked(self, prompt: str) -> torch.Tensor:
@@ -198,6 +198,6 @@ class Endpoint(Expander):
         return f"openai {self.url} {self.model} {hashlib.blake2b(told.encode(), digest_size=8).hexdigest()}"
 
 
-def _sentences(text: str) -> str:
-    """The whole sentences of a text that was cut."""
+def whole_sentences(text: str) -> str:
+    """The whole sentences of a text that was cut; the text where there is none."""
     return text[: text.rfind(".") + 1] or text
