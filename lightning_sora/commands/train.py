@@ -52,6 +52,8 @@ NOISE = (
 UNTRAINED = "none"
 #: What torch writes into an error that a loader's worker raised.
 WORKER_TRACEBACK = "Original Traceback"
+#: What torch says of a worker that is gone.
+DEAD_WORKER = re.compile(r"DataLoader worker .*(?:exited unexpectedly|is killed by signal)")
 BASES = {"model": pl.LightningModule, "data": pl.LightningDataModule}
 
 
@@ -87,6 +89,12 @@ def run(arguments: Sequence[str]) -> int:
     except MisconfigurationException as problem:
         raise SoraError(f"lightning cannot run this recipe: {problem}") from problem
     except RuntimeError as problem:
+        if DEAD_WORKER.search(str(problem)):
+            raise SoraError(
+                f"a process that reads clips died ({' '.join(str(problem).split())[:200]}): out of memory, or a file that "
+                "kills its decoder; the last checkpoint is kept, so lower data.num_workers, or find the file by "
+                "`lightning-sora data check FOLDER --out bad.jsonl` and leave it out by the source's quarantine"
+            ) from problem
         if "loading state_dict" not in str(problem):
             raise
         raise SoraError(

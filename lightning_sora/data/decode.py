@@ -8,23 +8,17 @@ picture. One thread per file, as FFmpeg's own threads were seen to lock up whole
 
 from __future__ import annotations
 
-import stat
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 import torch
 from av.container import InputContainer
-from av.stream import Disposition
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
-from PIL import Image
 from torch import Tensor
 
 from lightning_sora import media
@@ -107,7 +101,9 @@ def probe(path: MediaPath) -> VideoInfo:
             # An announced rate is the exact one of a constant rate, and a guess otherwise.
             rate = rate if rate and abs(rate / measured - 1) < 0.02 else measured
         if not rate and frames > 1:
-            raise DecodeError(f"{container.name_of(place)}: it tells neither a frame rate nor frame times; convert it to mp4 first")
+            raise DecodeError(
+                f"{container.name_of(place)}: it tells neither a frame rate nor frame times; convert it to mp4 first"
+            )
         return VideoInfo(frames, height, width, rate or STILL_FPS, quarter_turns(first) * 90)
 
 
@@ -198,7 +194,9 @@ def _decode_through(path: Path | Media) -> None:
         announced = stream.frames - left_out
         # Decoders may drop a leading picture or two that refer to what came before the file's first.
         if decoded < announced - 2:
-            raise DecodeError(f"{container.name_of(place)}: only {decoded} of {announced} frames are there; it was cut short")
+            raise DecodeError(
+                f"{container.name_of(place)}: only {decoded} of {announced} frames are there; it was cut short"
+            )
         alone = len(container.streams) == 1 and container.duration is not None
         if not stream.frames and alone and end < (promised := (container.duration or 0) / av.time_base) * 0.95 - 0.5:
             raise DecodeError(f"{container.name_of(place)}: ends at {end:.2f} s of {promised:.2f} s; it was cut short")
@@ -278,6 +276,8 @@ def _pick(
         raise DecodeError(f"{container.name_of(place)}: not one frame can be decoded")
     if times[-1] > held_since + hold:
         end = held_since + hold
-        raise DecodeError(f"{container.name_of(place)}: ends at {end:.2f} s, but frames up to {times[-1]:.2f} s were asked for")
+        raise DecodeError(
+            f"{container.name_of(place)}: ends at {end:.2f} s, but frames up to {times[-1]:.2f} s were asked for"
+        )
     show_until(float("inf"))
     return pictures

@@ -99,4 +99,6 @@ def _refuse_unfit(still: _Still) -> None:
             )
         # The further pictures of an MPO, which cameras write, are views of the first.
         if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
-            raise DecodeError(f"{still}: an animation of {frames} frames under the name of a still; make it a gif or mp4")
+            raise DecodeError(
+                f"{still}: an animation of {frames} frames under the name of a still; make it a gif or mp4"
+            )
