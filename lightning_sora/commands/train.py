@@ -91,8 +91,8 @@ def run(arguments: Sequence[str]) -> int:
     except RuntimeError as problem:
         if DEAD_WORKER.search(str(problem)):
             raise SoraError(
-                f"a process that reads clips died ({' '.join(str(problem).split())[:200]}): out of memory, or a file that "
-                "kills its decoder; the last checkpoint is kept, so lower data.num_workers, or find the file by "
+                f"a process that reads clips died ({' '.join(str(problem).split())[:200]}): out of memory, or a file "
+                "that kills its decoder; the last checkpoint is kept, so lower data.num_workers, or find the file by "
                 "`lightning-sora data check FOLDER --out bad.jsonl` and leave it out by the source's quarantine"
             ) from problem
         if "loading state_dict" not in str(problem):

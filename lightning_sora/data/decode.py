@@ -8,17 +8,23 @@ picture. One thread per file, as FFmpeg's own threads were seen to lock up whole
 
 from __future__ import annotations
 
+import stat
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import torch
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 
 from lightning_sora import media
@@ -70,13 +76,13 @@ def probe(path: MediaPath) -> VideoInfo:
     Raises:
         DecodeError: no readable video; cut short; no frame rate.
     """
-    place = container.placed(path)
+    path = _place(path)
     if is_image(path):
         with _stills(path):
             height, width = media.image_size(path)
         return VideoInfo(1, height, width, STILL_FPS)
-    with container.opened(place) as (container, stream):
-        container.refuse_cut_short(place, stream)
+    with _opened(path) as (container, stream):
+        _refuse_cut_short(path, stream)
         counted = 0
         first: av.VideoFrame | None = None
         times: list[int] = []
@@ -89,9 +95,9 @@ def probe(path: MediaPath) -> VideoInfo:
                 counted += 1
                 times.extend(t for t in (packet.pts if packet.pts is not None else packet.dts,) if t is not None)
         if first is None:
-            raise DecodeError(f"{container.name_of(place)}: not one frame can be decoded")
+            raise DecodeError(f"{path}: not one frame can be decoded")
         height, width = shown_size(first, stream)
-        rate = container.announced_rate(stream)
+        rate = _announced_rate(stream)
         frames = stream.frames or counted
         if stream.frames and rate and stream.duration:
             # An edit list may leave out frames that the count still includes.
@@ -101,9 +107,7 @@ def probe(path: MediaPath) -> VideoInfo:
             # An announced rate is the exact one of a constant rate, and a guess otherwise.
             rate = rate if rate and abs(rate / measured - 1) < 0.02 else measured
         if not rate and frames > 1:
-            raise DecodeError(
-                f"{container.name_of(place)}: it tells neither a frame rate nor frame times; convert it to mp4 first"
-            )
+            raise DecodeError(f"{path}: it tells neither a frame rate nor frame times; convert it to mp4 first")
         return VideoInfo(frames, height, width, rate or STILL_FPS, quarter_turns(first) * 90)
 
 
@@ -132,7 +136,7 @@ def read_clip(
     Raises:
         DecodeError: no readable video, damage within the window, or the file ends before the window does.
     """
-    place = container.placed(path)
+    path = _place(path)
     if frames < 1 or start_seconds < 0 or (fps is not None and fps <= 0):
         raise SoraError(
             f"cannot read {frames} frames from {start_seconds} s at {fps} frames per second: "
@@ -141,8 +145,8 @@ def read_clip(
     if is_image(path):
         return _read_still(path, frames, size)
     for seek_to in dict.fromkeys((start_seconds, 0.0)):
-        with container.opened(place) as (container, stream):
-            native = container.announced_rate(stream) or STILL_FPS
+        with _opened(path) as (container, stream):
+            native = _announced_rate(stream) or STILL_FPS
             times = [start_seconds + k / (fps or native) for k in range(frames)]
             try:
                 timed = _timed(container, stream, seek_to)
@@ -159,14 +163,14 @@ def check(path: MediaPath) -> str | None:
     Returns:
         The reason why it is unfit, in words, or None.
     """
-    place = container.placed(path)
+    path = _place(path)
     try:
         if is_image(path):
             _read_still(path, 1, None)
         else:
             _decode_through(path)
     except DecodeError as problem:
-        return str(problem).removeprefix(f"{container.name_of(place)}: ")
+        return str(problem).removeprefix(f"{path}: ")
     return None
 
 
@@ -177,29 +181,112 @@ class _MissedError(Exception):
 def _decode_through(path: Path | Media) -> None:
     probe(path)
     decoded, left_out, end = 0, 0, 0.0
-    with container.opened(place) as (container, stream):
+    with _opened(path) as (container, stream):
         try:
             for packet in container.demux(stream):
                 left_out += packet.is_discard
                 for frame in packet.decode():
                     if frame.is_corrupt:
-                        raise DecodeError(f"{container.name_of(place)}: frame {decoded} is damaged")
+                        raise DecodeError(f"{path}: frame {decoded} is damaged")
                     decoded += 1
                     end = max(end, frame.time or 0.0)
         except av.FFmpegError as problem:
             raise DecodeError(
-                f"{container.name_of(place)}: decoding fails after frame {decoded} of {stream.frames or 'an unknown number'} "
+                f"{path}: decoding fails after frame {decoded} of {stream.frames or 'an unknown number'} "
                 f"({_words(problem)})"
             ) from problem
         announced = stream.frames - left_out
         # Decoders may drop a leading picture or two that refer to what came before the file's first.
         if decoded < announced - 2:
-            raise DecodeError(
-                f"{container.name_of(place)}: only {decoded} of {announced} frames are there; it was cut short"
-            )
+            raise DecodeError(f"{path}: only {decoded} of {announced} frames are there; it was cut short")
         alone = len(container.streams) == 1 and container.duration is not None
         if not stream.frames and alone and end < (promised := (container.duration or 0) / av.time_base) * 0.95 - 0.5:
-            raise DecodeError(f"{container.name_of(place)}: ends at {end:.2f} s of {promised:.2f} s; it was cut short")
+            raise DecodeError(f"{path}: ends at {end:.2f} s of {promised:.2f} s; it was cut short")
+
+
+def _place(path: MediaPath) -> Path | Media:
+    return Path(path) if isinstance(path, str) else path
+
+
+def _size(path: Path | Media) -> int:
+    """Bytes.
+
+    Raises:
+        DecodeError: a pipe, a device or a folder, which would be waited for.
+    """
+    if not isinstance(path, Path):
+        return path.size
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise DecodeError(f"{path}: {'it is a folder' if stat.S_ISDIR(found.st_mode) else 'it is no regular file'}")
+    return found.st_size
+
+
+@contextmanager
+def _stills(path: Path | Media) -> Iterator[None]:
+    try:
+        _size(path)
+        yield
+    except DecodeError:
+        raise
+    except SoraError as problem:
+        raise DecodeError(str(problem)) from problem
+    except OSError as problem:
+        raise DecodeError(f"{path}: {_words(problem)}") from problem
+
+
+def _read_still(path: Path | Media, frames: int, size: tuple[int, int] | None) -> UInt8[Tensor, "1 height width 3"]:
+    with _stills(path):
+        image = media.read_image(path)
+    if frames != 1:
+        raise DecodeError(f"{path}: a still image has 1 frame, {frames} were asked for")
+    if size is not None and size != tuple(image.shape[:2]):
+        scaled = Image.fromarray(image.numpy()).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+        image = torch.from_numpy(np.array(scaled))
+    return image[None]
+
+
+@contextmanager
+def _opened(path: Path | Media) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Opens a file at its first video stream; FFmpeg's complaints inside become DecodeErrors."""
+    try:
+        if _size(path) == 0:
+            raise DecodeError(f"{path}: the file is empty")
+        # "file:" keeps a colon in the name from being read as a protocol.
+        target: Any = f"file:{path}" if isinstance(path, Path) else path.open()
+        with av.open(target, "r", metadata_errors="ignore") as container:
+            films = (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
+            stream = next(films, None)
+            if stream is None:
+                kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+                raise DecodeError(f"{path}: it has no video, only {kinds}")
+            stream.thread_type = "NONE"
+            yield container, stream
+    except (av.FFmpegError, OSError) as problem:
+        raise DecodeError(f"{path}: {_words(problem)}") from problem
+
+
+def _words(problem: Exception) -> str:
+    if isinstance(problem, FileNotFoundError):
+        return "no such file"
+    if isinstance(problem, IsADirectoryError):
+        return "it is a folder"
+    if isinstance(problem, av.error.InvalidDataError):
+        return "its data is damaged, incomplete or no video"
+    return str(getattr(problem, "strerror", None) or problem)
+
+
+def _refuse_cut_short(path: Path | Media, stream: VideoStream) -> None:
+    """The index of an mp4 says where the last frame ends: beyond the file's end if that was cut."""
+    needed = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    held = _size(path)
+    if needed > held:
+        raise DecodeError(f"{path}: cut short, it holds {held:,} of {needed:,} bytes")
+
+
+def _announced_rate(stream: VideoStream) -> float | None:
+    rate: Fraction | None = stream.average_rate or stream.guessed_rate
+    return float(rate) if rate else None
 
 
 def _timed(container: InputContainer, stream: VideoStream, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
@@ -210,7 +297,7 @@ def _timed(container: InputContainer, stream: VideoStream, start: float) -> Iter
     """
     tick = float(stream.time_base or 1)
     origin = stream.start_time or 0
-    rate = container.announced_rate(stream) or STILL_FPS
+    rate = _announced_rate(stream) or STILL_FPS
     if start > 0:
         try:
             container.seek(origin + int(start / tick), stream=stream)
@@ -271,13 +358,11 @@ def _pick(
     if held is None and sought:
         raise _MissedError
     if damage is not None and (held is None or times[-1] > held_since + hold):
-        raise DecodeError(f"{container.name_of(place)}: its data is damaged after {held_since:.2f} s") from damage
+        raise DecodeError(f"{path}: its data is damaged after {held_since:.2f} s") from damage
     if held is None:
-        raise DecodeError(f"{container.name_of(place)}: not one frame can be decoded")
+        raise DecodeError(f"{path}: not one frame can be decoded")
     if times[-1] > held_since + hold:
         end = held_since + hold
-        raise DecodeError(
-            f"{container.name_of(place)}: ends at {end:.2f} s, but frames up to {times[-1]:.2f} s were asked for"
-        )
+        raise DecodeError(f"{path}: ends at {end:.2f} s, but frames up to {times[-1]:.2f} s were asked for")
     show_until(float("inf"))
     return pictures
