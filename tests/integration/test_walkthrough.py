@@ -4,11 +4,14 @@ import re
 import shlex
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import yaml
 
 from lightning_sora.ablation.reader import read_study
 from lightning_sora.cli import main
+from lightning_sora.data.sources import SOURCES
 from tests.integration.test_ablate import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -55,8 +58,17 @@ def test_the_walk_through(folder: Path, capfd: pytest.CaptureFixture[str]) -> No
     assert "mine(k=3)" in (folder / "outputs/ablations/mine/report/index.html").read_text()
 
 
+SMALL = "world(level='tiny', clips=32)"
+
+
 def test_every_ablation_recipe_can_be_planned(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ids = [info.id for info in SOURCES.create(SMALL, root=None, split="train", seed=0).infos]
+    (folder / "outputs" / "captions").mkdir(parents=True)
     for file in sorted((ROOT / "recipes" / "ablations").glob("*.yaml")):
-        keys = [] if "before" in yaml.safe_load(file.read_text()) else ["--data.source=world(level='tiny', clips=32)"]
+        arms = yaml.safe_load(file.read_text())["arms"]
+        for table in [v for v in (arms.values() if isinstance(arms, dict) else []) if str(v).endswith(".parquet")]:
+            columns = {"id": ids, "caption": [f"{table} {name}" for name in ids], "confidence": [1.0] * len(ids)}
+            pyarrow.parquet.write_table(pyarrow.table(columns), folder / table)
+        keys = [] if "before" in yaml.safe_load(file.read_text()) else [f"--data.source={SMALL}"]
         assert main(["ablate", str(file), "--plan", *keys]) == 0, file
         assert "(baseline)" in capfd.readouterr().out
