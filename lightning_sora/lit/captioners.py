@@ -108,7 +108,7 @@ def create_captioner(text: str, device: str = "cpu") -> ClipCaptioner:
     """
     if text.startswith("hf:"):
         return CAPTIONERS.create(Spec("hf", {"name": text.removeprefix("hf:")}), device)
-    if text.endswith(".ckpt") or "/" in text or Path(text).exists():
+    if "(" not in text and (text.endswith(".ckpt") or "/" in text or Path(text).exists()):
         return CAPTIONERS.create(Spec("run", {"path": text}), device)
     return CAPTIONERS.create(text, device)
 
