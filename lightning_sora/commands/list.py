@@ -27,6 +27,10 @@ KINDS = {
     "extractor": ("lightning_sora.metrics.extractors", "EXTRACTORS", ()),
     "schedule": ("lightning_sora.lit.optimizers", "SCHEDULES", ("total",)),
     "source": ("lightning_sora.data.sources", "SOURCES", ("root", "split", "seed")),
+    "manifest": ("lightning_sora.data.manifest", "MANIFESTS", ()),
+    "sizes": ("lightning_sora.data.sizes", "SIZES", ("limits",)),
+    "captioner": ("lightning_sora.lit.captioners", "CAPTIONERS", ("device",)),
+    "expander": ("lightning_sora.lit.expander", "EXPANDERS", ()),
     "engine": ("lightning_sora.ablation.engines", "ENGINES", ()),
 }
 
