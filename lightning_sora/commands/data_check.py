@@ -1,8 +1,10 @@
-"""``lightning-sora data check FOLDER``: decode everything, name what is bad and why."""
+"""``lightning-sora data check PATH``: decode everything, name what is bad and why."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,74 +16,125 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lightning_sora.data.decode import VideoInfo
+    from lightning_sora.data.manifest import ClipRow
+    from lightning_sora.data.places import MediaPath
 
 COMMON = 4  # how many of the most frequent sizes and rates are shown
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is to be checked.
+
+    Attributes:
+        clips: name, as quarantine lists have it -> where it lies.
+        captioned: how many have a caption.
+        complaint: (table, what is wrong with the captions), if anything is.
+        told: name -> row, of a manifest that tells sizes.
+    """
+
+    clips: Mapping[str, MediaPath]
+    captioned: int
+    complaint: tuple[str, str] | None = None
+    told: Mapping[str, ClipRow] = field(default_factory=dict)
 
 
 def add_parser(actions: argparse._SubParsersAction) -> None:
     check = actions.add_parser(
         "check",
-        help="decode every file of a folder",
-        description="Decodes every video and image under FOLDER to its end, reads the captions, names what is bad "
-        "and why, and sums up the rest. Exit status: 0 if all is well, 1 if something is bad.",
+        help="decode every file of a folder or manifest",
+        description="Decodes every video and image to its end, reads the captions, compares with what a manifest "
+        "tells, names what is bad and why, and sums up the rest. Exit status: 0 if all is well, 1 if something is bad.",
     )
-    check.add_argument("folder", metavar="FOLDER", help="searched at any depth")
+    check.add_argument("path", metavar="PATH", help="folder, searched at any depth; manifest, tar or URL")
+    check.add_argument("--style", default="auto", help="of a manifest; default: found out")
     check.add_argument(
         "--out", type=Path, metavar="LIST.jsonl", help="list of the bad files, for source option quarantine"
     )
     check.add_argument("--processes", type=whole, help="side by side; default: one for each core")
     check.add_argument("--seconds", type=positive, default=120.0, help="that one file may take (default: %(default)g)")
+    check.add_argument("--plugins", action="append", default=[], metavar="FILE", help="a file that registers parts")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks a folder; returns 1 if anything in it is bad, else 0.
+    """Checks a folder or the clips of a manifest; returns 1 if anything is bad, else 0.
 
     Raises:
-        SoraError: no such folder, or no videos or images in it.
+        SoraError: nothing there, or no videos or images in it.
     """
     from rich.console import Console
 
-    from lightning_sora.data.captions import TABLES
+    from lightning_sora.data.manifest import is_plain_folder
     from lightning_sora.data.quarantine import write_quarantine
-    from lightning_sora.data.sources.folder import find_media
-    from lightning_sora.errors import SoraError
+    from lightning_sora.plugins import load_packages, load_plugins
 
-    root = Path(args.folder)
-    files, tables = find_media(root)
-    if not files:
-        raise SoraError(f"no video or image of a known kind under {root}; name the folder that holds them")
+    load_packages()
+    load_plugins(args.plugins)
+    plain = args.style == "auto" and is_plain_folder(args.path)
+    listing = _folder(Path(args.path)) if plain else _manifest(args.path, args.style)
     good: dict[str, VideoInfo] = {}
     bad: dict[str, str] = {}
     console = Console()
-    for name, answer in _check_all(root, files, args):
+    for name, answer in _check_all(listing, args):
         if isinstance(answer, str):
             bad[name] = answer
         else:
             good[name] = answer
     if args.out is not None:
         write_quarantine(args.out, bad)
-    captioned, complaint = _captioned(root, files, tables)
-    if complaint:
-        bad[" ".join(t for t in TABLES if root / t in tables) or "captions"] = complaint
+    if listing.complaint is not None:
+        bad[listing.complaint[0]] = listing.complaint[1]
     if bad:
         console.print(_bad_table(bad))
-    console.print(_summary(good, len(bad), captioned))
+    console.print(_summary(good, len(bad), listing))
     return 1 if bad else 0
 
 
-def _check_all(root: Path, files: Sequence[str], args: argparse.Namespace) -> Iterator[tuple[str, VideoInfo | str]]:
-    """Each file with its description, or the reason why it is bad, under a progress bar."""
+def _folder(root: Path) -> Listing:
+    from lightning_sora.data.captions import TABLES
+    from lightning_sora.data.sources.folder import find_media
+    from lightning_sora.errors import SoraError
+
+    files, tables = find_media(root)
+    if not files:
+        raise SoraError(f"no video or image of a known kind under {root}; name the folder that holds them")
+    captioned, complaint = _captioned(root, files, tables)
+    name = " ".join(t for t in TABLES if root / t in tables) or "captions"
+    return Listing({file: root / file for file in files}, captioned, None if complaint is None else (name, complaint))
+
+
+def _manifest(place: str, style: str) -> Listing:
+    from lightning_sora.data.manifest import read_manifest
+    from lightning_sora.data.sources.manifest import media_of
+
+    _, rows = read_manifest(place, style)
+    clips = {row.id: media_of(row) for row in rows}
+    return Listing(clips, sum(bool(row.captions) for row in rows), told={row.id: row for row in rows})
+
+
+def _check_all(listing: Listing, args: argparse.Namespace) -> Iterator[tuple[str, VideoInfo | str]]:
+    """Each clip with its description, or the reason why it is bad, under a progress bar."""
     import os
 
     from rich.console import Console
     from rich.progress import track
 
     from lightning_sora.data.checking import check_files
+    from lightning_sora.data.sources.manifest import disagreement
 
-    answers = check_files([root / name for name in files], args.processes or os.cpu_count() or 1, args.seconds)
-    bar = track(answers, "checking", total=len(files), console=Console(stderr=True), transient=True)
+    names: dict[MediaPath, list[str]] = {}
+    for name, place in listing.clips.items():  # several clips may be cuts of one file
+        names.setdefault(place, []).append(name)
+    places = list(names)
+    answers = check_files(places, args.processes or os.cpu_count() or 1, args.seconds)
+    bar = track(answers, "checking", total=len(places), console=Console(stderr=True), transient=True)
     # They come as they are done; what is printed keeps the order of names.
-    yield from ((files[place], answer) for place, answer in sorted(bar, key=lambda one: one[0]))
+    found = {name: answer for number, answer in bar for name in names[places[number]]}
+    for name in listing.clips:
+        answer = found[name]
+        row = listing.told.get(name)
+        lie = None if row is None or isinstance(answer, str) else disagreement(row, answer)
+        yield name, lie or answer
 
 
 def _captioned(root: Path, files: Sequence[str], tables: Sequence[Path]) -> tuple[int, str | None]:
@@ -108,14 +161,14 @@ def _bad_table(bad: dict[str, str]) -> Table:
     return table
 
 
-def _summary(good: dict[str, VideoInfo], bad: int, captioned: int) -> Table:
+def _summary(good: dict[str, VideoInfo], bad: int, listing: Listing) -> Table:
     from collections import Counter
 
     from rich.table import Table
 
     from lightning_sora.data.decode import is_image
 
-    films = [info for name, info in good.items() if not is_image(name)]
+    films = [info for name, info in good.items() if not is_image(listing.clips[name])]
 
     def common(counts: Counter[str]) -> str:
         shown = [f"{value} ({count})" for value, count in counts.most_common(COMMON)]
@@ -124,7 +177,7 @@ def _summary(good: dict[str, VideoInfo], bad: int, captioned: int) -> Table:
 
     table = Table.grid(padding=(0, 2))
     table.add_row("files", f"{len(films)} videos, {len(good) - len(films)} images, {bad} bad")
-    table.add_row("captions", f"{captioned}")
+    table.add_row("captions", f"{listing.captioned}")
     if films:
         lengths = sorted(info.frames for info in films)
         minutes, seconds = divmod(sum(info.duration for info in films), 60)

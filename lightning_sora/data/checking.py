@@ -7,16 +7,16 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 from lightning_sora.data import decode
+from lightning_sora.data.places import MediaPath
 
 #: The decoded file, or why it is unfit.
 Answer = decode.VideoInfo | str
 
 
-def check_files(paths: Sequence[Path], processes: int, seconds: float) -> Iterator[tuple[int, Answer]]:
+def check_files(paths: Sequence[MediaPath], processes: int, seconds: float) -> Iterator[tuple[int, Answer]]:
     """Decodes files to their ends, side by side.
 
     Args:
@@ -62,7 +62,7 @@ class _Worker:
         self.place: int | None = None
         self.since, self.dead, self.started = 0.0, False, False
 
-    def give(self, place: int, paths: Sequence[Path]) -> None:
+    def give(self, place: int, paths: Sequence[MediaPath]) -> None:
         self.place, self.since = place, time.monotonic()
         self.pipe.send(paths[place])
 

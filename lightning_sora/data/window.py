@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,6 +32,21 @@ def cut(
     return video[:, top : top + height, left : left + width].contiguous()
 
 
+@dataclass(frozen=True)
+class Region:
+    """The part of a file's picture that is the clip, in pixels.
+
+    Attributes:
+        left, top: where it begins.
+        height, width: of the whole picture.
+    """
+
+    left: int
+    top: int
+    height: int
+    width: int
+
+
 def read_window(
     place: MediaPath,
     info: ClipInfo,
@@ -42,11 +58,13 @@ def read_window(
     generator: torch.Generator,
     centred: bool,
     start_frame: int = 0,
+    region: Region | None = None,
 ) -> UInt8[Tensor, "frames height width 3"]:
     """Reads a window of a file, begun at a drawn frame.
 
     Args:
-        info: what the clip is; its frames begin at ``start_frame`` of the file.
+        info: what the clip is; its frames begin at ``start_frame`` of the file, its height and width are those of
+            the ``region``.
         centred: cut pictures in the middle, rather than at a drawn place.
 
     Raises:
@@ -62,7 +80,16 @@ def read_window(
         )
     start = start_frame + draw(int(info.frames - 1 - span + 1e-6), generator)
     size = covering(info.height, info.width, height, width)
-    video = decode.read_clip(place, start / info.fps, frames, rate, size=size)
+    if region is None:
+        video = decode.read_clip(place, start / info.fps, frames, rate, size=size)
+    else:
+        # Scaled whole, then cut: off by less than a pixel of the result.
+        scale = size[0] / info.height, size[1] / info.width
+        whole = max(size[0], round(region.height * scale[0])), max(size[1], round(region.width * scale[1]))
+        video = decode.read_clip(place, start / info.fps, frames, rate, size=whole)
+        top = min(round(region.top * scale[0]), whole[0] - size[0])
+        left = min(round(region.left * scale[1]), whole[1] - size[1])
+        video = video[:, top : top + size[0], left : left + size[1]]
     return cut(video, height, width, None if centred else generator)
 
 

@@ -315,7 +315,7 @@ def test_data_check_names_bad_files_and_tells_by_its_status(tmp_path: Path, caps
     assert "[red]bad.mp4" in shown
     assert "missing.mp4" in shown
     assert cli.main(["data", "check", str(tmp_path / "nowhere")]) == cli.USER_ERROR
-    assert "is not a folder" in capsys.readouterr().err
+    assert "no manifest or folder at" in capsys.readouterr().err
 
 
 def test_a_folder_of_real_clips_loads_in_every_split() -> None:

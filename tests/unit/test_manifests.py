@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from lightning_sora import media
+from lightning_sora.cli import main
 from lightning_sora.data.manifest import MANIFESTS, detect, is_plain_folder, read_manifest
 from lightning_sora.data.places import DecodeError
 from lightning_sora.data.quarantine import read_quarantine, write_quarantine
@@ -198,6 +199,10 @@ def _broken(root: Path, name: str) -> Path:
         return table(root / "m.json", [{"path": "a.mp4", "cap": 7}])
     if name == "cut":
         return table(root / "m.json", [{"path": "a.mp4", "cap": "x", "cut": [5, 2]}])
+    if name == "words":
+        return table(root / "m.json", [{"path": "a.mp4", "cap": "x", "cut": ["0", "5"]}])
+    if name == "crop":
+        return table(root / "m.json", [{"path": "a.mp4", "cap": "x", "crop": [8, 8, 0, 4]}])
     if name == "empty":
         (root / "m.csv").write_text("path,text\n")
         return root / "m.csv"
@@ -221,10 +226,12 @@ def _broken(root: Path, name: str) -> Path:
         ("number", ["row 1", "'height' is 'tall'", "positive number"]),
         ("caption", ["entry 1", "7", "must be text"]),
         ("cut", ["'cut' is [5, 2]"]),
+        ("words", ["'cut' is ['0', '5']"]),
+        ("crop", ["'crop' is [8, 8, 0, 4]", "[left, right, top, bottom]"]),
         ("empty", ["lists no clip"]),
         ("encoding", ["not UTF-8"]),
         ("gzip", ["x.tar", "not compressed"]),
-        ("missing", ["no manifest at"]),
+        ("missing", ["no manifest or folder at"]),
     ],
 )
 def test_a_broken_manifest_is_one_clear_error(files: Path, name: str, words: list[str]) -> None:
@@ -245,6 +252,73 @@ def test_cuts_of_one_file_are_clips_of_their_own(tmp_path: Path) -> None:
         shown = clip.video.float().mean(dim=(1, 2, 3))
         assert info.frames == 6
         assert (shown - 10.0 * torch.arange(first, first + 6)).abs().max() < 4
+
+
+def test_a_crop_is_all_that_is_seen_of_a_file(tmp_path: Path) -> None:
+    column = torch.arange(48, dtype=torch.uint8) * 5
+    video = column[None, None, :, None].expand(6, 32, 48, 3).clone()
+    video[:, 16:] = 250  # below
+    media.write_mp4(tmp_path / "a.mp4", video, FPS)
+    row = {"path": "a.mp4", "cap": "x", "resolution": {"height": 32, "width": 48}, "num_frames": 6, "fps": FPS}
+    (source, *_) = sources(table(tmp_path / "a.json", [{**row, "crop": [8, 32, 0, 16]}]))
+    assert (source.infos[0].height, source.infos[0].width) == (16, 24)
+    clip = source.load(0, 5, 16, 24, generator=torch.Generator(), fps=None)
+    shown = clip.video.float().mean(dim=(0, 1, 3))
+    assert (shown - 5.0 * torch.arange(8, 32)).abs().max() < 12  # a codec's rounding
+    half = source.load(0, 5, 8, 12, generator=torch.Generator(), fps=None).video.float()
+    assert (half.mean(dim=(0, 1, 3)) - (5.0 * torch.arange(8, 32)).reshape(12, 2).mean(dim=1)).abs().max() < 12
+    assert half[:, :7].max() < 200  # nothing of what lies below
+    row |= {"crop": [8, 64, 0, 16]}
+    (source, *_) = sources(table(tmp_path / "b.json", [row]))
+    with pytest.raises(DecodeError, match=r"its crop ends at 64, 16, but the picture has 48 x 32"):
+        source.load(0, 5, 16, 24, generator=torch.Generator(), fps=None)
+
+
+@pytest.mark.parametrize("told", [0, "inf", "nan", ""])
+def test_stills_need_no_rate_and_films_do(files: Path, told: Any) -> None:
+    rows = [{"path": "c.png", "text": "x", "num_frames": 1, "height": HEIGHT, "width": WIDTH, "fps": told}]
+    (source, *_) = sources(table(files / "m.csv", rows))
+    assert (source.infos[0].frames, source.infos[0].fps) == (1, 1.0)
+    film = table(files / "n.csv", [{**rows[0], "path": "a.mp4", "num_frames": FRAMES}])
+    if told in (0, "inf"):
+        with pytest.raises(SoraError, match="'fps' is"):
+            sources(film)
+    else:
+        assert sources(film)[0].infos[0].fps == FPS
+
+
+def test_a_rate_that_lies_is_found(files: Path) -> None:
+    row = {"path": "a.mp4", "text": "x", "num_frames": FRAMES, "height": HEIGHT, "width": WIDTH}
+    (source, *_) = sources(table(files / "lies.csv", [{**row, "fps": 2 * FPS}]))
+    with pytest.raises(DecodeError, match="the manifest says fps 16, but it has 8"):
+        source.load(0, 5, 16, 16, generator=torch.Generator(), fps=None)
+    (source, *_) = sources(table(files / "rounds.csv", [{**row, "fps": FPS + 0.02}]))
+    assert source.load(0, 5, 16, 16, generator=torch.Generator(), fps=None).video.shape[0] == 5
+
+
+def test_data_check_reads_manifests_archives_and_urls(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tar = webdataset(files)
+    assert main(["data", "check", str(tar)]) == 0
+    assert "2 videos, 1 images, 0 bad" in capsys.readouterr().out
+    assert main(["data", "check", f"file://{tar}"]) == 0
+    assert "captions  3" in capsys.readouterr().out
+    (files / "broken.mp4").write_bytes((files / "a.mp4").read_bytes()[:700])
+    sizes = {"num_frames": FRAMES, "height": HEIGHT, "width": WIDTH, "fps": FPS}
+    rows = [
+        {"path": "a.mp4", "text": "x", **sizes},
+        {"path": "sub/b.mp4", "text": "x", **sizes, "height": 64},
+        {"path": "broken.mp4", "text": "", **sizes},
+        {"path": "gone.mp4", "text": "x", **sizes},
+    ]
+    listed = files / "bad.jsonl"
+    assert main(["data", "check", str(table(files / "m.csv", rows)), "--out", str(listed)]) == 1
+    assert "captions  3" in capsys.readouterr().out
+    reasons = read_quarantine(str(listed))
+    assert reasons["sub/b.mp4"] == "the manifest says height 64, but it has 32"
+    assert reasons["gone.mp4"] == "no such file"
+    assert set(reasons) == {"sub/b.mp4", "broken.mp4", "gone.mp4"}
+    kept = sources(files / "m.csv", quarantine=str(listed))
+    assert {info.id for source in kept for info in source.infos} == {"a.mp4"}
 
 
 def test_captions_of_equal_standing_are_kept_and_sizes_that_lie_are_found(files: Path) -> None:
@@ -284,6 +358,14 @@ def test_the_fingerprint_moves_with_content_and_captions(files: Path) -> None:
     table(files / "m.csv", [{"path": n, "text": t} for n, t in CAPTIONS.items()])
     media.write_mp4(files / "a.mp4", torch.zeros((FRAMES, HEIGHT, WIDTH, 3), dtype=torch.uint8), FPS)
     assert fingerprint() != first
+
+
+def test_the_fingerprint_moves_with_what_an_archive_holds(files: Path) -> None:
+    prints = []
+    for shade in (40, 40, 90):
+        media.write_mp4(files / "a.mp4", torch.full((FRAMES, HEIGHT, WIDTH, 3), shade, dtype=torch.uint8), FPS)
+        prints.append("".join(source.fingerprint() for source in sources(webdataset(files))))
+    assert prints[0] == prints[1] != prints[2]
 
 
 def test_a_style_of_ones_own_joins_the_others(files: Path) -> None:

@@ -28,7 +28,7 @@ def read_manifest(place: Location, style: str = "auto") -> tuple[str, list[ClipR
         SoraError: nothing there, no known style, or not what the style asks for.
     """
     if not is_remote(place) and "{" not in str(place) and not Path(place).exists():
-        raise SoraError(f"no manifest at {place}; give a table, a list, a tar, or the folder of one")
+        raise SoraError(f"no manifest or folder at {place}; give a folder of videos, or a table, list or tar of them")
     found = detect(place) if style == "auto" else style
     if found is None:
         known = "; ".join(MANIFESTS.create(name).needs for name in MANIFESTS.list())

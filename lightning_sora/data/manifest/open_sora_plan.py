@@ -14,6 +14,7 @@ from lightning_sora.data.manifest.rows import (
     distinct,
     header_of,
     number,
+    rate,
     records_of,
     require,
     text_of,
@@ -23,16 +24,21 @@ from lightning_sora.data.manifest.tables import located
 from lightning_sora.data.storage import Location, is_remote
 from lightning_sora.errors import SoraError
 
+READ = ("path", "cap", "resolution", "num_frames", "fps", "cut", "crop")
 NAMES = ("videos2caption.json", "data.txt")
 
 
 @MANIFESTS.register("open_sora_plan")
 class OpenSoraPlan(ManifestStyle):
-    """A JSON list of ``{path, cap, resolution, num_frames, fps, cut}``, or a ``data.txt`` of ``ROOT,LIST.json``."""
+    """A JSON list of ``{path, cap, resolution, num_frames, fps, cut, crop}``, or a ``data.txt`` of ``ROOT,LIST.json``.
+
+    ``resolution`` is that of the file, ``crop`` a part of its picture.
+    """
 
     needs = (
         "open_sora_plan needs a JSON list of objects with 'path' and 'cap' (a text or a list of texts); 'resolution' "
-        "{height, width}, 'num_frames', 'fps', 'cut' [first, end] may be there; or a data.txt with lines ROOT,LIST.json"
+        "{height, width}, 'num_frames', 'fps', 'cut' [first, end] and 'crop' "
+        "[left, right, top, bottom] may be there; or a data.txt with lines ROOT,LIST.json"
     )
 
     def matches(self, place: Location) -> bool:
@@ -81,11 +87,14 @@ def _annotated(root: str, row: Record, where: str) -> ClipRow:
     first, frames = 0, number(row, "num_frames", where)
     cut = row.get("cut")
     if cut is not None:
-        if not isinstance(cut, list) or len(cut) != 2 or not 0 <= cut[0] < cut[1]:
+        if not _numbers(cut, 2) or not 0 <= cut[0] < cut[1]:
             raise SoraError(f"{where}: 'cut' is {cut!r}; it must be [first frame, frame after the last]")
         first, frames = int(cut[0]), int(cut[1]) - int(cut[0])
-    if row.get("crop") is not None:
-        raise SoraError(f"{where}: 'crop' is not read; cut the pictures before, or drop the column")
+    crop = row.get("crop")
+    if crop is not None:
+        if not _numbers(crop, 4) or not (0 <= crop[0] < crop[1] and 0 <= crop[2] < crop[3]):
+            raise SoraError(f"{where}: 'crop' is {crop!r}; it must be [left, right, top, bottom] in pixels")
+        crop = tuple(int(crop[i]) for i in (0, 2, 1, 3))
     name = str(row["path"])
     return ClipRow(
         id=name if cut is None else f"{name}#{first}",
@@ -94,10 +103,15 @@ def _annotated(root: str, row: Record, where: str) -> ClipRow:
         frames=frames,
         height=number(resolution, "height", where),
         width=number(resolution, "width", where),
-        fps=number(row, "fps", where, float),
+        fps=rate(row, "fps", where, frames),
         start_frame=first,
-        extra={k: v for k, v in row.items() if k not in ("path", "cap", "resolution", "num_frames", "fps", "cut")},
+        crop=crop,
+        extra={name: value for name, value in row.items() if name not in READ},
     )
+
+
+def _numbers(value: Any, count: int) -> bool:
+    return isinstance(value, list) and len(value) == count and all(isinstance(one, int | float) for one in value)
 
 
 def _lines(file: Location) -> list[str]:

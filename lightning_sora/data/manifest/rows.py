@@ -26,6 +26,8 @@ class ClipRow:
         captions: all of equal standing.
         frames, height, width, fps: as shown; None where the manifest does not say. Frames count those of the cut.
         start_frame: of the file's frames, where a cut begins.
+        crop: (left, top, right, bottom) of the part of the picture that is the clip, in pixels as shown; None for all.
+            ``height`` and ``width`` are those of the file.
         split: "train", "val" or "test" where the manifest says.
         extra: further columns, such as scores.
     """
@@ -38,6 +40,7 @@ class ClipRow:
     width: int | None = None
     fps: float | None = None
     start_frame: int = 0
+    crop: tuple[int, int, int, int] | None = None
     split: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -180,15 +183,26 @@ def number(row: Record, column: str, where: str, kind: type = int) -> Any:
         SoraError: no such number.
     """
     value = row.get(column)
-    if value is None or value == "" or value != value:
+    if value is None or value == "":
         return None
     try:
         found = float(value)
     except (TypeError, ValueError):
         found = 0.0
+    if found != found:  # what pandas writes where there is nothing
+        return None
     if not 0 < found < float("inf"):
         raise SoraError(f"{where}: {column!r} is {value!r}; it must be a positive number")
     return kind(found) if kind is float else round(found)
+
+
+def rate(row: Record, column: str, where: str, frames: int | None) -> float | None:
+    """Frames per second of a column; None where there is none, and for a still, of which tables tell 0 or infinity.
+
+    Raises:
+        SoraError: no such number.
+    """
+    return None if frames == 1 else number(row, column, where, float)
 
 
 def distinct(place: Location, rows: Iterable[ClipRow]) -> list[ClipRow]:

@@ -14,6 +14,7 @@ from lightning_sora.data.manifest.rows import (
     distinct,
     header_of,
     number,
+    rate,
     records_of,
     require,
     texts,
@@ -78,17 +79,16 @@ class TableStyle(ManifestStyle):
             raise SoraError(f"{where}: the file is {file!r}; it must be a path")
         column = next(name for name in self.caption if name in row)
         known = {*self.file, *self.caption, *self.sizes.values(), "split"}
-        sizes = {
-            ours: number(row, theirs, where, float if ours == "fps" else int) for ours, theirs in self.sizes.items()
-        }
+        sizes = {ours: number(row, theirs, where) for ours, theirs in self.sizes.items() if ours != "fps"}
+        frames = sizes.get("num_frames")
         return ClipRow(
             id=file.strip(),
             place=located(root, file.strip()),
             captions=texts(row[column] if row[column] is not None else "", where),
-            frames=sizes.get("num_frames"),
+            frames=frames,
             height=sizes.get("height"),
             width=sizes.get("width"),
-            fps=sizes.get("fps"),
+            fps=rate(row, self.sizes["fps"], where, frames),
             split=split_of(row, where),
             extra={name: value for name, value in row.items() if name not in known},
         )

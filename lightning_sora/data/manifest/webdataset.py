@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_sora.data.captions import split_of
-from lightning_sora.data.manifest.rows import MANIFESTS, ClipRow, ManifestStyle, Record, distinct, number, texts
+from lightning_sora.data.manifest.rows import MANIFESTS, ClipRow, ManifestStyle, Record, distinct, number, rate, texts
 from lightning_sora.data.storage import ArchiveMember, Location, RemoteFile, is_remote
 from lightning_sora.errors import SoraError
 
@@ -86,14 +86,15 @@ def _row(shard: Location, name: str, film: ArchiveMember, parts: dict[str, Archi
             raise SoraError(f"{where}.json must hold an object in braces")
         found += [told[key] for key in CAPTION_KEYS if key in told]
     captions = tuple(dict.fromkeys(text for one in found for text in texts(one, where)))
+    frames = number(told, "num_frames", where)
     return ClipRow(
         id=name,
         place=film,
         captions=captions,
-        frames=number(told, "num_frames", where),
+        frames=frames,
         height=number(told, "height", where),
         width=number(told, "width", where),
-        fps=number(told, "fps", where, float),
+        fps=rate(told, "fps", where, frames),
         split=split_of(told, where),
         extra={key: value for key, value in told.items() if key not in CAPTION_KEYS},
     )

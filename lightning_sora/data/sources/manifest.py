@@ -20,13 +20,14 @@ from lightning_sora.data.places import DecodeError, MediaPath
 from lightning_sora.data.quarantine import read_quarantine
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.data.sources.folder import FINGERPRINTED_BYTES, assign_splits, listed
-from lightning_sora.data.storage import RemoteFile, is_remote
-from lightning_sora.data.window import read_window
+from lightning_sora.data.storage import ArchiveMember, RemoteFile, is_remote
+from lightning_sora.data.window import Region, read_window
 from lightning_sora.errors import SoraError
 
 log = logging.getLogger(__name__)
 
 ON_ERROR = ("skip", "raise")
+RATE_SLACK = 0.05  # manifests round rates, and those of a variable rate are averages
 
 
 @SOURCES.register("manifest")
@@ -95,20 +96,17 @@ class ManifestSource(Source):
         row, info = self.rows[index], self.infos[index]
         place = media_of(row)
         true = _probed(place)
-        told = {"frames": row.frames, "height": row.height, "width": row.width}
-        there = {"frames": true.frames - row.start_frame, "height": true.height, "width": true.width}
-        for name, value in told.items():
-            # Frame counts of containers are estimates; sizes are not.
-            if value is not None and (there[name] < value if name == "frames" else there[name] != value):
-                raise DecodeError(f"{place}: the manifest says {name} {value}, but it has {there[name]}")
+        if lie := disagreement(row, true):
+            raise DecodeError(f"{place}: {lie}")
+        region = None if row.crop is None else Region(row.crop[0], row.crop[1], true.height, true.width)
         video = read_window(
             place, info, frames, height, width, fps=fps, generator=generator, centred=self.split != "train",
-            start_frame=row.start_frame,
+            start_frame=row.start_frame, region=region,
         )  # fmt: skip
         return Clip(video, info.caption, fps or info.fps, alternatives=info.alternatives)
 
     def fingerprint(self) -> str:
-        """Hash of the rows of the split, with size and 64 KiB of either end of every local file."""
+        """Hash of the rows of the split, with size and 64 KiB of either end of every local file; remote ones by URL."""
         return self._fingerprint
 
     @cached_property
@@ -116,29 +114,50 @@ class ManifestSource(Source):
         digest = hashlib.blake2b(f"manifest {self.split}".encode(), digest_size=16)
         for row, info in zip(self.rows, self.infos, strict=True):
             told = [info.id, info.frames, info.height, info.width, info.fps, info.caption, info.alternatives]
-            digest.update(json.dumps([*told, row.start_frame]).encode())
+            digest.update(json.dumps([*told, row.start_frame, row.crop]).encode())
             place = media_of(row)
-            if isinstance(place, Path):
-                size = place.stat().st_size
-                with place.open("rb") as content:
-                    digest.update(f"{size}".encode() + content.read(FINGERPRINTED_BYTES))
-                    content.seek(max(0, size - FINGERPRINTED_BYTES))
-                    digest.update(content.read(FINGERPRINTED_BYTES))
+            holder = place.archive if isinstance(place, ArchiveMember) else place
+            if isinstance(holder, RemoteFile):
+                digest.update(str(place).encode())  # a question to the store for each clip would take too long
+                continue
+            size = place.stat().st_size if isinstance(place, Path) else place.size
+            with place.open("rb") if isinstance(place, Path) else place.open() as content:
+                digest.update(f"{size}".encode() + content.read(FINGERPRINTED_BYTES))
+                content.seek(max(0, size - FINGERPRINTED_BYTES))
+                digest.update(content.read(FINGERPRINTED_BYTES))
         return digest.hexdigest()
 
 
-def media_of(row: ClipRow) -> MediaPath:
+def media_of(row: ClipRow) -> Path | RemoteFile | ArchiveMember:
     """What is to be opened."""
-    if isinstance(row.place, str | Path):
-        return RemoteFile(str(row.place)) if is_remote(row.place) else Path(row.place)
-    return row.place
+    if isinstance(row.place, ArchiveMember):
+        return row.place
+    return RemoteFile(str(row.place)) if is_remote(row.place) else Path(row.place)
+
+
+def disagreement(row: ClipRow, true: decode.VideoInfo) -> str | None:
+    """What a manifest says of a file that is not so, in words, or None."""
+    told = {"frames": row.frames, "height": row.height, "width": row.width}
+    there = {"frames": true.frames - row.start_frame, "height": true.height, "width": true.width}
+    for name, value in told.items():
+        # Frame counts of containers are estimates; sizes are not.
+        if value is not None and (there[name] < value if name == "frames" else there[name] != value):
+            return f"the manifest says {name} {value}, but it has {there[name]}"
+    if row.fps is not None and true.frames > 1 and abs(row.fps / true.fps - 1) > RATE_SLACK:
+        return f"the manifest says fps {row.fps:g}, but it has {true.fps:g}"
+    if there["frames"] < 1:
+        return f"its cut begins at frame {row.start_frame}, but it has {true.frames}"
+    if row.crop is not None and (row.crop[2] > true.width or row.crop[3] > true.height):
+        return f"its crop ends at {row.crop[2]}, {row.crop[3]}, but the picture has {true.width} x {true.height}"
+    return None
 
 
 def _info(row: ClipRow, video: decode.VideoInfo) -> ClipInfo:
     first, *others = row.captions or ("",)
-    return ClipInfo(
-        row.id, video.frames, video.height, video.width, video.fps, first, row.split, alternatives=tuple(others)
-    )
+    height, width = video.height, video.width
+    if row.crop is not None:
+        height, width = row.crop[3] - row.crop[1], row.crop[2] - row.crop[0]
+    return ClipInfo(row.id, video.frames, height, width, video.fps, first, row.split, alternatives=tuple(others))
 
 
 @lru_cache(maxsize=1 << 16)
@@ -166,6 +185,8 @@ def _described(rows: Sequence[ClipRow], on_error: str) -> tuple[dict[str, decode
             true = _probed(place)
         except DecodeError as problem:
             return problem
+        if lie := disagreement(row, true):
+            return DecodeError(f"{place}: {lie}")
         frames = row.frames or true.frames - row.start_frame
         return decode.VideoInfo(frames, row.height or true.height, row.width or true.width, row.fps or true.fps)
 
