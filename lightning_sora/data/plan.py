@@ -12,7 +12,7 @@ import bisect
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from torch.utils.data import Sampler
@@ -48,6 +48,15 @@ class PlannedBatch:
     @property
     def tokens(self) -> int:
         return sum(grid.tokens for grid in self.grids)
+
+    def halves(self) -> tuple[PlannedBatch, PlannedBatch]:
+        """The same clips in two batches."""
+        middle = len(self.clips) // 2
+        first, second = (
+            replace(self, clips=self.clips[part], grids=self.grids[part], visits=self.visits[part])
+            for part in (slice(middle), slice(middle, None))
+        )
+        return first, second
 
 
 @dataclass(frozen=True)
@@ -172,11 +181,14 @@ class PlanSampler(Sampler[PlannedBatch]):
     """Deals the batches of a plan to one rank.
 
     Training deals out the endless stream, cut into stretches of the length of the first epoch; evaluation gives each
-    clip once, so ranks may differ by one batch.
+    clip once, so ranks may differ by one batch, and divides batches where there are fewer than ranks.
 
     Args:
         consumed: tells how many batches of all ranks were used so far, each time a stretch begins: that, not
             what workers have fetched ahead, is where it goes on. None: the sampler goes by its own count, from 0.
+
+    Raises:
+        SoraError: fewer clips to evaluate than ranks.
     """
 
     def __init__(
@@ -184,14 +196,15 @@ class PlanSampler(Sampler[PlannedBatch]):
     ) -> None:
         self.plan, self.rank, self.ranks, self.consumed = plan, rank, ranks, consumed
         self.training = plan.order is not None
-        first = len(plan.epoch(0))
-        self._length = -(-first // ranks) if self.training else len(range(rank, first, ranks))
+        batches = plan.epoch(0)
+        self._judged = [] if self.training else _at_least(batches, ranks)[rank::ranks]
+        self._length = -(-len(batches) // ranks) if self.training else len(self._judged)
         self._own = 0
 
     def __iter__(self) -> Iterator[PlannedBatch]:
         """What is left of the present stretch."""
         if not self.training:
-            yield from self.plan.epoch(0)[self.rank :: self.ranks]
+            yield from self._judged
             return
         start = self._own if self.consumed is None else self.consumed()
         left = self._length - start // self.ranks % self._length
@@ -203,3 +216,16 @@ class PlanSampler(Sampler[PlannedBatch]):
 
     def __len__(self) -> int:
         return self._length
+
+
+def _at_least(batches: Sequence[PlannedBatch], count: int) -> list[PlannedBatch]:
+    """The clips of some batches in no fewer than ``count``: a rank without any would stop all the others."""
+    found = list(batches)
+    while len(found) < count:
+        largest = max(range(len(found)), key=lambda i: len(found[i].clips))
+        if len(found[largest].clips) < 2:
+            raise SoraError(
+                f"{len(found)} clips to evaluate cannot be dealt to {count} ranks; give one each, or fewer ranks"
+            )
+        found[largest : largest + 1] = found[largest].halves()
+    return found

@@ -74,6 +74,17 @@ def test_ranks_take_equally_many_steps_in_training_and_each_clip_once_in_evaluat
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+def test_evaluation_leaves_no_rank_without_clips(policy: str) -> None:
+    few = plan(policy, count=7, order=None, batch_size=64)
+    assert len(few.epoch(0)) < 7
+    judged = [list(PlanSampler(few, rank=r, ranks=7)) for r in range(7)]
+    assert all(judged)
+    assert visits([b for t in judged for b in t]) == Counter((i, 0) for i in range(7))
+    with pytest.raises(SoraError, match="7 clips to evaluate cannot be dealt to 8 ranks"):
+        PlanSampler(few, rank=0, ranks=8)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("consumed", [0, 3, 7, 8, 19, 41])
 def test_progress_of_one_integer_finds_the_next_batch(policy: str, consumed: int) -> None:
     whole = list(itertools.islice(plan(policy).stream(0), 60))
