@@ -74,26 +74,29 @@ def planned(infos: list[ClipInfo], spec: str, side_by_side: int) -> dict[str, fl
     }
 
 
-def padded(infos: list[ClipInfo], batch: int) -> tuple[float, float]:
-    """Use and idleness of batches in drawn order, each padded to its longest clip."""
+def padded(infos: list[ClipInfo], batch: int) -> tuple[float, float, float]:
+    """Use, idleness and lost pixels of batches in drawn order, each padded to its longest clip."""
     policy = SIZES.create(f"packed(tokens={1 << 20})", Limits(61, 512, 512, PATCH, 1))
     grids = [policy.grid(info, None) for info in infos]
     lengths = [grid.tokens for grid in grids if not isinstance(grid, str)]
     groups = [lengths[i : i + batch] for i in range(0, len(lengths), batch)]
-    return sum(lengths) / sum(len(g) * max(g) for g in groups), idle([cost([max(g)] * len(g)) for g in groups])
+    there = sum(min(61, info.frames) * info.height * info.width for info in infos)
+    lost = 1 - sum(np.prod(grid.size(PATCH)) for grid in grids if not isinstance(grid, str)) / there
+    use = sum(lengths) / sum(len(g) * max(g) for g in groups)
+    return use, idle([cost([max(g)] * len(g)) for g in groups]), lost
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=40000)
     infos = mix(parser.parse_args().clips)
-    use, waiting = padded(infos, 8)
+    use, waiting, lost = padded(infos, 8)
     print(
         f"{len(infos):,} clips; sequences of {BUDGET:,} tokens; idle: of {RANKS} ranks' FLOPs, those spent in waiting\n"
     )
     print("| sizes | tokens used of those computed | of the budget | pixels lost | clips dropped | idle | plan (s) |")
     print("|---|---|---|---|---|---|---|")
-    print(f"| padded to the longest of 8 | {use:.1%} | – | 0 % | 0 % | {waiting:.0%} | – |")
+    print(f"| padded to the longest of 8, in drawn order | {use:.1%} | – | {lost:.1%} | 0 % | {waiting:.0%} | – |")
     for spec, side in (
         (f"bucketed(frames={LENGTHS}, resolutions=(240, 360, 480), tokens={BUDGET})", 1),
         (f"bucketed(frames={LENGTHS}, resolutions=(240, 360, 480), tokens={BUDGET})", 8),

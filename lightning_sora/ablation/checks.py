@@ -57,7 +57,8 @@ def _differences(trial: Trial, other: Trial, declared: set[str], metric: str) ->
         known = any(key == d or key.startswith(f"{d}.") for d in declared)
         if not free and not known and trial.params.get(key) != other.params.get(key):
             yield say("recipe key", key, trial.params.get(key, "unset"), other.params.get(key, "unset"))
-    for key in IDENTITY:
+    # What judges is the same whatever the factor.
+    for key in (*IDENTITY, f"{metric.partition('/')[0]}.data.fingerprint"):
         explained = declared & set(EXPLAINED.get(key, ()))
         if trial.tags.get(key) != other.tags.get(key) and not explained:
             yield say("tag", key, trial.tags.get(key, "unset"), other.tags.get(key, "unset"))

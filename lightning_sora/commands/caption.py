@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,10 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 VERSION = 1  # of the table's columns
-COLUMNS = ("id", "split", "caption", "original", "confidence", "captioner", "captioner_hash", "error")
+COLUMNS = (
+    "id", "split", "content", "caption", "original", "confidence", "frames", "height", "width", "fps", "captioner",
+    "captioner_hash", "error",
+)  # fmt: skip
 
 
 def add_parser(subparsers: Any) -> None:
@@ -117,10 +120,12 @@ def caption_shard(work: Mapping[str, Any], path: Path) -> None:
     spec, digest = work["captioner"], captioner.fingerprint()
     rows: dict[int, dict[str, Any]] = {}
 
-    def row(index: int, caption: str, confidence: float, error: str) -> dict[str, Any]:
+    def row(index: int, size: Sequence[int], **told: Any) -> dict[str, Any]:
         info = source.infos[index]
-        values = (info.id, work["split"], caption, info.caption, confidence, spec, digest, error)
-        return dict(zip(COLUMNS, values, strict=True))
+        known = {"id": info.id, "split": work["split"], "content": info.content, "original": info.caption}
+        known |= dict(zip(("frames", "height", "width"), size, strict=True))
+        known |= {"fps": work["fps"] or info.fps, "captioner": spec, "captioner_hash": digest}
+        return {**known, "caption": "", "confidence": 0.0, "error": "", **told}
 
     def read(planned: PlannedBatch) -> None:
         clips, members = [], []
@@ -130,7 +135,7 @@ def caption_shard(work: Mapping[str, Any], path: Path) -> None:
             try:
                 clips.append(source.load(index, *grid.size(captioner.patch), generator=key, fps=work["fps"]))
             except DecodeError as problem:
-                rows[index] = row(index, "", 0.0, str(problem))
+                rows[index] = row(index, grid.size(captioner.patch), error=str(problem))
             else:
                 members.append(index)
         if not clips:
@@ -147,7 +152,8 @@ def caption_shard(work: Mapping[str, Any], path: Path) -> None:
             facts=facts if len(facts) == len(clips) else None,
         )
         for index, clip, (text, confidence) in zip(members, clips, captioner.caption(batch), strict=True):
-            rows[index] = {**row(index, text, confidence, ""), "original": clip.caption}
+            size = clip.video.shape[:3]
+            rows[index] = row(index, size, caption=text, confidence=confidence, original=clip.caption)
 
     for planned in plan.epoch(0):
         read(planned)
@@ -193,8 +199,10 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
     from lightning_sora.commands.shards import write_whole
 
-    texts = {name: pyarrow.string() for name in COLUMNS} | {"confidence": pyarrow.float64()}
-    schema = pyarrow.schema(list(texts.items()), metadata={"lightning_sora.captions": str(VERSION)})
+    kinds = dict.fromkeys(COLUMNS, pyarrow.string())
+    kinds |= dict.fromkeys(("confidence", "fps"), pyarrow.float64())
+    kinds |= dict.fromkeys(("frames", "height", "width"), pyarrow.int64())
+    schema = pyarrow.schema(list(kinds.items()), metadata={"lightning_sora.captions": str(VERSION)})
     table = pyarrow.Table.from_pylist(rows, schema=schema)
     content = io.BytesIO()
     pyarrow.parquet.write_table(table, content)

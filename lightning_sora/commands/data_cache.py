@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"  left out: {reason}")
     if encoder is not None:
         if options.get("captions"):
-            captions.update(caption for caption, _ in read_captions(Path(options["captions"])).values())
+            captions.update(row.caption for row in read_captions(Path(options["captions"])).values())
         count = encoder.store(sorted(captions), args.out / "text")
         print(f"text: {count} captions; use them with text=\"hf(name=..., cache='{args.out / 'text'}')\"")
     header = {"schema": SCHEMA, "vae_hash": vae.fingerprint(), "vae": path, "vae_stride": list(vae.stride),
@@ -156,7 +156,9 @@ def cache_shard(work: Mapping[str, Any], path: Path) -> None:
         with torch.no_grad():
             latents.append(vae.encode_latent(pixels)[0].movedim(0, -1).cpu())
         told = facts_text(clip.facts)
-        clips.append(CachedClip(info.id, clip.caption, list(clip.alternatives), *size, clip.fps, info.source, told))
+        clips.append(
+            CachedClip(info.id, clip.caption, list(clip.alternatives), *size, clip.fps, info.source, info.content, told)
+        )
     write_whole(path, shard_bytes(clips, latents, vae.fingerprint(), work["dtype"], skipped))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_sora.data.recaptions import read_captions
+from lightning_sora.data.sources.base import ClipInfo
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import uniform_per_clip
 
@@ -26,15 +27,26 @@ class CaptionBlend:
         if not 0 < share <= 1:
             raise SoraError(f"caption_share={share} must lie in (0, 1]")
         self.path, self.share = path, share
-        self._captions = {clip_id: caption for clip_id, (caption, _) in read_captions(Path(path)).items() if caption}
+        rows = {clip_id: row for clip_id, row in read_captions(Path(path)).items() if row.caption}
+        self._captions = {clip_id: row.caption for clip_id, row in rows.items()}
+        self._contents = {clip_id: row.content for clip_id, row in rows.items()}
 
-    def check(self, ids: Sequence[str]) -> None:
-        """Raises SoraError unless the table has a caption for each of these clips."""
+    def check(self, infos: Sequence[ClipInfo]) -> None:
+        """Raises SoraError unless the table has a caption for each of these clips, made from this very content."""
+        ids = [info.id for info in infos]
         missing = [clip_id for clip_id in ids if clip_id not in self._captions]
         if missing:
             raise SoraError(
                 f"{self.path} has no caption for {len(missing)} of {len(ids)} training clips, such as {missing[0]!r}; "
                 "make it anew from this source with `lightning-sora caption`"
+            )
+
+        others = [info.id for info in infos if info.content and self._contents[info.id] not in ("", info.content)]
+        if others:
+            raise SoraError(
+                f"{self.path} tells of other clips of the same names: {len(others)} of {len(ids)} have changed since, "
+                f"such as {others[0]!r} (another seed or level of a world, or another file); make it anew from this "
+                "source with `lightning-sora caption`"
             )
 
     def caption(self, clip_id: str, visit: int, seed: int) -> str | None:

@@ -74,6 +74,8 @@ class SpacetimeDataModule(pl.LightningDataModule):
         limits = Limits(frames, height, width, self.patch, batch_size)
         self.sizes: SizePolicy = SIZES.create(sizes, limits)
         self.eval_sizes = self.sizes if eval_sizes is None else SIZES.create(eval_sizes, limits)
+        if captions is None and caption_share != 1.0:
+            raise SoraError(f"caption_share={caption_share} is the share of a table's captions; name one by captions")
         self.blend = None if captions is None else CaptionBlend(captions, caption_share)
         self.spec, self.root, self.frames, self.fps, self.seed = source, root, frames, fps, seed
         self.source_seed = seed if source_seed is None else source_seed
@@ -120,7 +122,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
         source, plan, train = self.source(split), self.plan(split), split == "train"
         self._tell(split, plan)
         if train and self.blend is not None:
-            self.blend.check([source.infos[index].id for index in plan.grids])
+            self.blend.check([source.infos[index] for index in plan.grids])
         source.prepare({index: grid.size(self.patch) for index, grid in plan.grids.items()}, self.fps)
         trainer = self.trainer
         if train and trainer is not None:

@@ -29,7 +29,7 @@ HEADER = "cache.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 COLUMNS = (
-    "id", "caption", "alternatives", "frames", "height", "width", "fps", "source", "facts",
+    "id", "caption", "alternatives", "frames", "height", "width", "fps", "source", "content", "facts",
     "shard", "offset", "size", "dtype", "shape",
 )  # fmt: skip
 
@@ -51,6 +51,7 @@ class CachedClip:
     width: int
     fps: float
     source: str = ""
+    content: str = ""
     facts: str = ""
 
 

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from lightning_sora.errors import SoraError
 
 COLUMNS = ("id", "caption", "confidence")
+CONTENT = "content"
 
 
-def read_captions(path: Path) -> dict[str, tuple[str, float]]:
-    """id -> (caption, confidence).
+class Recaption(NamedTuple):
+    """A clip's new caption.
+
+    Attributes:
+        confidence: in [0, 1].
+        content: that of the clip (:class:`ClipInfo`) when it was captioned; empty where the table does not tell.
+    """
+
+    caption: str
+    confidence: float
+    content: str = ""
+
+
+def read_captions(path: Path) -> dict[str, Recaption]:
+    """By the ids of the clips.
 
     Raises:
         SoraError: no such file, not Parquet, wrong columns, or a clip with two captions.
@@ -25,12 +40,13 @@ def read_captions(path: Path) -> dict[str, tuple[str, float]]:
         missing = [name for name in COLUMNS if name not in found]
         if missing:
             raise SoraError(f"{path} has the columns {', '.join(found)}; needed are {', '.join(COLUMNS)}")
-        columns = pyarrow.parquet.read_table(path, columns=list(COLUMNS)).to_pydict()
+        columns = pyarrow.parquet.read_table(path, columns=[*COLUMNS, *({CONTENT} & set(found))]).to_pydict()
     except (pyarrow.ArrowInvalid, OSError) as problem:
         raise SoraError(f"{path} is not a Parquet file ({problem}); give the table that `caption` wrote") from problem
+    contents = columns.get(CONTENT) or [""] * len(columns["id"])
     captions = {
-        str(clip_id): (str(caption or ""), float(confidence or 0.0))
-        for clip_id, caption, confidence in zip(*(columns[name] for name in COLUMNS), strict=True)
+        str(clip_id): Recaption(str(caption or ""), float(confidence or 0.0), str(content or ""))
+        for clip_id, caption, confidence, content in zip(*(columns[n] for n in COLUMNS), contents, strict=True)
     }
     if len(captions) < len(columns["id"]):
         raise SoraError(f"{path} has {len(columns['id'])} rows for {len(captions)} clips; keep one row for each clip")

@@ -61,6 +61,8 @@ class RunRecorder(pl.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if hasattr(data, "fingerprint"):
             tracker.log_data(str(getattr(data, "spec", type(data).__name__)), data.fingerprint(SPLITS[stage]), stage)
+            if stage == "fit":  # what every validation within it is judged on
+                tracker.log_tags({"val.data.fingerprint": data.fingerprint("val")})
 
     def _log_plugins(self, tracker: MLflowTracker) -> None:
         for name, source in self.plugins.items():

@@ -126,6 +126,9 @@ def test_the_oracle_tells_the_world_s_own_captions_and_training_takes_them(tmp_p
     source: Any = data.source("train")
     own = {info.id: index for index, info in enumerate(source.infos)}
     assert [*batch.captions] == [source.recaption(own[name], "dense") for name in batch.ids]
+    other = SpacetimeDataModule(SOURCE, frames=5, height=16, width=16, batch_size=10, captions=str(out), source_seed=1)
+    with pytest.raises(SoraError, match="other clips of the same names"):
+        other.loader("train")
     # Validation keeps the source's own.
     assert not any(text.endswith(".") for text in next(iter(data.loader("val"))).captions)
     assert data.fingerprint("train") != SpacetimeDataModule(SOURCE).fingerprint("train")

@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_sora.data.blend import CaptionBlend
 from lightning_sora.data.prompts import PromptDataModule
 from lightning_sora.data.recaptions import read_captions
+from lightning_sora.data.sources import ClipInfo
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.expander import LitExpander, create_expander, is_rich
 from lightning_sora.metrics.caption_facts import FACTS, kept, read_caption, recovered, tell
@@ -319,15 +320,23 @@ def table(path: Path, **columns: list[Any]) -> Path:
 def test_captions_of_a_table_stand_in_at_their_share_of_visits(tmp_path: Path) -> None:
     ids = [f"c{i}" for i in range(400)]
     path = table(tmp_path / "t.parquet", id=ids, caption=[f"new {i}" for i in ids], confidence=[0.5] * 400)
-    assert read_captions(path)["c3"] == ("new c3", 0.5)
+    assert read_captions(path)["c3"] == ("new c3", 0.5, "")
     always, often = CaptionBlend(str(path), 1.0), CaptionBlend(str(path), 0.9)
     assert all(always.caption(i, 0, 0) == f"new {i}" for i in ids)
     drawn = [often.caption(i, visit, 0) for i in ids for visit in range(5)]
     share = sum(text is not None for text in drawn) / len(drawn)
     assert abs(share - 0.9) < 5 * (0.09 / 2000) ** 0.5
     assert often.fingerprint() != always.fingerprint()
+    clips = [ClipInfo(name, 9, 16, 16, 8.0, content="700 bytes") for name in ("c1", "c2", "unknown")]
     with pytest.raises(SoraError, match="no caption for 1 of 2"):
-        always.check(["c1", "unknown"])
+        always.check(clips[1:])
+    always.check(clips[:2])  # nothing is told of what was captioned
+    contents = ["700 bytes", "", "800 bytes"]
+    path = table(tmp_path / "u.parquet", id=["c1", "c2", "unknown"], caption=["x"] * 3, confidence=[1.0] * 3,
+                 content=contents)  # fmt: skip
+    CaptionBlend(str(path), 1.0).check(clips[:2])
+    with pytest.raises(SoraError, match="other clips of the same names: 1 of 3 have changed since, such as 'unknown'"):
+        CaptionBlend(str(path), 1.0).check(clips)
     for share in (0.0, 1.5):
         with pytest.raises(SoraError, match="caption_share"):
             CaptionBlend(str(path), share)

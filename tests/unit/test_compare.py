@@ -55,7 +55,7 @@ class Store:
 
     def trial(self, arm: str, seed: int, value: float | None) -> str:
         tags = {"ablation.role": "seed", "ablation.id": self.ablation, "ablation.trial": f"{arm}{seed}"}
-        tags |= {"data.fingerprint": "d", "code.hash": "c", "torch": "2"}
+        tags |= {"data.fingerprint": "d", "val.data.fingerprint": "v", "code.hash": "c", "torch": "2"}
         if value is None:
             tags["ablation.reason"] = "it broke"
         run = self.run(f"{arm}-seed{seed}", tags, "FINISHED" if value is not None else "FAILED")
@@ -153,6 +153,7 @@ def test_arms_that_differ_in_the_factor_alone_are_compared(study: Study) -> None
         ("params", "model.dim", "128"),
         ("params", "data.source", "other"),
         ("tags", "data.fingerprint", "e"),
+        ("tags", "val.data.fingerprint", "e"),
         ("tags", "code.hash", "edited"),
         ("tags", "torch", "3"),
     ],
@@ -171,6 +172,15 @@ def test_another_protocol_is_refused_unless_the_factor_explains_it(study: Study)
     judged = {"split": "val", "seed": 0, "noise": "fixed", "extractor": {"name": "i3d", "weights": "sha256:00"}}
     with pytest.raises(SoraError, match=r"protocol of val extractor\.weights of arm 'time' is sha256:00"):
         refuse_undeclared(changed(study, protocol={"val": judged}))
+    retold = {**study.of("time")[0].tags, "data.fingerprint": "e"}
+    taught = replace(changed(study, tags=retold), factor="data.source")
+    params = tuple(replace(t, params={}) for t in taught.trials)
+    refuse_undeclared(replace(taught, trials=params))
+    judged_by_others = replace(changed(study, tags={**retold, "val.data.fingerprint": "e"}), factor="data.source")
+    with pytest.raises(SoraError, match=r"tag val\.data\.fingerprint"):
+        refuse_undeclared(
+            replace(judged_by_others, trials=tuple(replace(t, params={}) for t in judged_by_others.trials))
+        )
     refuse_undeclared(replace(other, factor="model.sampler", trials=tuple(replace(t, params={}) for t in other.trials)))
 
 

@@ -28,6 +28,7 @@ class ClipInfo:
         split: the split that the source's own metadata assigns, if any.
         alternatives: further captions of equal standing; one of all is drawn at every visit.
         source: which of the sources of a mixture it came from; empty where there is one only.
+        content: tells the clip from another of the same id, such as its bytes in number; empty where that is not known.
     """
 
     id: str
@@ -39,6 +40,7 @@ class ClipInfo:
     split: str | None = None
     alternatives: tuple[str, ...] = ()
     source: str = ""
+    content: str = ""
 
 
 @dataclass(frozen=True)

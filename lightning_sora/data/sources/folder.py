@@ -106,10 +106,13 @@ class FolderSource(Source):
             )
         splits = assign_splits({i: n.split for i, n in notes.items() if i in found}, found, held_out)
         self.infos: Sequence[ClipInfo] = [
-            ClipInfo(i, v.frames, v.height, v.width, v.fps, notes[i].caption, notes[i].split)
+            ClipInfo(
+                i, v.frames, v.height, v.width, v.fps, notes[i].caption, notes[i].split,
+                content=f"{(self.root / i).stat().st_size} bytes",
+            )
             for i, v in sorted(found.items())
             if split in splits[i]
-        ]
+        ]  # fmt: skip
         silent = sum(not info.caption for info in self.infos)
         if silent and captions != "none":
             log.warning("%d of %d clips of split %r have no caption", silent, len(self.infos), split)

@@ -48,7 +48,7 @@ class LatentSource(Source):
         self.infos: Sequence[ClipInfo] = [
             ClipInfo(
                 row["id"], row["frames"], row["height"], row["width"], row["fps"], row["caption"],
-                alternatives=tuple(row["alternatives"]), source=row["source"],
+                alternatives=tuple(row["alternatives"]), source=row["source"], content=row["content"],
             )
             for row in self.rows
         ]  # fmt: skip

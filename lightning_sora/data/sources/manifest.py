@@ -157,7 +157,17 @@ def _info(row: ClipRow, video: decode.VideoInfo) -> ClipInfo:
     height, width = video.height, video.width
     if row.crop is not None:
         height, width = row.crop[3] - row.crop[1], row.crop[2] - row.crop[0]
-    return ClipInfo(row.id, video.frames, height, width, video.fps, first, row.split, alternatives=tuple(others))
+    return ClipInfo(
+        row.id, video.frames, height, width, video.fps, first, row.split, alternatives=tuple(others),
+        content=_content(row),
+    )  # fmt: skip
+
+
+def _content(row: ClipRow) -> str:
+    place = media_of(row)
+    if isinstance(place, RemoteFile):
+        return ""  # a question to the store for each clip would take too long
+    return f"{place.length if isinstance(place, ArchiveMember) else place.stat().st_size} bytes"
 
 
 @lru_cache(maxsize=1 << 16)

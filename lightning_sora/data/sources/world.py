@@ -96,7 +96,9 @@ class WorldSource(Source):
     def infos(self) -> Sequence[ClipInfo]:  # type: ignore[override]
         """Any number of frames at any size, where no native ones are named."""
         numbers = range(self._offset, self._offset + self._length)
-        return [ClipInfo(f"{self.world.split}-{n}", *self._native_size(n), self._fps) for n in numbers]
+        told = json.dumps([asdict(self.world.config), self.world.seed], sort_keys=True, default=str)
+        content = hashlib.sha256(told.encode()).hexdigest()[:16]
+        return [ClipInfo(f"{self.world.split}-{n}", *self._native_size(n), self._fps, content=content) for n in numbers]
 
     def _native_size(self, number: int) -> tuple[int, int, int]:
         if self._native is None:
