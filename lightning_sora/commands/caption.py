@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+SIZE = ("frames", "height", "width")
 VERSION = 1  # of the table's columns
 COLUMNS = (
     "id", "split", "content", "caption", "original", "confidence", "frames", "height", "width", "fps", "captioner",
-    "captioner_hash", "error",
+    "captioner_hash", "whole", "error",
 )  # fmt: skip
 
 
@@ -40,13 +41,14 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--out", required=True, type=Path, metavar="TABLE.parquet")
     parser.add_argument("--split", default="all", choices=["all", *SPLITS], help="default: %(default)s")
-    parser.add_argument("--frames", type=whole, help="of the window that is looked at; default: as trained")
-    parser.add_argument("--height", type=whole, help="pixels; default: as trained")
-    parser.add_argument("--width", type=whole, help="pixels; default: as trained")
-    parser.add_argument("--fps", type=positive, help="default: as trained")
+    parser.add_argument("--frames", type=whole, help="that are looked at; default: as trained, or 8 for hf")
+    parser.add_argument("--height", type=whole, help="pixels; default: as trained, or 336 for hf")
+    parser.add_argument("--width", type=whole, help="pixels; hf sees clips at their own aspect, of this area at most")
+    parser.add_argument("--fps", type=positive, help="default: as trained; hf sees frames from first to last")
     parser.add_argument("--seed", type=int, default=0, help="of the source (default: %(default)s)")
     parser.add_argument("--shard-clips", type=whole, default=256, help="clips per shard (default: %(default)s)")
     parser.add_argument("--batch-size", type=whole, default=32, help="clips at once (default: %(default)s)")
+    parser.add_argument("--retry-failed", action="store_true", help="look once more at clips that could not be read")
     parser.add_argument("--engine", default="local(processes=1)", help="local(processes=N) or ray")
     parser.add_argument("--device", default="cpu", help="of the captioner (default: %(default)s)")
     parser.add_argument("--plugins", action="append", default=[], metavar="FILE", help="a file that registers parts")
@@ -58,8 +60,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         SoraError: no such source or captioner, or a table of other clips or another captioner is in the way.
     """
+    from lightning_sora.ablation.engines import ENGINES
     from lightning_sora.commands.arguments import usable_device
     from lightning_sora.commands.shards import Shard, claim, run_shards
+    from lightning_sora.data.sizes import Limits
     from lightning_sora.lit.captioners import create_captioner
     from lightning_sora.plugins import load_packages, load_plugins
 
@@ -71,8 +75,12 @@ def run(args: argparse.Namespace) -> int:
     load_plugins(args.plugins)
     captioner = create_captioner(args.captioner, str(usable_device(args.device)))
     spec = args.source or ("manifest" if Path(args.path).is_file() else "folder")
-    size = _size(args, captioner)
-    fps = args.fps or captioner.fps
+    ENGINES.create(args.engine)  # refused before anything is claimed
+    frames, height, width = (getattr(args, name) or own for name, own in zip(SIZE, captioner.size, strict=True))
+    Limits(frames, height, width, captioner.patch, args.batch_size)
+    size = [frames, height, width]
+    fps, identified = args.fps or captioner.fps, captioner.fingerprint()
+    del captioner  # those who write have their own
     told = {"source": spec, "root": args.path, "seed": args.seed, "size": size, "fps": fps}
     told |= {"captioner": args.captioner, "device": args.device, "batch_size": args.batch_size}
     parts = args.out.with_name(args.out.name + ".parts")
@@ -86,10 +94,11 @@ def run(args: argparse.Namespace) -> int:
     if not shards:
         raise SoraError(f"source {spec!r} has no clips in split {args.split!r}")
     identity = {key: told[key] for key in ("source", "size", "fps", "seed")}
-    identity |= {"captioner": captioner.fingerprint(), "data": fingerprints, "shard clips": args.shard_clips}
+    identity |= {"captioner": identified, "data": fingerprints, "shard clips": args.shard_clips}
     claim(parts, identity, f"delete {parts} to begin anew, or give another --out")
     run_shards(
-        shards, "lightning_sora.commands.caption:caption_shard", engine=args.engine, intact=_intact,
+        shards, "lightning_sora.commands.caption:caption_shard", engine=args.engine,
+        intact=partial(_intact, without_errors=args.retry_failed),
         label="captioning", logs=parts / "logs", plugins=args.plugins,
     )  # fmt: skip
     rows = _merge([shard.path for shard in shards], args.out)
@@ -97,14 +106,17 @@ def run(args: argparse.Namespace) -> int:
     done = [row["confidence"] for row in rows if not row["error"]]
     print(f"{args.out}: {len(done)} captions, mean confidence {sum(done) / max(1, len(done)):.3f}")
     if failed:
-        print(f"{failed} clips could not be read; their rows have no caption and say why in the column 'error'")
+        print(
+            f"{failed} clips could not be read; their rows have no caption and say why in the column 'error'. Called "
+            "again with --retry-failed, they are looked at once more"
+        )
+    if cut := sum(not row["whole"] for row in rows if not row["error"]):
+        print(f"{cut} captions did not come to their end and were cut at their last whole sentence (column 'whole')")
     return 0
 
 
 def caption_shard(work: Mapping[str, Any], path: Path) -> None:
     """Captions the clips of one shard, and writes its table."""
-    import torch
-
     from lightning_sora.data.plan import BatchPlan, PlannedBatch
     from lightning_sora.data.sizes import SIZES, Limits
     from lightning_sora.data.sources import DecodeError
@@ -116,7 +128,9 @@ def caption_shard(work: Mapping[str, Any], path: Path) -> None:
     indices = range(work["first"], work["last"])
     frames, height, width = work["size"]
     limits = Limits(frames, height, width, captioner.patch, work["batch_size"])
-    plan = BatchPlan([source.infos[i] for i in indices], SIZES.create("fixed", limits), fps=work["fps"], seed=0)
+    # A whole picture says more than a square out of its middle, to those who take any.
+    policy = SIZES.create("packed" if captioner.any_size else "fixed", limits)
+    plan = BatchPlan([source.infos[i] for i in indices], policy, fps=work["fps"], seed=0)
     spec, digest = work["captioner"], captioner.fingerprint()
     rows: dict[int, dict[str, Any]] = {}
 
@@ -124,26 +138,37 @@ def caption_shard(work: Mapping[str, Any], path: Path) -> None:
         info = source.infos[index]
         known = {"id": info.id, "split": work["split"], "content": info.content, "original": info.caption}
         known |= dict(zip(("frames", "height", "width"), size, strict=True))
-        known |= {"fps": work["fps"] or info.fps, "captioner": spec, "captioner_hash": digest}
-        return {**known, "caption": "", "confidence": 0.0, "error": "", **told}
+        known |= {"fps": rate(index, size[0]), "captioner": spec, "captioner_hash": digest}
+        return {**known, "caption": "", "confidence": 0.0, "whole": True, "error": "", **told}
+
+    def rate(index: int, frames: int) -> float:
+        """Frames per second to look at; that which reaches from the first to the last where none is asked for."""
+        info = source.infos[index]
+        if captioner.any_size and work["fps"] is None and 1 < frames <= info.frames:
+            return (frames - 1) / (info.frames - 1) * info.fps
+        return work["fps"] or info.fps
 
     def read(planned: PlannedBatch) -> None:
-        clips, members = [], []
+        clips, members, grids = [], [], []
         for place, grid in zip(planned.clips, planned.grids, strict=True):
             index = indices[place]
             key = generator(0, "caption_window", source.infos[index].id)
+            size = grid.size(captioner.patch)
+            fps = rate(index, size[0]) if captioner.any_size else work["fps"]
             try:
-                clips.append(source.load(index, *grid.size(captioner.patch), generator=key, fps=work["fps"]))
+                clips.append(source.load(index, *size, generator=key, fps=fps))
             except DecodeError as problem:
                 rows[index] = row(index, grid.size(captioner.patch), error=str(problem))
             else:
                 members.append(index)
+                grids.append(grid)
         if not clips:
             return
         facts = tuple(clip.facts for clip in clips if clip.facts is not None)
+        layout = TokenLayout.pack(grids) if planned.packed else TokenLayout(tuple(grids))
         batch = SpacetimeBatch(
-            patches=torch.stack([patchify(clip.video, captioner.patch) for clip in clips]),
-            layout=TokenLayout.uniform(planned.grids[0], len(clips)),
+            patches=layout.join([patchify(clip.video, captioner.patch) for clip in clips]),
+            layout=layout,
             patch=captioner.patch,
             captions=tuple(clip.caption for clip in clips),
             ids=tuple(source.infos[index].id for index in members),
@@ -151,9 +176,11 @@ def caption_shard(work: Mapping[str, Any], path: Path) -> None:
             fps=tuple(clip.fps for clip in clips),
             facts=facts if len(facts) == len(clips) else None,
         )
-        for index, clip, (text, confidence) in zip(members, clips, captioner.caption(batch), strict=True):
-            size = clip.video.shape[:3]
-            rows[index] = row(index, size, caption=text, confidence=confidence, original=clip.caption)
+        for index, clip, told in zip(members, clips, captioner.caption(batch), strict=True):
+            rows[index] = row(
+                index, clip.video.shape[:3], caption=told.text, confidence=told.confidence, whole=told.whole,
+                original=clip.caption,
+            )  # fmt: skip
 
     for planned in plan.epoch(0):
         read(planned)
@@ -180,17 +207,6 @@ def _source(spec: str, root: str | None, split: str, seed: int) -> Source:
     return source
 
 
-def _size(args: argparse.Namespace, captioner: ClipCaptioner) -> list[int]:
-    """Frames, height and width of the window."""
-    trained = captioner.size or (None, None, None)
-    asked = zip(("frames", "height", "width"), trained, strict=True)
-    found: dict[str, Any] = {name: getattr(args, name) or own for name, own in asked}
-    unknown = [f"--{name}" for name, value in found.items() if value is None]
-    if unknown:
-        raise SoraError(f"the captioner {args.captioner!r} takes clips of any size; give {', '.join(unknown)}")
-    return list(found.values())
-
-
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     import io
 
@@ -201,7 +217,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
     kinds = dict.fromkeys(COLUMNS, pyarrow.string())
     kinds |= dict.fromkeys(("confidence", "fps"), pyarrow.float64())
-    kinds |= dict.fromkeys(("frames", "height", "width"), pyarrow.int64())
+    kinds |= dict.fromkeys(SIZE, pyarrow.int64()) | {"whole": pyarrow.bool_()}
     schema = pyarrow.schema(list(kinds.items()), metadata={"lightning_sora.captions": str(VERSION)})
     table = pyarrow.Table.from_pylist(rows, schema=schema)
     content = io.BytesIO()
@@ -210,12 +226,14 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     write_whole(path, content.getvalue())
 
 
-def _intact(path: Path) -> bool:
+def _intact(path: Path, *, without_errors: bool = False) -> bool:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        return set(COLUMNS) <= set(pyarrow.parquet.read_schema(path).names)
+        if not set(COLUMNS) <= set(pyarrow.parquet.read_schema(path).names):
+            return False
+        return not without_errors or not any(pyarrow.parquet.read_table(path, columns=["error"])["error"].to_pylist())
     except (pyarrow.ArrowInvalid, OSError):
         return False
 

@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
         guidance_of(args.guidance)  # refused before the model is loaded
     asked = list(prompts)
     if args.expand is not None:
-        prompts = create_expander(args.expand).expand(asked, seed=args.seed)
+        expander = create_expander(args.expand, str(usable_device(args.device)))
+        prompts = expander.expand(asked, seed=args.seed)
         for short, rich in zip(asked, prompts, strict=True):
             print(f"{short} -> {rich}")
     model = LitDiT.load(args.ckpt, usable_device(args.device))
@@ -92,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
     media.contact_sheet(written[-1], videos, asked)
     if args.expand is not None:
         written.append(args.out / "prompts.json")
-        told = [{"prompt": short, "expanded": rich} for short, rich in zip(asked, prompts, strict=True)]
+        pairs = [{"prompt": short, "expanded": rich} for short, rich in zip(asked, prompts, strict=True)]
+        told = {"expander": args.expand, "fingerprint": expander.fingerprint(), "seed": args.seed, "prompts": pairs}
         written[-1].write_text(json.dumps(told, indent=1, ensure_ascii=False))
     sys.stdout.write("".join(f"{path}\n" for path in written))
     return 0

@@ -5,16 +5,34 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import NamedTuple
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.captioner import LitCaptioner
 from lightning_sora.metrics.caption_facts import tell
 from lightning_sora.metrics.digests import weights_sha256
+from lightning_sora.models.expander import whole_sentences
 from lightning_sora.registry import Registry, Spec
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch
 
-#: (caption, confidence in [0, 1]): the geometric mean of its tokens' probabilities.
-Captioned = tuple[str, float]
+
+class Captioned(NamedTuple):
+    """A caption of one clip.
+
+    Attributes:
+        text: to its last whole sentence, where it did not come to its end within the length that it had.
+        confidence: the geometric mean of its tokens' probabilities, in [0, 1].
+        whole: whether it came to its end.
+    """
+
+    text: str
+    confidence: float
+    whole: bool = True
+
+
+def _captioned(text: str, log_probability: float, whole: bool) -> Captioned:
+    text = " ".join(text.split())
+    return Captioned(text if whole else whole_sentences(text), math.exp(log_probability), whole)
 
 
 class ClipCaptioner(ABC):
@@ -22,12 +40,14 @@ class ClipCaptioner(ABC):
 
     Attributes:
         patch: pixels per row that it takes.
-        size, fps: of the clips that it was trained on; None for any.
+        size, fps: of the clips that it was trained on; or the most that it looks at unless told otherwise, and None.
+        any_size: it takes clips at their own aspect, and frames from the first to the last of a clip.
     """
 
     patch: PatchSize = PatchSize(1, 8, 8)
-    size: tuple[int, int, int] | None = None
+    size: tuple[int, int, int] = (8, 336, 336)
     fps: float | None = None
+    any_size = False
 
     @abstractmethod
     def caption(self, batch: SpacetimeBatch) -> list[Captioned]:
@@ -51,12 +71,14 @@ class TrainedCaptioner(ClipCaptioner):
 
     def __init__(self, device: str = "cpu", *, path: str) -> None:
         self.module = LitCaptioner.load(checkpoint_of(path), device)
+        if self.module.native_size is None:
+            raise SoraError(f"{path} was never trained, so that the size of its clips is unknown; run `fit` first")
         self.patch, self.size, self.fps = self.module.patch, self.module.native_size, self.module.native_fps
 
     def caption(self, batch: SpacetimeBatch) -> list[Captioned]:
         words = self.module.captioner.vocabulary
         written = self.module.write(batch.to(self.module.device))
-        return [(" ".join(words.decode(one.ids).split()), math.exp(one.log_probability)) for one in written]
+        return [_captioned(words.decode(one.ids), one.log_probability, one.ended) for one in written]
 
     def fingerprint(self) -> str:
         return f"{weights_sha256(self.module.captioner)[:16]} {self.module.longest}"
@@ -66,18 +88,22 @@ class TrainedCaptioner(ClipCaptioner):
 class HuggingFaceCaptioner(ClipCaptioner):
     """A local vision-language model of transformers; see :class:`VisionLanguageModel`."""
 
-    def __init__(self, device: str = "cpu", *, name: str, question: str | None = None, frames: int = 8) -> None:
+    any_size = True
+
+    def __init__(
+        self, device: str = "cpu", *, name: str, question: str | None = None, frames: int = 8, max_tokens: int = 160
+    ) -> None:
         from lightning_sora.models.captioner_hf import QUESTION, VisionLanguageModel
 
-        self.model = VisionLanguageModel(name, question or QUESTION, frames)
+        self.model = VisionLanguageModel(name, question or QUESTION, frames, max_tokens)
+        self.size = (frames, *self.size[1:])
         self.model.model.to(device)
 
     def caption(self, batch: SpacetimeBatch) -> list[Captioned]:
-        found = (self.model.caption(video) for video in batch.videos())
-        return [(text, math.exp(score)) for text, score in found]
+        return [_captioned(*self.model.caption(video)) for video in batch.videos()]
 
     def fingerprint(self) -> str:
-        return f"hf {self.model.fingerprint()}"
+        return f"hf {self.model.digest}"
 
 
 @CAPTIONERS.register("facts")
@@ -88,13 +114,15 @@ class Oracle(ClipCaptioner):
         style: of the world's captions.
     """
 
+    size = (1, 16, 16)  # it does not look
+
     def __init__(self, device: str = "cpu", *, style: str = "dense") -> None:
         self.style = style
 
     def caption(self, batch: SpacetimeBatch) -> list[Captioned]:
         if batch.facts is None:
             raise SoraError("the captioner 'facts' tells what the source knows, and this source knows no facts")
-        return [(tell(facts, self.style), 1.0) for facts in batch.facts]
+        return [Captioned(tell(facts, self.style), 1.0) for facts in batch.facts]
 
     def fingerprint(self) -> str:
         return f"facts {self.style}"

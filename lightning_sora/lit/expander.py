@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lightning_sora.errors import SoraError
+from lightning_sora.lit.captioners import checkpoint_of
 from lightning_sora.lit.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.lit.module import LitModule
 from lightning_sora.metrics.caption_facts import kept, read_caption
@@ -197,12 +198,11 @@ class TrainedExpander(Expander):
     """A LitExpander's checkpoint.
 
     Args:
-        path: of the checkpoint.
-        device: where it runs.
+        path: of the checkpoint, or of the folder of its run.
     """
 
-    def __init__(self, *, path: str, device: str = "cpu") -> None:
-        self.module = LitExpander.load(path, device)
+    def __init__(self, device: str = "cpu", *, path: str) -> None:
+        self.module = LitExpander.load(checkpoint_of(path), device)
 
     def expand(self, prompts: Sequence[str], *, seed: int = 0) -> list[str]:
         expanded = self.module.expand(prompts, seed=seed)
@@ -213,11 +213,15 @@ class TrainedExpander(Expander):
 
 
 def create_expander(text: str, device: str = "cpu") -> Expander:
-    """An expander by the path of a checkpoint, or by a spec.
+    """An expander by the path of a checkpoint or run, by "hf:DIRECTORY", or by a spec.
 
     Raises:
-        SoraError: no such checkpoint, an unknown spec, or one that does not load.
+        SoraError: nothing there, an unknown spec, or one that does not load.
     """
-    if text.endswith(".ckpt") or Path(text).is_file():
-        return TrainedExpander(path=text, device=device)
-    return EXPANDERS.create(Spec.parse(text))
+    if text.startswith("hf:"):
+        return EXPANDERS.create(Spec("hf", {"name": text.removeprefix("hf:")}), device)
+    if text.startswith(("http://", "https://")):
+        raise SoraError(f"an endpoint needs the name of its model too: \"openai(url='{text}', model='NAME')\"")
+    if "(" not in text and (text.endswith(".ckpt") or "/" in text or Path(text).exists()):
+        return EXPANDERS.create(Spec("run", {"path": text}), device)
+    return EXPANDERS.create(text, device)

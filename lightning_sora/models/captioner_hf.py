@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import UInt8
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
@@ -40,7 +42,7 @@ class VisionLanguageModel:
         try:
             self.processor: Any = AutoProcessor.from_pretrained(name)
             self.model: Any = AutoModelForImageTextToText.from_pretrained(name).eval()
-        except (OSError, ValueError, ImportError) as problem:
+        except (OSError, ValueError, ImportError, SafetensorError) as problem:
             reason = str(problem).strip().splitlines()[0]
             raise SoraError(
                 f"cannot load the captioner {name!r} ({reason}); give a directory that holds an image-text-to-text "
@@ -49,8 +51,8 @@ class VisionLanguageModel:
         self.question, self.frames, self.max_tokens = question, frames, max_tokens
 
     @torch.no_grad()
-    def caption(self, video: UInt8[Tensor, "frames height width 3"]) -> tuple[str, float]:
-        """A caption, and the mean log-probability of its tokens."""
+    def caption(self, video: UInt8[Tensor, "frames height width 3"]) -> tuple[str, float, bool]:
+        """A caption, the mean log-probability of its tokens, and whether it came to its end."""
         chosen = torch.linspace(0, len(video) - 1, min(self.frames, len(video))).round().long()
         images = [Image.fromarray(video[i].cpu().numpy()) for i in chosen]
         if getattr(self.processor, "chat_template", None):
@@ -66,9 +68,11 @@ class VisionLanguageModel:
         )
         new = answer.sequences[0, -len(answer.logits) :]
         logs = [float(one[0].log_softmax(-1)[token]) for one, token in zip(answer.logits, new, strict=True)]
-        return " ".join(self.processor.decode(new, skip_special_tokens=True).split()), sum(logs) / len(logs)
+        text = " ".join(self.processor.decode(new, skip_special_tokens=True).split())
+        return text, sum(logs) / len(logs), len(new) < self.max_tokens
 
-    def fingerprint(self) -> str:
+    @cached_property
+    def digest(self) -> str:
         """A hash of weights and question."""
         digest = hashlib.blake2b(f"{self.question} {self.frames} {self.max_tokens}".encode(), digest_size=8)
         for name, tensor in sorted(self.model.state_dict().items()):

@@ -9,11 +9,13 @@ import time
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
+from safetensors import SafetensorError
 
 from lightning_sora.errors import SoraError
 from lightning_sora.registry import Registry
@@ -70,7 +72,11 @@ class LanguageModel(Expander):
         SoraError: transformers is not installed, or the model cannot be loaded.
     """
 
-    def __init__(self, *, name: str, instruction: str = INSTRUCTION, max_tokens: int = 160) -> None:
+    def __init__(
+        self, device: str = "cpu", *, name: str, instruction: str = INSTRUCTION, max_tokens: int = 160
+    ) -> None:
+        if max_tokens < 1:
+            raise SoraError(f"max_tokens={max_tokens} must be at least 1")
         try:
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ImportError as problem:
@@ -79,8 +85,8 @@ class LanguageModel(Expander):
             ) from problem
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
-            self.model: Any = AutoModelForCausalLM.from_pretrained(name).eval()
-        except (OSError, ValueError, ImportError) as problem:
+            self.model: Any = AutoModelForCausalLM.from_pretrained(name).eval().to(device)
+        except (OSError, ValueError, ImportError, SafetensorError) as problem:
             reason = str(problem).strip().splitlines()[0]
             raise SoraError(
                 f"cannot load the language model {name!r} ({reason}); give a directory that holds a causal model of "
@@ -92,7 +98,13 @@ class LanguageModel(Expander):
     def expand(self, prompts: Sequence[str], *, seed: int = 0) -> list[str]:
         found = []
         for prompt in prompts:
-            ids = self._asked(prompt)
+            ids = self._asked(prompt).to(self.model.device)
+            room = getattr(self.model.config, "max_position_embeddings", None)
+            if room is not None and ids.shape[1] + self.max_tokens > room:
+                raise SoraError(
+                    f"the prompt {prompt[:60]!r} with its instruction has {ids.shape[1]} tokens, and {self.name} has "
+                    f"room for {room} with the {self.max_tokens} of the answer; shorten one of them"
+                )
             pad = (
                 self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
             )
@@ -104,17 +116,26 @@ class LanguageModel(Expander):
         return found
 
     def _asked(self, prompt: str) -> torch.Tensor:
-        if getattr(self.tokenizer, "chat_template", None):
-            messages = [{"role": "system", "content": self.instruction}, {"role": "user", "content": prompt}]
-            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        else:
+        if not getattr(self.tokenizer, "chat_template", None):
             text = f"{self.instruction}\n\nPrompt: {prompt}\nRich prompt:"
-        return self.tokenizer(text, return_tensors="pt")["input_ids"]
+            return self.tokenizer(text, return_tensors="pt")["input_ids"]
+        try:
+            text = self._templated([("system", self.instruction), ("user", prompt)])
+        except TemplateError:  # some templates know no system's message
+            text = self._templated([("user", f"{self.instruction}\n\n{prompt}")])
+        # The template has written the marks already.
+        return self.tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+
+    def _templated(self, messages: Sequence[tuple[str, str]]) -> str:
+        told = [{"role": role, "content": content} for role, content in messages]
+        return self.tokenizer.apply_chat_template(told, add_generation_prompt=True, tokenize=False)
 
     def fingerprint(self) -> str:
         digest = hashlib.blake2b(f"{self.instruction} {self.max_tokens}".encode(), digest_size=8)
         for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(
+                name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
         return f"hf {digest.hexdigest()}"
 
 
@@ -123,7 +144,7 @@ class Endpoint(Expander):
     """An endpoint of the OpenAI kind, by its URL: vLLM, llama.cpp, Ollama or a hosted one.
 
     Args:
-        url: up to and with the version, as in "http://localhost:8000/v1".
+        url: up to and with the version, as in "http://localhost:8000/v1", or of the chat completions themselves.
         model: the name that the endpoint knows it by.
         key_env: the environment variable that holds the key, if one is needed; the key itself is never stored.
         instruction: the system's message.
@@ -137,6 +158,7 @@ class Endpoint(Expander):
 
     def __init__(
         self,
+        device: str = "cpu",  # that of the others; this one computes elsewhere
         *,
         url: str,
         model: str,
@@ -153,7 +175,7 @@ class Endpoint(Expander):
             raise SoraError(
                 f"timeout={timeout} and max_tokens={max_tokens} must be positive and retries={retries} not negative"
             )
-        self.url, self.model, self.key_env = url.rstrip("/"), model, key_env
+        self.url, self.model, self.key_env = url.rstrip("/").removesuffix("/chat/completions"), model, key_env
         self.instruction, self.temperature, self.max_tokens = instruction, temperature, max_tokens
         self.timeout, self.retries, self.pause = timeout, retries, 1.0
 
@@ -169,8 +191,8 @@ class Endpoint(Expander):
             "seed": seed,
         }
         headers = {"Content-Type": "application/json"}
-        if os.environ.get(self.key_env):
-            headers["Authorization"] = f"Bearer {os.environ[self.key_env]}"
+        if key := os.environ.get(self.key_env, "").strip():
+            headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(asked).encode(), headers)
         reason = ""
         for attempt in range(self.retries + 1):
@@ -178,9 +200,11 @@ class Endpoint(Expander):
                 time.sleep(self.pause * 2 ** (attempt - 1))
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    return str(json.load(response)["choices"][0]["message"]["content"])
+                    return _content(json.load(response)["choices"][0])
             except urllib.error.HTTPError as problem:
-                reason = f"it answers {problem.code} {problem.reason}"
+                reason = f"it answers {problem.code} {problem.reason}{_told(problem)}"
+                if problem.code == 404:
+                    reason += f" at {request.full_url}"
                 if problem.code not in RETRIED:
                     break
             except (urllib.error.URLError, HTTPException, OSError) as problem:
@@ -196,6 +220,27 @@ class Endpoint(Expander):
     def fingerprint(self) -> str:
         told = f"{self.instruction} {self.temperature} {self.max_tokens}"
         return f"openai {self.url} {self.model} {hashlib.blake2b(told.encode(), digest_size=8).hexdigest()}"
+
+
+def _content(choice: Mapping[str, Any]) -> str:
+    """The text of an answer; one that was cut ends at its last whole sentence.
+
+    Raises:
+        TypeError: it has none, as of a refusal or a call of a tool.
+    """
+    content = choice["message"]["content"]
+    if not isinstance(content, str):
+        raise TypeError
+    return whole_sentences(content) if choice.get("finish_reason") == "length" else content
+
+
+def _told(problem: urllib.error.HTTPError) -> str:
+    """What the endpoint says of an error, if it says it as the protocol does."""
+    try:
+        error = json.loads(problem.read())["error"]
+        return f" ({' '.join(str(error.get('message', error) if isinstance(error, dict) else error).split())[:200]})"
+    except (ValueError, LookupError, TypeError, OSError):
+        return ""
 
 
 def whole_sentences(text: str) -> str:

@@ -53,7 +53,11 @@ class Vocabulary:
         path = SHIPPED.get(name, Path(name))
         if not path.is_file():
             raise SoraError(f"no vocabulary {name!r}; give 'bytes', {', '.join(map(repr, SHIPPED))} or a file of words")
-        return cls(path.read_text(encoding="utf-8").split("\n")[:-1])
+        try:
+            content = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as problem:
+            raise SoraError(f"{path}: not UTF-8 text ({problem.reason}); save it as UTF-8") from problem
+        return cls(content.removesuffix("\n").split("\n") if content else ())
 
     @classmethod
     def of_texts(cls, texts: Iterable[str], least: int = 2) -> Vocabulary:

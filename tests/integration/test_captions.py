@@ -105,7 +105,8 @@ def test_another_captioner_or_size_is_refused_beside_what_is_there(
     assert caption(monkeypatch, out, "--captioner", "facts(style='dense')", *size[:4], "--width", "24") == 2
     assert "another size" in capsys.readouterr().err
     for arguments, words in (
-        (("--captioner", "facts(style='dense')"), "give --frames, --height, --width"),
+        (("--captioner", str(runs["captioner"]), "--frames", "6"), "frames"),
+        (("--captioner", "facts(style='dense')", "--engine", "lokal"), "did you mean"),
         (("--captioner", str(tmp_path / "x.ckpt")), "no checkpoint at"),
         (("--captioner", "facts(styl='x')", *size), "does not accept 'styl'"),
     ):
@@ -169,7 +170,9 @@ def test_clips_that_cannot_be_read_have_a_row_with_the_reason(
 def test_sampling_from_expanded_prompts_keeps_both(runs: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
     common = ["sample", "--ckpt", str(runs["dit"]), "--prompt", "a red cube", "--out", str(tmp_path / "s")]
     assert main([*common, "--expand", str(runs["expander"])]) == 0
-    (told,) = json.loads((tmp_path / "s" / "prompts.json").read_text())
+    written = json.loads((tmp_path / "s" / "prompts.json").read_text())
+    assert (written["expander"], written["seed"]) == (str(runs["expander"]), 0)
+    (told,) = written["prompts"]
     assert told["prompt"] == "a red cube"
     assert told["expanded"] != "a red cube"
     assert (tmp_path / "s" / "000_a-red-cube_seed0.mp4").exists()

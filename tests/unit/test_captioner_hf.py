@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_sora.ablation.engines import ENGINES
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.captioners import create_captioner
+from lightning_sora.models.captioner_hf import VisionLanguageModel
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenLayout, patchify
 from lightning_sora.spacetime.grid import TokenGrid
+from tests.integration.test_cache import InThisProcess
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -70,11 +73,48 @@ def batch(value: int) -> SpacetimeBatch:
 
 def test_it_captions_with_a_confidence_and_a_fingerprint(model: Path) -> None:
     made = create_captioner(f"hf:{model}")
-    ((text, confidence),) = made.caption(batch(200))
-    assert text == made.caption(batch(200))[0][0]
+    ((text, confidence, whole),) = made.caption(batch(200))
+    assert text == made.caption(batch(200))[0].text
     assert 0 < confidence < 1
+    assert isinstance(whole, bool)
+    ((cut, _, ended),) = create_captioner(f"hf(name={str(model)!r}, max_tokens=3)").caption(batch(200))
+    assert not ended
+    assert text.startswith(cut)
     assert made.fingerprint() == create_captioner(f"hf:{model}").fingerprint()
     assert made.fingerprint() != create_captioner(f"hf(name={str(model)!r}, frames=2)").fingerprint()
+
+
+def test_it_sees_whole_pictures_from_the_first_frame_to_the_last(model: Path, tmp_path: Path) -> None:
+    """The command as documented, with no size given: clips of their own aspect, spread over their length."""
+    import pyarrow.parquet
+
+    from lightning_sora import media
+    from lightning_sora.cli import main
+
+    seen: list[torch.Tensor] = []
+    real = VisionLanguageModel.caption
+
+    def caption(self: VisionLanguageModel, video: torch.Tensor) -> tuple[str, float, bool]:
+        seen.append(video)
+        return real(self, video)
+
+    shades = torch.arange(15, dtype=torch.uint8)[:, None, None, None] * 16
+    media.write_mp4(tmp_path / "clips" / "wide.mp4", shades.expand(15, 32, 64, 3).contiguous(), 5)
+    media.write_image(tmp_path / "clips" / "still.png", torch.zeros((48, 32, 3), dtype=torch.uint8))
+    with pytest.MonkeyPatch.context() as patch, ENGINES.temporary():
+        patch.setattr(VisionLanguageModel, "caption", caption)
+        ENGINES.register("inline")(InThisProcess)
+        out = tmp_path / "captions.parquet"
+        arguments = ["caption", str(tmp_path / "clips"), "--captioner", f"hf:{model}", "--engine", "inline"]
+        assert main([*arguments, "--out", str(out)]) == 0
+    sizes = {tuple(video.shape) for video in seen}
+    assert sizes == {(8, 32, 64, 3), (1, 48, 32, 3)}
+    wide = next(video for video in seen if len(video) == 8)
+    assert (wide.float().mean(dim=(1, 2, 3)) - 32 * torch.arange(8)).abs().max() < 6
+    rows = {row["id"]: row for row in pyarrow.parquet.read_table(out).to_pylist()}
+    assert rows["wide.mp4"]["fps"] == 2.5
+    assert (rows["still.png"]["frames"], rows["still.png"]["height"]) == (1, 48)
+    assert rows["wide.mp4"]["captioner"] == f"hf:{model}"
 
 
 def test_what_is_no_such_model_is_told(tmp_path: Path) -> None:

@@ -48,6 +48,15 @@ def test_the_shipped_words_are_the_world_s(level: str) -> None:
             assert not [i for i in ids if i < 256 and chr(i).isalpha() and chr(i) not in "aA"], text
 
 
+def test_a_file_of_words_needs_no_last_line_break(tmp_path: Path) -> None:
+    for ending in ("", "\n"):
+        (tmp_path / "words.txt").write_text(f" red\n blue{ending}")
+        assert Vocabulary.named(str(tmp_path / "words.txt")).words == (" red", " blue")
+    (tmp_path / "words.txt").write_bytes(b" caf\xe9\n")
+    with pytest.raises(SoraError, match="not UTF-8"):
+        Vocabulary.named(str(tmp_path / "words.txt"))
+
+
 def test_impossible_vocabularies_are_refused(tmp_path: Path) -> None:
     for words in (["two words"], ["red", "red"], [""]):
         with pytest.raises(SoraError):
@@ -218,9 +227,10 @@ class _Endpoint(BaseHTTPRequestHandler):
         if isinstance(answer, int):
             self.send_error(answer)
             return
+        status, answer = answer if isinstance(answer, tuple) else (200, answer)
         content = answer if isinstance(answer, bytes) else json.dumps(
             {"choices": [{"message": {"content": answer}}]}).encode()  # fmt: skip
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
@@ -256,6 +266,11 @@ def test_an_endpoint_is_asked_as_the_protocol_says(endpoint: str, monkeypatch: A
     assert (body["model"], body["seed"], body["temperature"]) == ("tiny", 4, 0.0)
     assert "secret" not in made.fingerprint()
     assert made.fingerprint() != remote(endpoint, max_tokens=9).fingerprint()
+    monkeypatch.setenv("MY_KEY", "secret\n")
+    cut = {"choices": [{"message": {"content": "A whole one. And half"}, "finish_reason": "length"}]}
+    _Endpoint.answers[:] = [json.dumps(cut).encode()]
+    assert remote(f"{endpoint}/chat/completions", key_env="MY_KEY").expand(["a cube"]) == ["A whole one."]
+    assert _Endpoint.asked[-1][:2] == ("/v1/chat/completions", "Bearer secret")
 
 
 @pytest.mark.parametrize(
@@ -266,6 +281,10 @@ def test_an_endpoint_is_asked_as_the_protocol_says(endpoint: str, monkeypatch: A
         ([b"no json"], "not that of a chat completion", 1),
         ([b'{"choices": []}'], "not that of a chat completion", 1),
         (["  "], "came out empty", 1),
+        ([None], "not that of a chat completion", 1),
+        ([["a", "list"]], "not that of a chat completion", 1),
+        ([(400, b'{"error": {"message": "use max_completion_tokens"}}')], r"400 .*\(use max_completion_tokens\)", 1),
+        ([404], "404 .* at http://.*/v1/chat/completions", 1),
     ],
 )
 def test_an_endpoint_that_fails_is_told_and_nothing_stands_in(
@@ -283,6 +302,9 @@ def test_expanders_that_cannot_be_had_are_refused(tmp_path: Path) -> None:
         ("openai(url='localhost', model='x')", "http://"),
         ("nonsense", "unknown prompt expander"),
         (f"hf(name={str(tmp_path)!r})", "cannot load the language model"),
+        (f"hf:{tmp_path}", "cannot load the language model"),
+        (str(tmp_path), "no checkpoints/last.ckpt"),
+        ("http://localhost:8000/v1", "the name of its model"),
     ):
         with pytest.raises(SoraError, match=words):
             create_expander(text)
@@ -307,6 +329,27 @@ def test_a_local_language_model_expands(tmp_path: Path) -> None:
     assert first == made.expand(["a red cube"])
     assert first[0].strip()
     assert made.fingerprint() == create_expander(f"hf(name={str(tmp_path)!r}, max_tokens=6)").fingerprint()
+    with pytest.raises(SoraError, match="has room for 512"):
+        made.expand(["a cube " * 200])
+    with pytest.raises(SoraError, match="max_tokens=0"):
+        create_expander(f"hf(name={str(tmp_path)!r}, max_tokens=0)")
+    # A template that knows no system's message, and writes the first mark itself, as Gemma's does.
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "<eos>{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    made = create_expander(f"hf:{tmp_path}", "cpu")
+    made.max_tokens = 4
+    ids = made._asked("a red cube")[0].tolist()
+    assert ids.count(0) == 1
+    written = "".join(made.tokenizer.decode(ids[1:]).split())
+    assert written.endswith("atmostfoursentences.aredcube")
+    assert made.expand(["a red cube"])
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    with pytest.raises(SoraError, match="cannot load the language model"):
+        create_expander(f"hf:{tmp_path}")
 
 
 def table(path: Path, **columns: list[Any]) -> Path:
