@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lightning_sora.models.vae import VideoVAE
 
 SPLITS = ("train", "val", "test")
+#: Options of the data that move no latent.
+AS_ONE_LIKES = ("num_workers", "captions", "caption_share", "side_by_side", "on_error")
 
 
 def add_parser(actions: Any) -> None:
@@ -37,7 +39,7 @@ def add_parser(actions: Any) -> None:
     parser.add_argument("--text", help="spec of a frozen text encoder whose embeddings are cached too, under DIR/text")
     parser.add_argument("--shard-clips", type=whole, default=256, help="clips per shard (default: %(default)s)")
     parser.add_argument("--engine", default="local(processes=1)", help="local(processes=N) or ray")
-    parser.add_argument("--device", default="cpu", help="of the VAE (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="of VAE and text encoder (default: %(default)s)")
     parser.add_argument("--plugins", action="append", default=[], metavar="FILE", help="a file that registers parts")
 
 
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from lightning_sora.commands.planning import resolve
     from lightning_sora.commands.shards import Shard, claim, run_shards, write_whole
-    from lightning_sora.data.latents import HEADER, SCHEMA, shard_rows, shard_skipped, table_bytes
+    from lightning_sora.data.latents import HEADER, SCHEMA, read_header, shard_rows, shard_skipped, table_bytes
     from lightning_sora.data.recaptions import read_captions
     from lightning_sora.lit.captioners import checkpoint_of
     from lightning_sora.plugins import load_packages, load_plugins
@@ -61,12 +63,15 @@ def run(args: argparse.Namespace) -> int:
     load_plugins(args.plugins)
     recipe = resolve(args.config, _overrides(args.overrides))
     options = recipe["data"]["init_args"]
-    source = args.vae or (recipe["model"].get("init_args") or {}).get("vae")
-    if not source:
+    if not {"patch", "source"} <= set(options):
+        raise SoraError(f"{args.config} has no clips to cache; give a recipe with a SpacetimeDataModule")
+    named = args.vae or (recipe["model"].get("init_args") or {}).get("vae")
+    if not named:
         raise SoraError(f"{args.config} names no model.vae; give the checkpoint of a LitVAE run by --vae")
-    encoder = None if args.text is None else _frozen(args.text)
-    path = checkpoint_of(source)
-    vae = _vae(path, args.device)
+    encoder = None if args.text is None else _frozen(args.text, args.device)
+    path = checkpoint_of(named)
+    seed = int((recipe["model"].get("init_args") or {}).get("seed") or 0)  # moves a VAE that is named as untrained
+    vae = _vae(path, args.device, seed)
     if any(p % s for p, s in zip(options["patch"], vae.stride, strict=True)):
         raise SoraError(
             f"data.patch={options['patch']} is no multiple of the stride {list(vae.stride)} of the VAE {path}"
@@ -74,22 +79,24 @@ def run(args: argparse.Namespace) -> int:
     data = _data(json.dumps(options, sort_keys=True))
     for split in wanted:
         _refuse_what_varies(data, split)
-    what = {key: options[key] for key in sorted(options) if key not in ("num_workers", "captions", "caption_share")}
+    what = {key: options[key] for key in sorted(options) if key not in AS_ONE_LIKES}
     identity = {
         "vae": vae.fingerprint(),
         **{f"data.{key}": value for key, value in what.items()},
-        "fingerprint": {split: data.source(split).fingerprint() for split in wanted},
         "dtype": args.dtype,
         "shard clips": args.shard_clips,
-        "splits": wanted,
     }
-    claim(args.out, identity, f"give another --out, or delete {args.out}")
+    remedy = f"give another --out, or delete {args.out}"
+    claim(args.out, identity, remedy)
+    sources = {split: data.source(split) for split in wanted}
+    for split, source in sources.items():  # one may be added to those that are there
+        claim(args.out, {"data fingerprint": source.fingerprint()}, remedy, name=f"{split}.identity.json")
     shards = []
     for split in wanted:
         used = sorted(_plan(data, split).grids)
         for first in range(0, len(used), args.shard_clips):
             work = {"data": options, "split": split, "first": first, "clips": args.shard_clips, "vae": path,
-                    "dtype": args.dtype, "device": args.device}  # fmt: skip
+                    "dtype": args.dtype, "device": args.device, "seed": seed}  # fmt: skip
             shards.append(Shard(args.out / "shards" / f"{split}-{first:08d}.safetensors", work))
     (args.out / "shards").mkdir(exist_ok=True)
 
@@ -103,8 +110,11 @@ def run(args: argparse.Namespace) -> int:
         shards, "lightning_sora.commands.data_cache:cache_shard", engine=args.engine, intact=intact,
         label="encoding", logs=args.out / "logs", plugins=args.plugins,
     )  # fmt: skip
-    counts: dict[str, int] = {}
-    skipped: dict[str, list[str]] = {}
+    before = read_header(args.out) if (args.out / HEADER).is_file() else {}
+    counts: dict[str, int] = dict(before.get("splits", {}))
+    skipped: dict[str, list[str]] = dict(before.get("skipped", {}))
+    fingerprints = before.get("data", {}) | {split: source.fingerprint() for split, source in sources.items()}
+    totals = before.get("clips", {}) | {split: len(source.infos) for split, source in sources.items()}
     captions = {""}
     for split in wanted:
         files = [shard.path for shard in shards if shard.path.name.startswith(f"{split}-")]
@@ -123,8 +133,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"text: {count} captions; use them with text=\"hf(name=..., cache='{args.out / 'text'}')\"")
     header = {"schema": SCHEMA, "vae_hash": vae.fingerprint(), "vae": path, "vae_stride": list(vae.stride),
               "channels": vae.latent_channels, "dtype": args.dtype, "splits": counts, "skipped": skipped,
-              "data": identity["fingerprint"],
-              "recipe": what, "text": args.text}  # fmt: skip
+              "data": fingerprints, "clips": totals, "recipe": what,
+              "text": args.text or before.get("text")}  # fmt: skip
     # Last: a cache without it is not finished.
     write_whole(args.out / HEADER, json.dumps(header, indent=1, sort_keys=True).encode())
     print(f"{args.out}: train on it with --data.source=latents --data.root={args.out}")
@@ -141,7 +151,7 @@ def cache_shard(work: Mapping[str, Any], path: Path) -> None:
     from lightning_sora.data.sources.latents import facts_text
     from lightning_sora.randomness import generator
 
-    data, vae = _data(json.dumps(work["data"], sort_keys=True)), _vae(work["vae"], work["device"])
+    data, vae = _data(json.dumps(work["data"], sort_keys=True)), _vae(work["vae"], work["device"], work["seed"])
     source, plan = data.source(work["split"]), _plan(data, work["split"])
     clips, latents, skipped = [], [], []
     for index in sorted(plan.grids)[work["first"] : work["first"] + work["clips"]]:
@@ -149,6 +159,8 @@ def cache_shard(work: Mapping[str, Any], path: Path) -> None:
         try:
             clip = source.load(index, *size, generator=generator(data.seed, "crop", info.id, 0), fps=data.fps)
         except DecodeError as problem:
+            if data.on_error == "raise":
+                raise
             skipped.append(f"{info.id}: {problem}")
             continue
         pixels = (clip.video.to(work["device"]).float() / 127.5 - 1).movedim(-1, 0)[None]
@@ -157,12 +169,27 @@ def cache_shard(work: Mapping[str, Any], path: Path) -> None:
             latents.append(vae.encode_latent(pixels)[0].movedim(0, -1).cpu())
         told = facts_text(clip.facts)
         clips.append(
-            CachedClip(info.id, clip.caption, list(clip.alternatives), *size, clip.fps, info.source, info.content, told)
+            CachedClip(
+                info.id,
+                clip.caption,
+                list(clip.alternatives),
+                *size,
+                clip.fps,
+                info.frames,
+                info.height,
+                info.width,
+                info.fps,
+                index,
+                info.source,
+                info.content,
+                told,
+            )
         )
     write_whole(path, shard_bytes(clips, latents, vae.fingerprint(), work["dtype"], skipped))
 
 
-def _frozen(spec: str) -> FrozenTransformer:
+def _frozen(spec: str, device: str) -> FrozenTransformer:
+    from lightning_sora.commands.arguments import usable_device
     from lightning_sora.models.text import TEXT_ENCODERS
     from lightning_sora.models.text_hf import FrozenTransformer
 
@@ -171,7 +198,7 @@ def _frozen(spec: str) -> FrozenTransformer:
         raise SoraError(
             f"--text {spec}: it learns with the model, so that its embeddings cannot be kept; name a frozen one"
         )
-    return encoder
+    return encoder.to(usable_device(device))
 
 
 def _refuse_what_varies(data: SpacetimeDataModule, split: str) -> None:
@@ -203,11 +230,11 @@ def _overrides(given: list[str]) -> dict[str, str]:
 
 
 @lru_cache(maxsize=1)
-def _vae(path: str, device: str) -> VideoVAE:
+def _vae(path: str, device: str, seed: int) -> VideoVAE:
     from lightning_sora.commands.arguments import usable_device
     from lightning_sora.lit.pretrained import load_vae
 
-    vae, _, _ = load_vae(path, 0)
+    vae, _, _ = load_vae(path, seed)
     return vae.to(usable_device(device)).eval().requires_grad_(False)
 
 

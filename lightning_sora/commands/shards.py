@@ -40,13 +40,16 @@ class Shard:
     work: Mapping[str, Any]
 
 
-def claim(folder: Path, identity: Mapping[str, Any], remedy: str) -> None:
+def claim(folder: Path, identity: Mapping[str, Any], remedy: str, *, name: str = IDENTITY) -> None:
     """Makes a folder the home of one piece of work, or finds that it is already.
+
+    Args:
+        name: of the file that tells it; a folder with one may be home to further pieces, each with its own.
 
     Raises:
         SoraError: it is the home of another; the first field that differs is named, and ``remedy``.
     """
-    path = folder / IDENTITY
+    path = folder / name
     wanted = json.loads(json.dumps(identity))
     if path.is_file():
         try:
@@ -60,7 +63,7 @@ def claim(folder: Path, identity: Mapping[str, Any], remedy: str) -> None:
                     f"{remedy}"
                 )
         return
-    if folder.is_dir() and any(folder.iterdir()):
+    if name == IDENTITY and folder.is_dir() and any(folder.iterdir()):
         raise SoraError(f"{folder} holds other files; {remedy}")
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(wanted, indent=1, sort_keys=True).encode())

@@ -42,6 +42,8 @@ class SpacetimeDataModule(pl.LightningDataModule):
         seed: of order and crops.
         source_seed: of what a procedural source makes; None means ``seed``. Set it where seeds are to repeat a
             training on the same clips.
+        side_by_side: this many consecutive batches of training cost about the same; a multiple of the number of ranks
+            keeps all of them busy.
         on_error: "skip" or "raise", for files that cannot be read in training.
     """
 
@@ -63,6 +65,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         source_seed: int | None = None,
+        side_by_side: int = 8,
         on_error: str = "skip",
     ) -> None:
         super().__init__()
@@ -79,7 +82,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
         self.blend = None if captions is None else CaptionBlend(captions, caption_share)
         self.spec, self.root, self.frames, self.fps, self.seed = source, root, frames, fps, seed
         self.source_seed = seed if source_seed is None else source_seed
-        self.num_workers, self.on_error = num_workers, on_error
+        self.num_workers, self.on_error, self.side_by_side = num_workers, on_error, side_by_side
         self._sources: dict[str, Source] = {}
         self._consumed = self._processed = 0
 
@@ -115,7 +118,9 @@ class SpacetimeDataModule(pl.LightningDataModule):
         source, train = self.source(split), split == "train"
         policy = self.sizes if train else self.eval_sizes
         order = (lambda epoch: source.order(self.seed, epoch)) if train else None
-        return BatchPlan(source.infos, policy, fps=self.fps, seed=self.seed, order=order)
+        return BatchPlan(
+            source.infos, policy, fps=self.fps, seed=self.seed, order=order, side_by_side=self.side_by_side
+        )
 
     def loader(self, split: str) -> DataLoader[SpacetimeBatch]:
         """A loader of one split; "train" is shuffled and can resume."""
@@ -126,7 +131,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
         source.prepare({index: grid.size(self.patch) for index, grid in plan.grids.items()}, self.fps)
         trainer = self.trainer
         if train and trainer is not None:
-            self._refuse_what_breaks_the_plan(trainer)
+            self._refuse_what_breaks_the_plan(trainer, plan)
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         consumed = (lambda: self.state_dict()["consumed"]) if train and (trainer or self._consumed) else None
         clips = PlannedClips(
@@ -163,8 +168,14 @@ class SpacetimeDataModule(pl.LightningDataModule):
                 reason,
                 ", ".join(ids[:SHOWN]) + (" ..." if len(ids) > SHOWN else ""),
             )
+        unkept = plan.unkept(0) if split == "train" else 0
+        if unkept:
+            log.warning(
+                "the shares in data.sizes leave out %d clips of the first epoch, others of the next ones", unkept
+            )
         if self.trainer is not None and self.trainer.logger is not None and split == "train":
             told = {
+                "data/unkept_clips": unkept,
                 "data/clips": usage.clips,
                 "data/dropped_clips": usage.dropped_clips,
                 "data/sizes": len(usage.grids),
@@ -183,11 +194,16 @@ class SpacetimeDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[SpacetimeBatch]:
         return self.loader("test")
 
-    def _refuse_what_breaks_the_plan(self, trainer: pl.Trainer) -> None:
+    def _refuse_what_breaks_the_plan(self, trainer: pl.Trainer, plan: BatchPlan) -> None:
         if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
             raise SoraError(
                 "trainer.use_distributed_sampler=true would deal each rank's batches a second time; set it to false"
             )
+        if self.side_by_side % trainer.world_size and len({grid.tokens for grid in plan.grids.values()}) > 1:
+            log.warning(
+                "%d ranks do not divide data.side_by_side=%d, so that they wait for each other; set it to a multiple",
+                trainer.world_size, self.side_by_side,
+            )  # fmt: skip
         cut = trainer.limit_train_batches != 1.0 or getattr(trainer, "overfit_batches", False)
         if cut and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise SoraError(

@@ -7,6 +7,7 @@ DIR/shards/train-00000000.safetensors
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -29,8 +30,8 @@ HEADER = "cache.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 COLUMNS = (
-    "id", "caption", "alternatives", "frames", "height", "width", "fps", "source", "content", "facts",
-    "shard", "offset", "size", "dtype", "shape",
+    "id", "caption", "alternatives", "frames", "height", "width", "fps", "own_frames", "own_height", "own_width",
+    "own_fps", "place", "source", "content", "facts", "digest", "shard", "offset", "size", "dtype", "shape",
 )  # fmt: skip
 
 
@@ -39,7 +40,9 @@ class CachedClip:
     """What a cache keeps of a clip beside its latent.
 
     Attributes:
-        frames, height, width: in pixels, of the window that was encoded.
+        frames, height, width, fps: in pixels, of the window that was encoded.
+        own_frames, own_height, own_width, own_fps: of the whole clip, by which size policies go.
+        place: among all clips of its source, used or not, by which their order goes.
         facts: JSON, or empty.
     """
 
@@ -50,6 +53,11 @@ class CachedClip:
     height: int
     width: int
     fps: float
+    own_frames: int
+    own_height: int
+    own_width: int
+    own_fps: float
+    place: int
     source: str = ""
     content: str = ""
     facts: str = ""
@@ -67,10 +75,16 @@ def shard_bytes(
     Args:
         skipped: why clips are left out, each "id: reason".
     """
-    told = {"schema": SCHEMA, "vae_hash": vae_hash, "clips": [asdict(clip) for clip in clips], "skipped": list(skipped)}
     tensors = {f"{place:06d}.latent": latent.to(DTYPES[dtype]).contiguous() for place, latent in enumerate(latents)}
+    digests = [_digest(tensor.flatten().view(torch.uint8).numpy().tobytes()) for tensor in tensors.values()]
+    rows = [{**asdict(clip), "digest": digest} for clip, digest in zip(clips, digests, strict=True)]
+    told = {"schema": SCHEMA, "vae_hash": vae_hash, "clips": rows, "skipped": list(skipped)}
     # One key: safetensors writes several in an order that differs from process to process.
     return save(tensors, metadata={"cache": json.dumps(told, sort_keys=True)})
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def shard_skipped(path: Path, vae_hash: str) -> list[str]:
@@ -129,8 +143,9 @@ def table_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
     whole, text = pyarrow.int64(), pyarrow.string()
     kinds: dict[str, Any] = dict.fromkeys(COLUMNS, text)
-    kinds |= dict.fromkeys(("frames", "height", "width", "offset", "size"), whole)
-    kinds |= {"fps": pyarrow.float64(), "alternatives": pyarrow.list_(text), "shape": pyarrow.list_(whole)}
+    numbers = ("frames", "height", "width", "own_frames", "own_height", "own_width", "place", "offset", "size")
+    kinds |= dict.fromkeys(numbers, whole) | dict.fromkeys(("fps", "own_fps"), pyarrow.float64())
+    kinds |= {"alternatives": pyarrow.list_(text), "shape": pyarrow.list_(whole)}
     table = pyarrow.Table.from_pylist(list(rows), schema=pyarrow.schema(list(kinds.items())))
     content = io.BytesIO()
     pyarrow.parquet.write_table(table, content)
@@ -183,13 +198,18 @@ def read_latent(root: storage.Location, row: Mapping[str, Any]) -> Float[Tensor,
     """One latent, in float32, by one read of its range.
 
     Raises:
-        SoraError: the shard ends before it.
+        SoraError: the shard ends before it, or its bytes have changed.
     """
     with storage.open_file(root, f"shards/{row['shard']}") as file:
         file.seek(row["offset"])
         content = file.read(row["size"])
     if len(content) != row["size"]:
         raise SoraError(f"{root}/shards/{row['shard']} is cut short; run `data cache` again")
+    if _digest(content) != row["digest"]:
+        raise SoraError(
+            f"{root}/shards/{row['shard']} is damaged: the latent of {row['id']} is not what was written; delete the "
+            "shard and run `data cache` again"
+        )
     flat = torch.frombuffer(bytearray(content), dtype=DTYPES[row["dtype"]])
     if flat.numel() != math.prod(row["shape"]):
         raise SoraError(f"{root}/shards/{row['shard']} and its table disagree on {row['id']}; make the cache anew")

@@ -57,7 +57,9 @@ def cost(lengths: Sequence[int], dim: int = COST_DIM) -> float:
     return float(sum(length * (6 * dim + length) for length in lengths))
 
 
-def balanced_order(costs: Sequence[float], generator: torch.Generator | None, side_by_side: int) -> list[int]:
+def balanced_order(
+    costs: Sequence[float], generator: torch.Generator | None, side_by_side: int, *, lead: int = 0
+) -> list[int]:
     """An order of batches in which any ``side_by_side`` of one group cost about the same.
 
     Ranks take neighbours of the order for a step, so the order, not their number, balances them. Within windows
@@ -67,11 +69,13 @@ def balanced_order(costs: Sequence[float], generator: torch.Generator | None, si
     Args:
         generator: of the order of groups; None keeps it by cost.
         side_by_side: batches of a group; ranks should divide it.
+        lead: this many come before the first group: costly ones, as are those that are left over at the end.
     """
     order = list(range(len(costs)))
     if len(set(costs)) <= 1 or side_by_side <= 1:
         return order
-    dealt: list[int] = []
+    dealt = sorted(order[: BALANCE_WINDOW * side_by_side], key=lambda i: (-costs[i], i))[:lead]
+    order = [i for i in order if i not in set(dealt)]
     window = BALANCE_WINDOW * side_by_side
     for start in range(0, len(order), window):
         part = sorted(order[start : start + window], key=lambda i: (costs[i], i))

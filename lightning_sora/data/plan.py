@@ -86,10 +86,11 @@ class BatchPlan:
         policy: their sizes.
         fps: the rate that they are read at; None for each one's own.
         order: epoch -> clips with their visits; None: every clip once, as listed (evaluation).
-        side_by_side: this many consecutive batches cost about the same, for ranks that take one each.
+        side_by_side: this many consecutive batches cost about the same, for ranks that take one each. It moves the
+            order, so that it is no function of the number of ranks, which may change.
 
     Raises:
-        SoraError: no clip can be used; or a bucket that was asked for gets none.
+        SoraError: no clip can be used; a bucket that was asked for gets none; or a number below 1.
     """
 
     def __init__(
@@ -102,6 +103,8 @@ class BatchPlan:
         order: Callable[[int], Order] | None = None,
         side_by_side: int = 8,
     ) -> None:
+        if side_by_side < 1:
+            raise SoraError(f"side_by_side={side_by_side} must be at least 1")
         self.infos, self.policy, self.fps, self.seed = infos, policy, fps, seed
         self.order, self.side_by_side = order, side_by_side
         self.grids: dict[int, TokenGrid] = {}
@@ -122,10 +125,33 @@ class BatchPlan:
         if order is not None:
             policy.check(self.grids.values(), infos, fps)
         self.epoch = lru_cache(maxsize=2)(self._epoch)
+        self._dealt = lru_cache(maxsize=2)(self._deal)
         self._starts = [0]  # of the epochs known so far: their lengths differ where clips are packed or chance decides
 
     def _epoch(self, epoch: int) -> list[PlannedBatch]:
         """The batches of one epoch. Every clip that can be used is in exactly one for each of its visits."""
+        batches = self._dealt(epoch)
+        if self.order is None:
+            return batches
+        costs = [cost([grid.tokens for grid in batch.grids]) for batch in batches]
+        lead = -self.start(epoch) % self.side_by_side  # completes the group that the epoch before began
+        drawn = balanced_order(costs, generator(self.seed, "batches", epoch), self.side_by_side, lead=lead)
+        return [batches[i] for i in drawn]
+
+    def start(self, epoch: int) -> int:
+        """How many batches all epochs before this one have."""
+        while len(self._starts) <= epoch:
+            self._starts.append(self._starts[-1] + len(self._dealt(len(self._starts) - 1)))
+        return self._starts[epoch]
+
+    def unkept(self, epoch: int) -> int:
+        """Visits of an epoch of training at which chance left a clip out."""
+        assert self.order is not None
+        wanted = sum(index in self.grids for index, _ in self.order(epoch))
+        return wanted - sum(len(batch.clips) for batch in self._dealt(epoch))
+
+    def _deal(self, epoch: int) -> list[PlannedBatch]:
+        """The batches of one epoch, in no order to speak of."""
         if self.order is None:
             order: Order = [(index, 0) for index in range(len(self.infos))]
         else:
@@ -137,7 +163,7 @@ class BatchPlan:
             if grid is not None:
                 members.append((index, visit))
                 grids.append(grid)
-        batches = [
+        return [
             PlannedBatch(
                 tuple(members[p][0] for p in places),
                 tuple(grids[p] for p in places),
@@ -147,11 +173,6 @@ class BatchPlan:
             )
             for places in self.policy.batches(grids)
         ]
-        if self.order is None:
-            return batches
-        costs = [cost([grid.tokens for grid in batch.grids]) for batch in batches]
-        drawn = balanced_order(costs, generator(self.seed, "batches", epoch), self.side_by_side)
-        return [batches[i] for i in drawn]
 
     def _grid(self, index: int, visit: int) -> TokenGrid | None:
         if index not in self.grids:
@@ -171,10 +192,13 @@ class BatchPlan:
         for number in itertools.count(epoch):
             batches = self.epoch(number)
             if not batches:
-                raise SoraError(f"epoch {number} has no batch: the shares in data.sizes keep no clip; raise them")
-            if number + 1 == len(self._starts):
-                self._starts.append(self._starts[number] + len(batches))
+                raise no_batch(number)
+            self.start(number + 1)
             yield from batches[max(0, start - self._starts[number]) :]
+
+
+def no_batch(epoch: int) -> SoraError:
+    return SoraError(f"epoch {epoch} has no batch: the shares in data.sizes keep no clip; raise them")
 
 
 class PlanSampler(Sampler[PlannedBatch]):
@@ -188,7 +212,7 @@ class PlanSampler(Sampler[PlannedBatch]):
             what workers have fetched ahead, is where it goes on. None: the sampler goes by its own count, from 0.
 
     Raises:
-        SoraError: fewer clips to evaluate than ranks.
+        SoraError: fewer clips to evaluate than ranks; or a first epoch without a batch.
     """
 
     def __init__(
@@ -197,6 +221,8 @@ class PlanSampler(Sampler[PlannedBatch]):
         self.plan, self.rank, self.ranks, self.consumed = plan, rank, ranks, consumed
         self.training = plan.order is not None
         batches = plan.epoch(0)
+        if not batches:
+            raise no_batch(0)
         self._judged = [] if self.training else _at_least(batches, ranks)[rank::ranks]
         self._length = -(-len(batches) // ranks) if self.training else len(self._judged)
         self._own = 0

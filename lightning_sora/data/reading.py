@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import Dataset
@@ -16,6 +17,13 @@ from lightning_sora.randomness import generator
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid, TokenLayout, patchify
 
 
+class _Read(NamedTuple):
+    place: int  # in the source
+    grid: TokenGrid
+    visit: int
+    clip: Clip
+
+
 class PlannedClips(Dataset[SpacetimeBatch]):
     """The batches of a plan, as a data set whose keys are planned batches.
 
@@ -23,8 +31,8 @@ class PlannedClips(Dataset[SpacetimeBatch]):
         grids: index of a clip -> the grid that it is used at, for clips that can be used.
         patch: pixels per token.
         blend: captions that replace the source's own.
-        on_error: "skip" replaces a clip that cannot be read by the next of its size and reports it
-            in the batch; "raise" stops.
+        on_error: "skip" replaces a clip that cannot be read by the next of its size, or else by one that is larger, and
+            reports it in the batch; where there is none, the batch is smaller. "raise" stops.
 
     Raises:
         SoraError: an unknown ``on_error``; latents whose stride does not divide the patch.
@@ -51,23 +59,29 @@ class PlannedClips(Dataset[SpacetimeBatch]):
         self.source, self.grids, self.patch = source, dict(grids), patch
         self.rows = PatchSize(*(p // s for p, s in zip(patch, source.vae_stride, strict=True)))
         self.fps, self.seed, self.on_error, self.blend = fps, seed, on_error, blend
+        self.resizes = source.space == "pixel"
 
     def __getitem__(self, planned: PlannedBatch) -> SpacetimeBatch:
-        clips, infos, skipped = [], [], []
+        read: list[_Read] = []
+        skipped: list[str] = []
         for index, grid, visit in zip(planned.clips, planned.grids, planned.visits, strict=True):
-            used, clip, failures = self._read(index, grid, visit)
-            clips.append(self._captioned(clip, used, visit))
-            infos.append(self.source.infos[used])
-            skipped.extend(failures)
+            # Left out where none is as large, as for the one largest clip of all.
+            read += self._read(self._as_large(index, grid), visit, skipped)
+        if not read:
+            read = self._read(self._any(planned), planned.visits[0], skipped)
+        if not read:
+            raise SoraError(f"no clip of this size can be read; first failure: {skipped[0]}")
+        clips, grids = [one.clip for one in read], tuple(one.grid for one in read)
+        infos = [self.source.infos[one.place] for one in read]
         facts = tuple(c.facts for c in clips if c.facts is not None)
-        layout = TokenLayout.pack(planned.grids) if planned.packed else TokenLayout(planned.grids)
+        layout = TokenLayout.pack(grids) if planned.packed else TokenLayout(grids)
         return SpacetimeBatch(
             patches=layout.join([patchify(clip.video, self.rows) for clip in clips]),
             layout=layout,
             patch=self.rows,
             captions=tuple(clip.caption for clip in clips),
             ids=tuple(info.id for info in infos),
-            visits=planned.visits,
+            visits=tuple(one.visit for one in read),
             fps=tuple(clip.fps for clip in clips),
             space=self.source.space,
             vae_hash=self.source.vae_hash,
@@ -92,22 +106,33 @@ class PlannedClips(Dataset[SpacetimeBatch]):
         key = generator(self.seed, "caption", clip_id, visit)
         return replace(clip, caption=captions[int(torch.randint(len(captions), (), generator=key))])
 
-    def _read(self, index: int, grid: TokenGrid, visit: int) -> tuple[int, Clip, list[str]]:
-        failures: list[str] = []
-        for candidate in self._candidates(index, grid):
+    def _read(self, candidates: Iterable[tuple[int, TokenGrid]], visit: int, skipped: list[str]) -> list[_Read]:
+        """The first that can be read, if any; why the others cannot is added to ``skipped``."""
+        for index, grid in candidates:
             try:
-                key = generator(self.seed, "crop", self.source.infos[candidate].id, visit)
-                clip = self.source.load(candidate, *grid.size(self.patch), generator=key, fps=self.fps)
+                key = generator(self.seed, "crop", self.source.infos[index].id, visit)
+                clip = self.source.load(index, *grid.size(self.patch), generator=key, fps=self.fps)
             except DecodeError as problem:
                 if self.on_error == "raise":
                     raise
-                failures.append(str(problem))
+                skipped.append(str(problem))
             else:
-                return candidate, clip, failures
-        raise SoraError(f"no clip of this size can be read; first failure: {failures[0]}")
+                return [_Read(index, grid, visit, self._captioned(clip, index, visit))]
+        return []
 
-    def _candidates(self, index: int, grid: TokenGrid) -> Iterator[int]:
-        """The clip itself, then the others of its size in order, from the next one round."""
-        yield index
-        others = [i for i in self.grids if self.grids[i] == grid and i != index]
-        yield from sorted(others, key=lambda i: (i < index, i))
+    def _as_large(self, index: int, grid: TokenGrid) -> Iterator[tuple[int, TokenGrid]]:
+        """The clip itself, then others that fill its size: first those of just this size, from the next one round."""
+        yield index, grid
+
+        def fills(other: int) -> bool:
+            return all(own >= wanted for own, wanted in zip(self.grids[other], grid, strict=True))
+
+        # Latents have one size each.
+        fitting = [i for i in self.grids if i != index and (self.grids[i] == grid or (self.resizes and fills(i)))]
+        yield from ((i, grid) for i in sorted(fitting, key=lambda i: (self.grids[i] != grid, i < index, i)))
+
+    def _any(self, planned: PlannedBatch) -> Iterator[tuple[int, TokenGrid]]:
+        """Others of any size, from the next one round, that are no larger than what was planned."""
+        first = planned.clips[0]
+        others = [i for i, own in self.grids.items() if own.tokens <= planned.tokens and i not in planned.clips]
+        yield from ((i, self.grids[i]) for i in sorted(others, key=lambda i: (i < first, i)))

@@ -177,7 +177,8 @@ class LitDiT(GenerativeModule):
             self.check_latents(batch.vae_hash)
             return batch.patches.to(self.dtype)
         rows: dict[int, Tensor] = {}
-        with torch.no_grad():
+        # In the precision of the VAE's own weights, as a cache of latents is made.
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             for places, part in self.of_one_grid(batch):
                 latent = self.vae.encode_latent(self.videos(part))
                 cut = patchify(rearrange(latent, "b c t h w -> b t h w c"), self.patch_size)
@@ -365,10 +366,6 @@ class LitDiT(GenerativeModule):
         if self._clip_cache is not None and self.trainer.is_global_zero:
             self._clip_cache.clear()
         self._clip_cache = None
-
-    def predict_step(self, batch: SpacetimeBatch, batch_idx: int) -> list[Video]:
-        frames, height, width = batch.layout.grids[0].size(self.patch)
-        return self.sample(batch.captions, frames, height, width, keys=[("predict", i) for i in batch.ids])
 
     def load_weak(self, path: str) -> GenerativeModule:
         weak = type(self).load(path, self.device)

@@ -21,7 +21,7 @@ from lightning_sora.models.dit import DiT
 from lightning_sora.models.text import TextEncoder
 from lightning_sora.models.vae import VideoVAE
 from lightning_sora.randomness import normal_per_clip
-from lightning_sora.spacetime import PatchSize, TokenGrid, TokenLayout, unpatchify
+from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid, TokenLayout, unpatchify
 
 Video = UInt8[Tensor, "frames height width 3"]
 
@@ -109,6 +109,16 @@ class GenerativeModule(LitModule):
         with self.evaluating():
             denoise = self.denoiser(prompts, layout, guidance)
             return self.decode_rows(self.sampler(denoise, noise, times, progress), grid)
+
+    def predict_step(self, batch: SpacetimeBatch, batch_idx: int) -> list[Video]:
+        """A clip for each caption, of the size of its clip."""
+        sizes = [grid.size(self.patch) for grid in batch.layout.grids]
+        made: dict[int, Video] = {}
+        for size in sorted(set(sizes)):
+            members = [i for i, own in enumerate(sizes) if own == size]
+            prompts, keys = [batch.captions[i] for i in members], [("predict", batch.ids[i]) for i in members]
+            made |= zip(members, self.sample(prompts, *size, keys=keys), strict=True)
+        return [made[i] for i in range(len(sizes))]
 
     def denoiser(self, prompts: Sequence[str], layout: TokenLayout, guidance: float | str | None = None) -> Denoise:
         """``(x_t, t) -> x_0`` for these prompts, guided; the solver's state stays in float32."""

@@ -197,7 +197,7 @@ class LitModule(pl.LightningModule):
             return
         self.skipped_clips += len(batch.skipped)
         for reason in set(batch.skipped) - self._reported:
-            log.warning("skipped, and replaced by another clip: %s", reason)
+            log.warning("skipped: %s", reason)
         self._reported |= set(batch.skipped)
         self.log("data/skipped_clips", float(self.skipped_clips), batch_size=len(batch), reduce_fx="max")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -208,7 +208,7 @@ def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModel.from_pretrained(name, dtype=dtype)
-    except (OSError, ValueError, ImportError) as problem:
+    except (OSError, ValueError, ImportError, SafetensorError) as problem:
         reason = str(problem).strip().splitlines()[0]
         raise SoraError(
             f"cannot load the text encoder {name!r} ({reason}); give a directory that holds a transformers model with "

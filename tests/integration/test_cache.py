@@ -137,6 +137,48 @@ def test_another_vae_is_refused_before_any_step(
         make_trainer().fit(dit, data)
 
 
+def test_under_buckets_too_a_cache_has_the_sizes_and_the_order_of_its_pixels(recipe: Path, tmp_path: Path) -> None:
+    """Of buckets whose sides are rounded, and clips of which some are left out."""
+    changed = {
+        "source": "world(clips=12, heldout_clips=4, native=((9,48,16),(5,24,40),(9,33,33),(9,8,8)))",
+        "sizes": "bucketed(frames=(5, 9), resolutions=(28,))", "height": 32, "width": 32,
+    }  # fmt: skip
+    content = yaml.safe_load(recipe.read_text())
+    content["data"]["init_args"] |= changed
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    assert main(command(tmp_path / "recipe.yaml", tmp_path / "out")) == 0
+    seen = []
+    for source in ({}, {"source": "latents", "root": str(tmp_path / "out")}):
+        data = SpacetimeDataModule(**{**DATA, **changed, **source})  # type: ignore[arg-type]
+        plan = data.plan("train")
+        infos = data.source("train").infos
+        seen.append([
+            [(infos[clip].id, grid) for clip, grid in zip(batch.clips, batch.grids, strict=True)]
+            for epoch in range(3) for batch in plan.epoch(epoch)
+        ])  # fmt: skip
+        assert source or plan.usage.dropped_clips
+        for batch in data.loader("train"):
+            assert len(batch)
+    assert seen[0] == seen[1]
+
+
+def test_a_split_may_be_added_to_a_cache(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(command(recipe, out, "--splits", "train")) == 0
+    assert main(command(recipe, out, "--splits", "test")) == 0
+    assert main(command(recipe, tmp_path / "both", "--splits", "train,test")) == 0
+    assert contents(out) == contents(tmp_path / "both")
+
+
+def test_an_untrained_vae_is_that_of_the_recipe_s_seed(recipe: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(recipe.read_text())
+    content["model"]["init_args"] = {"vae": f"untrained:{VAE}", "seed": 3}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    assert main(command(tmp_path / "recipe.yaml", tmp_path / "out")) == 0
+    data = SpacetimeDataModule(**{**DATA, "source": "latents", "root": str(tmp_path / "out")})  # type: ignore[arg-type]
+    make_dit(f"untrained:{VAE}", seed=3).check_latents(data.source("train").vae_hash)
+
+
 def test_another_size_is_refused_when_the_loader_is_made(cached: Path) -> None:
     data = SpacetimeDataModule(**{**DATA, "frames": 5, "source": "latents", "root": str(cached)})  # type: ignore[arg-type]
     with pytest.raises(SoraError, match="cached as 9x16x16"):

@@ -20,6 +20,7 @@ from lightning_sora.data.latents import CachedClip, shard_bytes, shard_rows, tab
 from lightning_sora.data.sources import SOURCES, LatentSource
 from lightning_sora.data.sources.latents import facts_of, facts_text
 from lightning_sora.errors import SoraError
+from lightning_sora.randomness import generator
 from lightning_sora.spacetime import PatchSize
 from lightning_sora.world import LEVELS, Facts, World
 
@@ -34,7 +35,10 @@ def latents_of(seed: int = 0) -> list[torch.Tensor]:
 
 def clips_of() -> list[CachedClip]:
     words = [["another"], [], ["b", "c"]]
-    return [CachedClip(f"clip {i}", f"caption {i}", words[i], *SIZES[i], 8.0) for i in range(len(SIZES))]
+    return [
+        CachedClip(f"clip {i}", f"caption {i}", words[i], *size, 8.0, *size, 8.0, place=2 * i)
+        for i, size in enumerate(SIZES)
+    ]
 
 
 def write(root: Path, dtype: str = "float32", vae_hash: str = VAE_HASH, **changes: object) -> Path:
@@ -42,7 +46,14 @@ def write(root: Path, dtype: str = "float32", vae_hash: str = VAE_HASH, **change
     shard = root / "shards" / "train-00000000.safetensors"
     shard.write_bytes(shard_bytes(clips_of(), latents_of(), vae_hash, dtype))
     (root / "train.parquet").write_bytes(table_bytes(shard_rows(shard, vae_hash)))
-    header = {"schema": 1, "vae_hash": vae_hash, "vae_stride": [4, 8, 8], "dtype": dtype, "splits": {"train": 3}}
+    header = {
+        "schema": 1,
+        "vae_hash": vae_hash,
+        "vae_stride": [4, 8, 8],
+        "dtype": dtype,
+        "splits": {"train": 3},
+        "clips": {"train": 6},
+    }
     (root / "cache.json").write_text(json.dumps({**header, "data": {"train": "d"}, **changes}))
     return root
 
@@ -159,6 +170,23 @@ def test_damage_is_told_at_set_up(tmp_path: Path, damage: Callable[[Path], None]
     damage(write(tmp_path))
     with pytest.raises(SoraError, match=words):
         source(tmp_path)
+
+
+def test_latents_of_other_bytes_are_told_when_they_are_read(tmp_path: Path) -> None:
+    shard = write(tmp_path) / "shards" / "train-00000000.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1  # in the last latent
+    shard.write_bytes(content)
+    made = source(tmp_path)
+    load(made, 0)
+    with pytest.raises(SoraError, match="the latent of clip 2 is not what was written"):
+        load(made, 2)
+
+
+def test_clips_come_in_the_order_of_their_source_less_those_that_were_left_out(tmp_path: Path) -> None:
+    made = source(write(tmp_path))  # clips 0, 2 and 4 of six
+    drawn = torch.randperm(6, generator=generator(7, "order", 3)).tolist()
+    assert made.order(7, 3) == [(place // 2, 3) for place in drawn if place % 2 == 0]
 
 
 def test_a_split_that_is_not_cached_names_those_that_are(tmp_path: Path) -> None:

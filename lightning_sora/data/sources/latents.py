@@ -14,13 +14,14 @@ from lightning_sora.data import latents as cache
 from lightning_sora.data import storage
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.errors import SoraError
+from lightning_sora.randomness import generator as keyed
 from lightning_sora.spacetime import PatchSize
 from lightning_sora.world.config import WorldConfig
 
 
 @SOURCES.register("latents")
 class LatentSource(Source):
-    """Clips as latents of a frozen VAE, each at the size that it was cached at.
+    """Clips as latents of a frozen VAE, each at the size that it was cached at; every latent is verified as it is read.
 
     Args:
         root: the folder of the cache, or its URL.
@@ -36,7 +37,7 @@ class LatentSource(Source):
     def __init__(self, *, root: str | None, split: str = "train", seed: int = 0) -> None:
         if root is None:
             raise SoraError("source 'latents' needs a root; give the folder that `lightning-sora data cache` wrote")
-        self.root = root
+        self.root, self.split = root, split
         self.header = cache.read_header(root)
         if split not in self.header["splits"]:
             raise SoraError(
@@ -47,7 +48,7 @@ class LatentSource(Source):
         self._check_shards()
         self.infos: Sequence[ClipInfo] = [
             ClipInfo(
-                row["id"], row["frames"], row["height"], row["width"], row["fps"], row["caption"],
+                row["id"], row["own_frames"], row["own_height"], row["own_width"], row["own_fps"], row["caption"],
                 alternatives=tuple(row["alternatives"]), source=row["source"], content=row["content"],
             )
             for row in self.rows
@@ -67,6 +68,12 @@ class LatentSource(Source):
             if cache.shard_rows(path, str(self.vae_hash)) != rows:
                 raise SoraError(f"{path} and its table disagree; delete both and run `lightning-sora data cache` again")
 
+    def order(self, seed: int, epoch: int) -> list[tuple[int, int]]:
+        # That of all clips of the source, so that those that are cached come as they would from pixels.
+        drawn = torch.randperm(self.header["clips"][self.split], generator=keyed(seed, "order", epoch)).tolist()
+        indices = {row["place"]: index for index, row in enumerate(self.rows)}
+        return [(indices[place], epoch) for place in drawn if place in indices]
+
     def prepare(self, sizes: Mapping[int, tuple[int, int, int]], fps: float | None) -> None:
         """Refuses sizes that are not those of the cache, before anything is trained."""
         for index, size in sizes.items():
@@ -80,18 +87,18 @@ class LatentSource(Source):
         return Clip(
             cache.read_latent(self.root, row),
             info.caption,
-            info.fps,
+            row["fps"],
             facts_of(row["facts"]),
             alternatives=info.alternatives,
         )
 
     def _check_size(self, index: int, size: tuple[int, int, int], fps: float | None) -> None:
-        info = self.infos[index]
-        if size != (info.frames, info.height, info.width) or fps not in (None, info.fps):
+        row = self.rows[index]
+        if size != (row["frames"], row["height"], row["width"]) or fps not in (None, row["fps"]):
             raise SoraError(
-                f"{info.id} is cached as {info.frames}x{info.height}x{info.width} at {info.fps:g} frames per second, "
-                f"but {'x'.join(map(str, size))} at {fps or info.fps:g} are asked for; train at the size of the cache, "
-                "or cache at this one"
+                f"{row['id']} is cached as {row['frames']}x{row['height']}x{row['width']} at {row['fps']:g} frames per "
+                f"second, but {'x'.join(map(str, size))} at {fps or row['fps']:g} are asked for; train at the size of "
+                "the cache, or cache at this one"
             )
 
     def fingerprint(self) -> str:
