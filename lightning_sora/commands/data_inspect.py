@@ -64,11 +64,16 @@ def run(args: argparse.Namespace) -> int:
     load_plugins(args.plugins)
     policy = SIZES.create(args.sizes, Limits(args.frames, args.height, args.width, patch, args.batch_size))
     spec = args.source or source_for(args.path)
-    sources = {split: SOURCES.create(spec, root=args.path, split=split, seed=args.seed) for split in SPLITS}
     console = Console()
-    infos = {split: source.infos for split, source in sources.items()}
-    console.print(_summary(infos))
-    train = sources["train"]
+    train = SOURCES.create(spec, root=args.path, split="train", seed=args.seed)
+    infos = {"train": train.infos}
+    for split in SPLITS[1:]:
+        try:
+            infos[split] = SOURCES.create(spec, root=args.path, split=split, seed=args.seed).infos
+        except SoraError as problem:  # as of a cache that holds no test
+            console.print(f"{split}: {problem}", markup=False)
+    failures = getattr(train, "failures", {})
+    console.print(_summary(infos, f"{spec.partition('(')[0]} {getattr(train, 'style', '')}", len(failures)))
     plan = BatchPlan(
         train.infos, policy, fps=args.fps, seed=args.seed, order=lambda epoch: train.order(args.seed, epoch)
     )
@@ -86,7 +91,7 @@ def source_for(path: str) -> str:
     return "folder" if is_plain_folder(path) else "manifest"
 
 
-def _summary(infos: dict[str, Sequence[ClipInfo]]) -> Any:
+def _summary(infos: dict[str, Sequence[ClipInfo]], source: str, unreadable: int) -> Any:
     from collections import Counter
 
     from rich.table import Table
@@ -94,7 +99,9 @@ def _summary(infos: dict[str, Sequence[ClipInfo]]) -> Any:
     clips = list({info.id: info for some in infos.values() for info in some}.values())
     films = [info for info in clips if info.frames > 1]
     table = Table.grid(padding=(0, 2))
-    table.add_row("clips", f"{len(films)} videos, {len(clips) - len(films)} images")
+    table.add_row("read as", source)
+    told = f", {unreadable} left out as unreadable or quarantined" if unreadable else ""
+    table.add_row("clips", f"{len(films)} videos, {len(clips) - len(films)} images{told}")
     table.add_row("splits", ", ".join(f"{split} {len(some)}" for split, some in infos.items()))
     if films:
         seconds = sorted(info.frames / info.fps for info in films)
@@ -117,6 +124,8 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _plan_tables(plan: BatchPlan, sizes: str) -> list[Any]:
+    from collections import Counter
+
     from rich.table import Table
 
     patch, usage, batches = plan.policy.limits.patch, plan.usage, plan.epoch(0)
@@ -133,12 +142,16 @@ def _plan_tables(plan: BatchPlan, sizes: str) -> list[Any]:
     summary.add_row("batches", f"{len(batches)} of up to {plan.policy.budget:,} tokens, {use:.1%} of which are used")
     summary.add_row("padding spared", f"{1 - sum(batch.tokens for batch in batches) / max(1, longest):.1%}")
     summary.add_row("frames lost", f"{1 - shown / max(1, there):.1%} of those that the recipe's length would show")
-    grids = Table("frames", "height", "width", "tokens", "clips", title="sizes of train", title_justify="left")
-    for grid, count in sorted(usage.grids.items(), key=lambda item: (-item[1], item[0]))[:SHOWN]:
+    drawn = Counter(grid for batch in batches for grid in batch.grids)  # by chance, where the plan keeps shares
+    title = "sizes of train, first epoch"
+    grids = Table("frames", "height", "width", "tokens", "clips", title=title, title_justify="left")
+    for grid, count in sorted(drawn.items(), key=lambda item: (-item[1], item[0]))[:SHOWN]:
         grids.add_row(*map(str, grid.size(patch)), str(grid.tokens), str(count))
-    if len(usage.grids) > SHOWN:
-        rest = sum(usage.grids.values()) - sum(count for _, count in usage.grids.most_common(SHOWN))
-        grids.add_row("...", "", "", f"{len(usage.grids) - SHOWN} more", str(rest))
+    if len(drawn) > SHOWN:
+        rest = sum(drawn.values()) - sum(count for _, count in drawn.most_common(SHOWN))
+        grids.add_row("...", "", "", f"{len(drawn) - SHOWN} more", str(rest))
+    if unkept := plan.unkept(0):
+        summary.add_row("not kept", f"{unkept} clips of the first epoch, by the shares of the plan; others of the next")
     tables = [summary, grids]
     if usage.dropped:
         dropped = Table("left out", "clips", "such as", title=f"{usage.dropped_clips} of {usage.clips} left out")
@@ -169,7 +182,9 @@ def _picture(infos: Sequence[ClipInfo], plan: BatchPlan, out: Path) -> None:
         axis.set_title(title, fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
         if values:
-            axis.hist(values, bins=min(30, max(5, len(set(values)))), color="#3b6ea5")
+            counts, *_ = axis.hist(values, bins=min(30, max(5, len(set(values)))), color="#3b6ea5")
+            if max(counts) > 100 * min(count for count in counts if count):
+                axis.set_yscale("log")  # a few clips beside thousands would not be seen
             axis.set_ylabel("clips", fontsize=8)
         else:
             axis.text(0.5, 0.5, "none", ha="center", va="center", transform=axis.transAxes)

@@ -115,7 +115,7 @@ def _csv(table: Path) -> Sequence[Mapping[str, Any]]:
 
 def _jsonl(table: Path) -> Sequence[Mapping[str, Any]]:
     rows = []
-    for number, line in enumerate(table.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(table.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if line.strip():
             try:
                 row = json.loads(line)

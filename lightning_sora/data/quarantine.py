@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lightning_sora.errors import SoraError
+
+log = logging.getLogger(__name__)
 
 
 def write_quarantine(path: Path, reasons: Mapping[str, str]) -> None:
@@ -17,6 +20,25 @@ def write_quarantine(path: Path, reasons: Mapping[str, str]) -> None:
     # Names need not be valid text.
     partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
     partial.replace(path)
+
+
+def banned_among(names: Iterable[str], path: str | None) -> dict[str, str]:
+    """Of some clips those on a list, with the reason; a clip that is cut out of a file, "FILE#FRAME", by its file too.
+
+    Raises:
+        SoraError: see :func:`read_quarantine`.
+    """
+    listed = read_quarantine(path)
+    found, met = {}, set()
+    for name in names:
+        entry = next((one for one in (name, name.rpartition("#")[0]) if one in listed), None)
+        if entry is not None:
+            found[name] = listed[entry]
+            met.add(entry)
+    strangers = [name for name in listed if name not in met]
+    if strangers:
+        log.warning("%d entries of %s are no clips of this source, such as %r", len(strangers), path, strangers[0])
+    return found
 
 
 def read_quarantine(path: str | None) -> dict[str, str]:

@@ -156,7 +156,12 @@ class Bucketed(SizePolicy):
         root = round(math.sqrt(limits.height * limits.width))
         areas = sorted(resolutions or (root,), reverse=True)
         self.budget = limits.tokens if tokens is None else tokens
-        self.keep = {(int(r), int(f)): float(share) for (r, f), share in (keep or {}).items()}
+        try:
+            self.keep = {(int(r), int(f)): float(share) for (r, f), share in (keep or {}).items()}
+        except (TypeError, ValueError, AttributeError):
+            raise SoraError(
+                f"keep={keep} must be shares by (resolution, frames), as in {{({areas[0]}, {lengths[0]}): 0.5}}"
+            ) from None
         for cell, share in self.keep.items():
             if cell[0] not in areas or cell[1] not in lengths or not 0 <= share <= 1:
                 raise SoraError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from lightning_sora.errors import SoraError
 #: A folder or file: a path, or a URL of any protocol of fsspec ("s3://", "https://", "gs://", "memory://").
 Location = str | Path
 BLOCK = 1 << 18  # bytes that a remote read fetches at least
-TRIES = 3
+TRIES, PAUSE = 3, 0.2  # seconds, doubled each time
 MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
@@ -63,8 +64,11 @@ class RemoteFile(Media):
         return int(_tried(self.url, lambda: filesystem.size(path)) or 0)
 
     def open(self) -> BinaryIO:
+        return io.BufferedReader(_Ranges(self.url, self._open))
+
+    def _open(self) -> BinaryIO:
         filesystem, path = self._found()
-        return _tried(self.url, lambda: filesystem.open(path, "rb", block_size=BLOCK, cache_type="readahead"))
+        return filesystem.open(path, "rb", block_size=BLOCK, cache_type="readahead")
 
     def _found(self) -> tuple[Any, str]:
         # By URL, in the process that reads: file systems hold connections, which do not cross processes.
@@ -116,6 +120,48 @@ class ArchiveMember(Media):
         )
 
 
+class _Ranges(io.RawIOBase):
+    """A remote file whose reads are tried again, from where they stood, where a store fails in passing."""
+
+    def __init__(self, url: str, opened: Callable[[], BinaryIO]) -> None:
+        self.url, self.opened, self.place = url, opened, 0
+        self.file: BinaryIO = _tried(url, opened)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.place}.get(whence)
+        if base is None:
+            base = _tried(self.url, lambda: self.file.seek(0, io.SEEK_END))
+        self.place = max(0, base + offset)
+        return self.place
+
+    def readinto(self, buffer: Any) -> int:
+        def read() -> bytes:
+            if self.file.closed:
+                self.file = self.opened()
+            try:
+                self.file.seek(self.place)
+                return self.file.read(len(buffer))
+            except Exception:
+                self.file.close()  # its connection may be of no more use
+                raise
+
+        content = _tried(self.url, read)
+        buffer[: len(content)] = content
+        self.place += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.file.close()
+        super().close()
+
+
 class _Window(io.RawIOBase):
     """A part of a file, as a file."""
 
@@ -147,17 +193,24 @@ class _Window(io.RawIOBase):
         super().close()
 
 
-def _tried(url: str, act: Any) -> Any:
-    """Asks a store, a few times where it fails in passing."""
+def _tried(url: str, act: Callable[[], Any]) -> Any:
+    """Asks a store, a few times where it fails in passing.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, NotADirectoryError: it has no such file.
+        DecodeError: it failed each time, by whatever error its client has.
+    """
     for attempt in range(TRIES):
         try:
             return act()
-        except MISSING:
+        except SoraError:
             raise
-        except (OSError, TimeoutError) as problem:
+        except Exception as problem:  # each store's client has errors of its own
+            status = getattr(problem.__cause__, "status", None)  # http calls every answer but 200 "not found"
+            if isinstance(problem, MISSING) and status in (None, 404):
+                raise
+            reason = f"it answers {status}" if status else " ".join(str(problem).split()) or type(problem).__name__
             if attempt == TRIES - 1:
-                raise DecodeError(
-                    f"{url}: cannot be read ({' '.join(str(problem).split()) or type(problem).__name__})"
-                ) from problem
-            time.sleep(0.2 * 2**attempt)
+                raise DecodeError(f"{url}: cannot be read ({reason})") from problem
+            time.sleep(PAUSE * 2**attempt)
     raise AssertionError("the last try returns or raises")

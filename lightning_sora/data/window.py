@@ -57,13 +57,13 @@ def read_window(
     fps: float | None,
     generator: torch.Generator,
     centred: bool,
-    start_frame: int = 0,
+    start_seconds: float = 0.0,
     region: Region | None = None,
 ) -> UInt8[Tensor, "frames height width 3"]:
     """Reads a window of a file, begun at a drawn frame.
 
     Args:
-        info: what the clip is; its frames begin at ``start_frame`` of the file, its height and width are those of
+        info: what the clip is; it begins at ``start_seconds`` of the file, its height and width are those of
             the ``region``.
         centred: cut pictures in the middle, rather than at a drawn place.
 
@@ -78,15 +78,15 @@ def read_window(
             f"{place}: {frames} frames at {rate:g} per second do not fit into its {info.frames} at {info.fps:g}; "
             "ask for fewer frames or a higher rate"
         )
-    start = start_frame + draw(int(info.frames - 1 - span + 1e-6), generator)
+    start = start_seconds + draw(int(info.frames - 1 - span + 1e-6), generator) / info.fps
     size = covering(info.height, info.width, height, width)
     if region is None:
-        video = decode.read_clip(place, start / info.fps, frames, rate, size=size)
+        video = decode.read_clip(place, start, frames, rate, size=size)
     else:
         # Scaled whole, then cut: off by less than a pixel of the result.
         scale = size[0] / info.height, size[1] / info.width
         whole = max(size[0], round(region.height * scale[0])), max(size[1], round(region.width * scale[1]))
-        video = decode.read_clip(place, start / info.fps, frames, rate, size=whole)
+        video = decode.read_clip(place, start, frames, rate, size=whole)
         top = min(round(region.top * scale[0]), whole[0] - size[0])
         left = min(round(region.left * scale[1]), whole[1] - size[1])
         video = video[:, top : top + size[0], left : left + size[1]]

@@ -246,9 +246,10 @@ class LitDiT(GenerativeModule):
         noise = self.noise_for(x_0, batch.layout, "noise", batch.keys)
         dropped = uniform_per_clip(self.seed, "text_drop", batch.keys) < self.text_drop
         captions = ["" if drop else c for c, drop in zip(batch.captions, dropped.tolist(), strict=True)]
-        loss = self.diffusion_loss(batch, x_0, t, noise, captions).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        return loss
+        losses = self.diffusion_loss(batch, x_0, t, noise, captions)
+        self.log("train/loss", losses.mean(), prog_bar=True, batch_size=len(batch))
+        self.log_by_source("train/loss", losses.detach(), batch)
+        return losses.mean()
 
     # Evaluation: the same noise and the same timesteps, every time and in every arm.
     def fixed_loss(self, batch: SpacetimeBatch, split: str) -> None:

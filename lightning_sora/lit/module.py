@@ -191,6 +191,12 @@ class LitModule(pl.LightningModule):
     def on_test_batch_end(self, outputs: Any, batch: SpacetimeBatch, *args: Any) -> None:
         self.report_skipped(batch)
 
+    def log_by_source(self, name: str, values: Float[Tensor, " clips"], batch: SpacetimeBatch) -> None:
+        """Logs the mean over a batch's clips of each source of a mixture, as ``name_source``."""
+        for source in dict.fromkeys(batch.sources):
+            members = [place for place, one in enumerate(batch.sources) if one == source]
+            self.log(f"{name}_{source}", values[members].mean(), batch_size=len(members))
+
     def report_skipped(self, batch: SpacetimeBatch) -> None:
         """Counts and logs clips that could not be read, and names each once."""
         if not batch.skipped:

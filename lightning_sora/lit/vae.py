@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.flops import FORWARD_AND_BACKWARD, CountedFlops
+from lightning_sora.lit.grouped import GroupedMeans
 from lightning_sora.lit.judge import ReconstructionJudge
 from lightning_sora.lit.module import LitModule
 from lightning_sora.lit.optimizers import create_optimizer
@@ -85,6 +86,7 @@ class LitVAE(LitModule):
         self.permute_colors, self.gallery_clips = permute_colors, gallery_clips
         self.statistics = LatentStatistics(self.vae.latent_channels)
         self.quality = ReconstructionQuality()
+        self._grouped = GroupedMeans()  # of the PSNR, by source
         self.judge = ReconstructionJudge(extractor)
         self._gallery_batches: list[SpacetimeBatch] = []
         self._count = CountedFlops()
@@ -241,6 +243,8 @@ class LitVAE(LitModule):
             made = self.vae.decode(posterior.mean)
         psnr, ssim = clip_quality(made, video)
         self.quality.add(psnr, ssim)
+        for source, value in zip(batch.sources, psnr.tolist(), strict=False):  # none where there is one source only
+            self._grouped.add(source, value)
         self.score_clips(f"{split}/psnr", batch.ids, psnr.tolist())
         self.score_clips(f"{split}/ssim", batch.ids, ssim.tolist())
         values = {
@@ -263,6 +267,7 @@ class LitVAE(LitModule):
     def _log_quality(self, split: str) -> None:
         self.log_dict({f"{split}/{name}": value for name, value in self.quality.compute().items()}, prog_bar=True)
         self.quality.reset()
+        self._grouped.log(self, f"{split}/psnr")
 
     @torch.no_grad()
     def predict_step(self, batch: SpacetimeBatch, batch_idx: int) -> list[Tensor]:

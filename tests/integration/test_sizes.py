@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_sora.commands.train import DEAD_WORKER
 from lightning_sora.data.datamodule import SpacetimeDataModule
+from lightning_sora.data.places import DecodeError
 from lightning_sora.errors import SoraError
 from lightning_sora.lit import LitDiT
 from lightning_sora.randomness import uniform_per_clip
@@ -90,7 +91,13 @@ def test_the_same_recipe_trains_under_every_policy(
     assert any(not torch.equal(p, before[name]) for name, p in module.named_parameters() if name in before)
     assert 0 < scalars.seen["data/token_use"] <= 1
     assert 0 <= scalars.seen["data/padding_spared"] < 1
+    sources = {"films", "stills"}
+    if make is make_vae:
+        assert {f"val/psnr_{name}" for name in sources} <= set(scalars.seen)
+        films, stills = (scalars.seen[f"val/psnr_{name}"] for name in ("films", "stills"))
+        assert scalars.seen["val/psnr"] == pytest.approx((6 * films + 3 * stills) / 9, rel=1e-4)
     if make is make_dit:
+        assert {f"train/loss_{name}" for name in sources} & set(scalars.seen)
         # One loss for each source of the mixture, and for each size.
         assert {"val/loss_films", "val/loss_stills"} <= set(scalars.seen)
         whole = 6 * scalars.seen["val/loss_films"] + 3 * scalars.seen["val/loss_stills"]
@@ -127,6 +134,61 @@ def test_resuming_in_mid_epoch_with_workers_and_a_mixture_goes_on_with_exactly_t
     visits = Counter((name, visit) for ids, turns, *_ in whole for name, visit in zip(ids, turns, strict=True))
     assert set(visits.values()) == {1}  # no clip twice at one visit, over the epochs that this took
     assert len({visit for _, visit in visits}) > 1
+
+
+class Damaged(SpacetimeDataModule):
+    """Some clips of its training cannot be read, though the plan counts on them."""
+
+    bad: tuple[str, ...] = ()
+
+    def source(self, split: str) -> Any:
+        source = super().source(split)
+        if split == "train" and not hasattr(source, "real"):
+            source.real = source.load
+            source.load = lambda index, *a, **k: self._load(source, index, *a, **k)
+        return source
+
+    def _load(self, source: Any, index: int, *arguments: Any, **options: Any) -> Any:
+        if source.infos[index].id in self.bad:
+            raise DecodeError(f"{source.infos[index].id}: damaged")
+        return source.real(index, *arguments, **options)
+
+
+@pytest.mark.parametrize(
+    "sizes", ["packed", "packed(tokens=27)", "bucketed(resolutions=(16, 19), keep={(19, 9): 0.5})", "fixed"]
+)
+def test_clips_that_go_bad_are_replaced_or_left_out_and_never_end_a_training(sizes: str) -> None:
+    source = "world(clips=12, heldout_clips=4, native=((9,16,16),(5,16,32),(5,32,16),(1,24,24),(9,24,24)))"
+    data = Damaged(source, **{**SIZE, "sizes": sizes})
+    largest = max(data.source("train").infos, key=lambda info: info.frames * info.height * info.width)
+    data.bad = (largest.id, data.source("train").infos[3].id)
+    plan = data.plan("train")
+    planned = sum(len(batch.clips) for batch in plan.epoch(0))
+    wanted = {data.source("train").infos[i].id for batch in plan.epoch(0) for i in batch.clips}
+    used: list[str] = []
+    named: set[str] = set()
+    for batch in data.loader("train"):
+        assert sum(batch.layout.lengths) <= plan.policy.budget
+        used += batch.ids
+        named |= set(batch.skipped)
+    assert not set(used) & set(data.bad)
+    assert named == {f"{name}: damaged" for name in data.bad if name in wanted}
+    assert planned - len(data.bad) <= len(used) <= planned
+    data.bad = tuple(info.id for info in data.source("train").infos)
+    with pytest.raises(SoraError, match="no clip of this size can be read"):
+        next(iter(data.loader("train")))
+
+
+def test_predictions_have_the_sizes_of_their_clips() -> None:
+    module, data = make_dit(), data_of("packed")
+    batch = next(iter(data.loader("val")))
+    sizes = [grid.size(module.patch) for grid in batch.layout.grids]
+    assert len(set(sizes)) > 1
+    made = module.predict_step(batch, 0)
+    assert [tuple(video.shape) for video in made] == [(*size, 3) for size in sizes]
+    size, first = sizes[-1], len(sizes) - 1
+    (alone,) = module.sample([batch.captions[first]], *size, keys=[("predict", batch.ids[first])])
+    assert (made[first].int() - alone.int()).abs().max() <= 1
 
 
 class Dying(SpacetimeDataModule):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_sora.data.packing import cost
 from lightning_sora.data.plan import BatchPlan, PlannedBatch, PlanSampler
 from lightning_sora.data.sizes import SIZES, Limits
 from lightning_sora.data.sources import SOURCES, ClipInfo
@@ -120,6 +121,35 @@ def test_an_epoch_in_which_no_clip_is_kept_is_an_error() -> None:
     starved = plan("bucketed(frames=(1,), keep={(32, 1): 0.0001})", count=3, seed=5)
     with pytest.raises(SoraError, match="epoch 0 has no batch"):
         next(starved.stream(0))
+    with pytest.raises(SoraError, match="epoch 0 has no batch"):  # a loader of no length would train nothing
+        PlanSampler(starved)
+
+
+def test_what_chance_leaves_out_is_counted() -> None:
+    drawn = plan("bucketed(frames=(1, 5), keep={(32, 1): 0.5, (32, 5): 0.5})", count=400)
+    for epoch in (0, 1):
+        used = sum(len(batch.clips) for batch in drawn.epoch(epoch))
+        assert drawn.unkept(epoch) == 400 - used
+        assert 100 < drawn.unkept(epoch) < 250
+    assert plan("packed").unkept(0) == 0
+
+
+def test_the_steps_of_all_ranks_cost_alike_in_later_epochs_too() -> None:
+    """The stream is cut into steps at its own multiples, and epochs end anywhere."""
+    balanced = plan("bucketed(frames=(1, 5, 9, 17))", count=1003, batch_size=2)
+    lengths = [len(balanced.epoch(epoch)) for epoch in range(4)]
+    assert any(sum(lengths[:epoch]) % 8 for epoch in range(4))
+    stream = list(itertools.islice(balanced.stream(0), sum(lengths) // 8 * 8))
+    costs = [cost([grid.tokens for grid in batch.grids]) for batch in stream]
+    steps = [costs[k : k + 8] for k in range(0, len(costs), 8)]
+    for epoch in range(4):
+        some = steps[sum(lengths[:epoch]) // 8 : sum(lengths[: epoch + 1]) // 8]
+        idle = 1 - sum(map(sum, some)) / sum(8 * max(step) for step in some)
+        assert idle < 0.05, (epoch, idle)
+    for first, length in zip((sum(lengths[:e]) for e in range(3)), lengths, strict=False):
+        epoch_visits = visits(stream[first : first + length])
+        assert len(epoch_visits) == 1003
+        assert set(epoch_visits.values()) == {1}
 
 
 def test_a_mixture_gives_each_source_its_share_and_goes_round_each_evenly() -> None:

@@ -209,6 +209,9 @@ def _broken(root: Path, name: str) -> Path:
     if name == "encoding":
         (root / "m.csv").write_bytes(b"path,text\na.mp4,caf\xe9\n")
         return root / "m.csv"
+    if name == "quotes":
+        (root / "m.csv").write_text('path,text\na.mp4,"open\nsub/b.mp4,x\n')
+        return root / "m.csv"
     if name == "gzip":
         with tarfile.open(root / "x.tar", "w:gz") as tar:
             tar.add(root / "a.mp4", "a.mp4")
@@ -230,6 +233,7 @@ def _broken(root: Path, name: str) -> Path:
         ("crop", ["'crop' is [8, 8, 0, 4]", "[left, right, top, bottom]"]),
         ("empty", ["lists no clip"]),
         ("encoding", ["not UTF-8"]),
+        ("quotes", ["m.csv", "not a table of comma-separated"]),
         ("gzip", ["x.tar", "not compressed"]),
         ("missing", ["no manifest or folder at"]),
     ],
@@ -319,6 +323,61 @@ def test_data_check_reads_manifests_archives_and_urls(files: Path, capsys: pytes
     assert set(reasons) == {"sub/b.mp4", "broken.mp4", "gone.mp4"}
     kept = sources(files / "m.csv", quarantine=str(listed))
     assert {info.id for source in kept for info in source.infos} == {"a.mp4"}
+
+
+def test_late_cuts_begin_where_they_should_under_a_rounded_rate(tmp_path: Path) -> None:
+    """Told as 24.5 frames per second, a cut at frame 660 of 23.976 would begin fourteen frames early."""
+    shade = (torch.arange(700) // 10 % 2 * 200).to(torch.uint8)  # the shade changes every ten frames
+    media.write_mp4(tmp_path / "a.mp4", shade[:, None, None, None].expand(700, 16, 16, 3).contiguous(), 24000 / 1001)
+    row = {"path": "a.mp4", "cap": "x", "fps": 24.5, "num_frames": 700}
+    (source, *_) = sources(table(tmp_path / "a.json", [{**row, "cut": [660, 669]}]))
+    shown = source.load(0, 9, 16, 16, generator=torch.Generator(), fps=None).video.float().mean(dim=(1, 2, 3))
+    assert shown.max() - shown.min() < 30
+
+
+def test_the_film_of_a_tar_is_not_its_thumbnail_and_odd_names_are_told(files: Path) -> None:
+    with tarfile.open(files / "t.tar", "w") as tar:
+        tar.add(files / "c.png", "000000.png")
+        tar.add(files / "a.mp4", "000000.mp4")
+    assert sources(files / "t.tar")[0].infos[0].frames == FRAMES
+    with tarfile.open(files / "odd.tar", "w") as tar:
+        tar.add(files / "a.mp4", "scene1.5.mp4")
+    with pytest.raises(SoraError, match=r"'scene1\.5\.mp4'.*rename"):
+        sources(files / "odd.tar")
+
+
+def test_texts_may_hold_what_other_texts_break_lines_at(files: Path) -> None:
+    (files / "m.jsonl").write_text(json.dumps({"path": "a.mp4", "text": "one\u2028two\x0cthree"}, ensure_ascii=False))
+    assert sources(files / "m.jsonl")[0].infos[0].caption == "one two three"
+    cogvideox(files)
+    (files / "prompts.txt").write_text("a\u2028b\nc\nd\n")
+    assert len(read_manifest(files)[1]) == 3
+
+
+def test_first_frames_listed_beside_films_are_no_clips(files: Path) -> None:
+    cogvideox(files)
+    (files / "images.txt").write_text("c.png\n" * 3)
+    assert [row.id for row in read_manifest(files)[1]] == list(CAPTIONS)
+
+
+def test_lists_of_several_roots_may_hold_equal_names(files: Path) -> None:
+    rows = [{"path": "b.mp4", "cap": "x"}]
+    table(files / "one.json", rows)
+    media.write_mp4(files / "b.mp4", torch.zeros((FRAMES, 16, 16, 3), dtype=torch.uint8), FPS)
+    (files / "data.txt").write_text(f"{files},one.json\n{files / 'sub'},one.json\n")
+    _, found = read_manifest(files / "data.txt")
+    assert [row.id for row in found] == [f"{files}/b.mp4", f"{files / 'sub'}/b.mp4"]
+
+
+def test_a_quarantined_file_takes_its_cuts_along_and_strangers_are_named(tmp_path: Path, caplog: Any) -> None:
+    media.write_mp4(tmp_path / "a.mp4", torch.zeros((20, 16, 16, 3), dtype=torch.uint8), FPS)
+    media.write_mp4(tmp_path / "b.mp4", torch.zeros((20, 16, 16, 3), dtype=torch.uint8), FPS)
+    rows = [{"path": f"{n}.mp4", "cap": "x", "cut": [k, k + 8]} for n in "ab" for k in (0, 8)]
+    write_quarantine(tmp_path / "bad.jsonl", {"a.mp4": "it flickers", "z.mp4": "it is gone"})
+    kept = sources(table(tmp_path / "m.json", rows), quarantine=str(tmp_path / "bad.jsonl"))
+    assert {info.id for source in kept for info in source.infos} == {"b.mp4#0", "b.mp4#8"}
+    assert "1 entries" in caplog.text
+    assert "'z.mp4'" in caplog.text
 
 
 def test_captions_of_equal_standing_are_kept_and_sizes_that_lie_are_found(files: Path) -> None:

@@ -183,3 +183,9 @@ def test_grids_of_a_packed_batch_are_the_clips_own() -> None:
         for index, grid in zip(batch.clips, batch.grids, strict=True):
             own = infos[index]
             assert grid == TokenGrid.of(own.frames, own.height, own.width, PATCH)
+
+
+@pytest.mark.parametrize("keep", ["0.5", "{17: 0.5}", "{(32, 17): 'half'}"])
+def test_shares_of_another_form_are_told_what_form_they_have(keep: str) -> None:
+    with pytest.raises(SoraError, match=r"shares by \(resolution, frames\), as in \{\(32, 17\): 0.5\}"):
+        SIZES.create(f"bucketed(keep={keep})", LIMITS)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lightning_sora import media
+from lightning_sora.data import storage
 from lightning_sora.data.places import DecodeError
 from lightning_sora.data.sources import SOURCES
 from lightning_sora.data.storage import ArchiveMember, RemoteFile, open_file
@@ -127,6 +128,26 @@ def test_what_cannot_be_reached_is_told_with_its_url(tmp_path: Path, server: str
         RemoteFile("teleport://x/y").open()
     with pytest.raises((DecodeError, OSError), match=r"127\.0\.0\.1:1"):
         RemoteFile("http://127.0.0.1:1/x.bin").open()
+
+
+@pytest.mark.parametrize("status", [403, 503])
+def test_a_store_that_fails_is_asked_again_and_then_told(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr(storage, "PAUSE", 0.0)
+    media.write_mp4(tmp_path / "a.mp4", torch.full((5, 32, 32, 3), 90, dtype=torch.uint8), 8.0)
+    (tmp_path / "m.csv").write_text("path,text\na.mp4,x\n")
+    source = SOURCES.create("manifest", root=f"{server}/m.csv", split="train", seed=0)
+    load = lambda: source.load(0, 5, 16, 16, generator=torch.Generator(), fps=None).video  # noqa: E731
+    whole = load()
+    _Ranges.failing[:] = [status]
+    assert torch.equal(load(), whole)
+    _Ranges.failing[:] = [status] * 50  # an address that has run out, in the middle of training
+    with pytest.raises(DecodeError, match=f"{status}"):
+        load()
+    _Ranges.failing[:] = [status] * 50
+    with pytest.raises(SoraError, match=f"m.csv.*{status}"):
+        SOURCES.create("manifest", root=f"{server}/m.csv", split="train", seed=0)
 
 
 def test_memory_and_local_urls_open_too(tmp_path: Path) -> None:

@@ -33,20 +33,21 @@ class CogVideoX(ManifestStyle):
         prompts = None if folder is None else next((folder / n for n in PROMPTS if (folder / n).is_file()), None)
         if folder is None or prompts is None:
             raise SoraError(f"{place}: {self.needs}")
-        captions = text_of(prompts).splitlines()
+        captions = text_of(prompts).split("\n")
         rows: list[ClipRow] = []
-        lists = [folder / name for name in FILES if (folder / name).is_file()]
-        files = [(listed, line.strip()) for listed in lists for line in text_of(listed).splitlines()]
-        while files and not files[-1][1]:
+        # Films where both are there: images.txt then lists their first frames, for image-to-video.
+        listed = next(folder / name for name in FILES if (folder / name).is_file())
+        files = [line.strip() for line in text_of(listed).split("\n")]
+        while files and not files[-1]:
             files.pop()
         while captions and not captions[-1].strip():
             captions.pop()
         if len(files) != len(captions):
             raise SoraError(
-                f"{' and '.join(map(str, lists))} have {len(files)} lines but {prompts} has {len(captions)}; line n of "
+                f"{listed} has {len(files)} lines but {prompts} has {len(captions)}; line n of "
                 "one belongs to line n of the other"
             )
-        for (listed, file), caption in zip(files, captions, strict=True):
+        for file, caption in zip(files, captions, strict=True):
             if not file:
                 raise SoraError(f"{listed}: an empty line among the files; remove it, and its caption")
             rows.append(ClipRow(file, located(str(folder), file), tuple(filter(None, [" ".join(caption.split())]))))

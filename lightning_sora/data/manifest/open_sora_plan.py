@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,15 @@ class OpenSoraPlan(ManifestStyle):
         if not str(file).endswith(".txt"):
             return distinct(file, self._rows(file, here))
         rows: list[ClipRow] = []
-        for line in _lines(file):
+        lines = _lines(file)
+        for line in lines:
             root, comma, listed = line.rpartition(",")
             if not comma or not listed.strip().endswith(".json"):
                 raise SoraError(f"{file}: the line {line!r} must be ROOT,LIST.json")
             annotations = located(here, listed.strip())
-            rows += self._rows(annotations, str(located(here, root.strip())))
+            found = self._rows(annotations, str(located(here, root.strip())))
+            # Files of several roots may have one name.
+            rows += [replace(row, id=f"{root.strip()}/{row.id}") for row in found] if len(lines) > 1 else found
         return distinct(file, rows)
 
     def _rows(self, file: Location, root: str) -> list[ClipRow]:

@@ -109,7 +109,10 @@ def records_of(place: Location) -> list[Record]:
         return _parquet(place)
     text = text_of(place)
     if suffix == ".csv":
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=False))
+        try:
+            rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        except csv.Error as problem:
+            raise SoraError(f"{place}: not a table of comma-separated values ({problem})") from problem
         for count, row in enumerate(rows, start=1):
             if None in row or None in row.values():
                 raise SoraError(
@@ -121,7 +124,7 @@ def records_of(place: Location) -> list[Record]:
     try:
         if suffix == ".jsonl":
             objects = []
-            for line, content in enumerate(text.splitlines(), start=1):
+            for line, content in enumerate(text.split("\n"), start=1):  # texts may hold other breaks
                 if content.strip():
                     objects.append(_object(place, line, json.loads(content)))
             return objects
@@ -160,7 +163,7 @@ def _parquet(place: Location) -> list[Record]:
 
     try:
         return pyarrow.parquet.read_table(pyarrow.BufferReader(content_of(place))).to_pylist()
-    except pyarrow.ArrowInvalid as problem:
+    except (pyarrow.ArrowInvalid, OSError) as problem:
         raise SoraError(f"{place}: not a Parquet file ({problem})") from problem
 
 

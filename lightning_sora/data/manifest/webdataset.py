@@ -17,6 +17,7 @@ from lightning_sora.errors import SoraError
 MEDIA = frozenset(
     {"mp4", "webm", "mkv", "mov", "avi", "gif", "m4v", "mpg", "mpeg", "ts", "jpg", "jpeg", "png", "webp", "bmp"}
 )
+STILLS = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
 CAPTIONS = ("txt", "text", "caption", "cap", "prompt")
 #: Keys of a member's JSON that may hold the caption.
 CAPTION_KEYS = ("caption", "text", "cap", "prompt", "long_caption", "short_caption")
@@ -60,17 +61,30 @@ def shards_of(place: Location) -> list[Location]:
 def _rows(shard: Location, many: bool) -> list[ClipRow]:
     state = None if is_remote(shard) else Path(shard).stat().st_mtime_ns if Path(shard).is_file() else None
     groups: dict[str, dict[str, ArchiveMember]] = {}
+    odd: list[str] = []
     for member in _members(str(shard), state):
         folder, _, name = member.member.rpartition("/")
         key, _, ending = name.partition(".")
+        if ending.rpartition(".")[2].lower() in MEDIA and ending.lower() not in MEDIA:
+            odd.append(member.member)
         groups.setdefault(f"{folder}/{key}" if folder else key, {})[ending.lower()] = member
+    if odd:
+        raise SoraError(
+            f"{shard}: the name {odd[0]!r} and {len(odd) - 1} others have dots before the ending, and by WebDataset's "
+            "rule all after the first dot is the ending; rename them"
+        )
     rows = []
     for key, parts in groups.items():
-        film = next((member for ending, member in parts.items() if ending in MEDIA), None)
+        # A film before a still: that is its thumbnail.
+        film = next((parts[ending] for ending in sorted(parts, key=_is_still) if ending in MEDIA), None)
         if film is None:
             continue
         rows.append(_row(shard, f"{Path(str(shard)).stem}/{key}" if many else key, film, parts))
     return rows
+
+
+def _is_still(ending: str) -> bool:
+    return ending in STILLS
 
 
 def _row(shard: Location, name: str, film: ArchiveMember, parts: dict[str, ArchiveMember]) -> ClipRow:

@@ -18,7 +18,7 @@ import torch
 from lightning_sora.data import decode
 from lightning_sora.data.captions import SPLIT_NAMES, SPLITS, TABLES, Note, read_sidecar, read_tables
 from lightning_sora.data.places import DecodeError
-from lightning_sora.data.quarantine import read_quarantine
+from lightning_sora.data.quarantine import banned_among
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.data.window import read_window
 from lightning_sora.errors import SoraError
@@ -90,7 +90,7 @@ class FolderSource(Source):
         self.root, self.split = Path(root), split
         files, tables = find_media(self.root)
         notes = self._notes(files, tables, captions)
-        banned = read_quarantine(quarantine)
+        banned = banned_among(files, quarantine)
         found, self.failures = _probe_all(self.root, [name for name in files if name not in banned], on_error)
         self.failures |= {name: f"quarantined: {banned[name]}" for name in files if name in banned}
         if not found:

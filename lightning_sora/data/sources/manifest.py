@@ -17,7 +17,7 @@ from lightning_sora.data import decode
 from lightning_sora.data.captions import SPLITS
 from lightning_sora.data.manifest import ClipRow, read_manifest
 from lightning_sora.data.places import DecodeError, MediaPath
-from lightning_sora.data.quarantine import read_quarantine
+from lightning_sora.data.quarantine import banned_among
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.data.sources.folder import FINGERPRINTED_BYTES, assign_splits, listed
 from lightning_sora.data.storage import ArchiveMember, RemoteFile, is_remote
@@ -76,7 +76,7 @@ class ManifestSource(Source):
             )
         self.root, self.split = root, split
         self.style, rows = read_manifest(root, style)
-        banned = read_quarantine(quarantine)
+        banned = banned_among([row.id for row in rows], quarantine)
         kept = {row.id: row for row in rows if row.id not in banned}
         found, self.failures = _described(list(kept.values()), on_error)
         self.failures |= {row.id: f"quarantined: {banned[row.id]}" for row in rows if row.id in banned}
@@ -101,7 +101,8 @@ class ManifestSource(Source):
         region = None if row.crop is None else Region(row.crop[0], row.crop[1], true.height, true.width)
         video = read_window(
             place, info, frames, height, width, fps=fps, generator=generator, centred=self.split != "train",
-            start_frame=row.start_frame, region=region,
+            # By the file's rate: the manifest's may be rounded, which moves a late cut by whole frames.
+            start_seconds=row.start_frame / true.fps, region=region,
         )  # fmt: skip
         return Clip(video, info.caption, fps or info.fps, alternatives=info.alternatives)
 

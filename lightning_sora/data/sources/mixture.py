@@ -47,9 +47,11 @@ class MixtureSource(Source):
     ) -> None:
         if root is not None:
             raise SoraError(f"a mixture has no root of its own; drop root={root!r} and give one to its sources")
-        if not sources:
+        if not sources or not isinstance(sources, Mapping):
             raise SoraError("a mixture needs sources={'name': 'spec', ...}")
-        if weights is not None and (set(weights) != set(sources) or min(weights.values()) <= 0):
+        shares = None if weights is None else list(weights.values()) if isinstance(weights, Mapping) else [None]
+        numbers = shares is None or all(isinstance(share, int | float) and share > 0 for share in shares)
+        if weights is not None and (not numbers or set(weights) != set(sources)):
             raise SoraError(
                 f"weights={weights} must give a positive number for each of {', '.join(sources)}, and no other; to "
                 "leave a source out, take it out of sources"
@@ -76,8 +78,8 @@ class MixtureSource(Source):
             first += len(part.infos)
         if clips is not None and clips < len(self.parts):
             raise SoraError(f"clips={clips} must be at least one for each of {len(self.parts)} sources")
-        shares = {name: len(part.infos) if weights is None else weights[name] for name, part in self.parts.items()}
-        self.visits = apportion(shares, len(self.infos) if clips is None else clips)
+        parts = {name: len(part.infos) if weights is None else weights[name] for name, part in self.parts.items()}
+        self.visits = apportion(parts, len(self.infos) if clips is None else clips)
 
     def order(self, seed: int, epoch: int) -> list[tuple[int, int]]:
         members: list[tuple[int, int]] = []
