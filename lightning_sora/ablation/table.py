@@ -114,7 +114,7 @@ def as_markdown(study: Study, verdicts: Sequence[Verdict]) -> str:
     header = ("arm", f"`{study.factor}`", *_headings(study, verdicts))
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for arm, v in _paired(study, verdicts):
-        cells = (v.arm, f"`{arm}`", *_cells(study, v))
+        cells = (v.arm, f"`{arm}`", *_cells(study, v, levels=len(_levels(verdicts)) > 1))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n\n" + "".join(f"- {note}\n" for note in notes(study, verdicts))
 
@@ -127,7 +127,7 @@ def as_table(study: Study, verdicts: Sequence[Verdict]) -> Table:
     )
     table.caption_justify = "left"
     for _, v in _paired(study, verdicts):
-        cells = _cells(study, v)
+        cells = _cells(study, v, levels=len(_levels(verdicts)) > 1)
         styled = [Text(cell, style=COLORS[v.outcome] if cell == v.outcome else "") for cell in cells]
         table.add_row(Text(v.arm), *styled)
     return table
@@ -139,21 +139,28 @@ def _paired(study: Study, verdicts: Sequence[Verdict]) -> list[tuple[str, Verdic
 
 
 def _headings(study: Study, verdicts: Sequence[Verdict]) -> list[str]:
-    level = max((v.interval.level for v in verdicts if v.interval is not None), default=0.95)
+    levels = _levels(verdicts) or {"95%"}
     short = study.metric.split("/")[-1]
+    told = " ".join(levels) if len(levels) == 1 else "at the level said"
     return [
-        short, f"difference [{level:.0%}]", "adjusted p", "detectable", "verdict", "seeds", "params", "FLOPs",
+        short, f"difference [{told}]", "adjusted p", "detectable", "verdict", "seeds", "params", "FLOPs",
         "tokens/s", "GiB", "s",
     ]  # fmt: skip
 
 
-def _cells(study: Study, v: Verdict) -> list[str]:
+def _levels(verdicts: Sequence[Verdict]) -> set[str]:
+    """Holm's procedure widens the intervals of some arms more than of others."""
+    return {f"{v.interval.level:.0%}" for v in verdicts if v.interval is not None}
+
+
+def _cells(study: Study, v: Verdict, *, levels: bool = False) -> list[str]:
     spent = costs(study, v.arm)
     difference = "–"
     if v.outcome != "baseline":
         difference = number(v.difference, sign=True)
         if v.interval is not None:
             difference += f" [{number(v.interval.low, sign=True)}, {number(v.interval.high, sign=True)}]"
+            difference += f" {v.interval.level:.0%}" if levels else ""
     return [
         number(v.mean), difference, number(v.adjusted_p), number(v.detectable), v.outcome, str(v.seeds),
         number(spent["parameters"], large=True), number(spent["flops"], large=True),

@@ -32,6 +32,8 @@ def add_parser(subparsers: Any) -> None:
         "caption",
         help="rewrite the captions of a source's clips",
         description="Writes a table with a new caption for every clip; data.captions=TABLE of a recipe trains on it. "
+        "A trained captioner looks at one window of a clip: at the recipe's size, rate and seed that of its first "
+        "visit, which is what `data cache` keeps. "
         "Interrupted, it goes on where it stopped when it is called again.",
     )
     parser.add_argument("path", nargs="?", metavar="PATH", help="folder or manifest of the clips")
@@ -45,7 +47,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--height", type=whole, help="pixels; default: as trained, or 336 for hf")
     parser.add_argument("--width", type=whole, help="pixels; hf sees clips at their own aspect, of this area at most")
     parser.add_argument("--fps", type=positive, help="default: as trained; hf sees frames from first to last")
-    parser.add_argument("--seed", type=int, default=0, help="of the source (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of source and windows (default: %(default)s)")
     parser.add_argument("--shard-clips", type=whole, default=256, help="clips per shard (default: %(default)s)")
     parser.add_argument("--batch-size", type=whole, default=32, help="clips at once (default: %(default)s)")
     parser.add_argument("--retry-failed", action="store_true", help="look once more at clips that could not be read")
@@ -152,7 +154,8 @@ def caption_shard(work: Mapping[str, Any], path: Path) -> None:
         clips, members, grids = [], [], []
         for place, grid in zip(planned.clips, planned.grids, strict=True):
             index = indices[place]
-            key = generator(0, "caption_window", source.infos[index].id)
+            # That of the first visit in a training of this seed, rate and size, which is what a cache holds.
+            key = generator(work["seed"], "crop", source.infos[index].id, 0)
             size = grid.size(captioner.patch)
             fps = rate(index, size[0]) if captioner.any_size else work["fps"]
             try:

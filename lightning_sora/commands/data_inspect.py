@@ -182,7 +182,12 @@ def _picture(infos: Sequence[ClipInfo], plan: BatchPlan, out: Path) -> None:
         axis.set_title(title, fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
         if values:
-            counts, *_ = axis.hist(values, bins=min(30, max(5, len(set(values)))), color="#3b6ea5")
+            low, high = min(values), max(values)
+            if all(float(value).is_integer() for value in values) and high - low < 40:
+                bins: Any = [edge - 0.5 for edge in range(int(low), int(high) + 2)]
+            else:
+                bins = min(30, max(5, len(set(values))))
+            counts, *_ = axis.hist(values, bins=bins, color="#3b6ea5")
             if max(counts) > 100 * min(count for count in counts if count):
                 axis.set_yscale("log")  # a few clips beside thousands would not be seen
             axis.set_ylabel("clips", fontsize=8)

@@ -60,9 +60,11 @@ def run(args: argparse.Namespace) -> int:
     if args.guidance is not None:
         guidance_of(args.guidance)  # refused before the model is loaded
     asked = list(prompts)
+    told: dict[str, Any] = {"ckpt": str(args.ckpt), "seed": args.seed}
     if args.expand is not None:
         expander = create_expander(args.expand, str(usable_device(args.device)))
         prompts = expander.expand(asked, seed=args.seed)
+        told |= {"expander": args.expand, "expander_fingerprint": expander.fingerprint()}
         for short, rich in zip(asked, prompts, strict=True):
             print(f"{short} -> {rich}")
     model = LitDiT.load(args.ckpt, usable_device(args.device))
@@ -91,11 +93,14 @@ def run(args: argparse.Namespace) -> int:
         media.write_gif(written[-1], video, fps, scale=args.scale)
     written.append(args.out / "contact_sheet.png")
     media.contact_sheet(written[-1], videos, asked)
-    if args.expand is not None:
-        written.append(args.out / "prompts.json")
-        pairs = [{"prompt": short, "expanded": rich} for short, rich in zip(asked, prompts, strict=True)]
-        told = {"expander": args.expand, "fingerprint": expander.fingerprint(), "seed": args.seed, "prompts": pairs}
-        written[-1].write_text(json.dumps(told, indent=1, ensure_ascii=False))
+    written.append(args.out / "samples.json")
+    told |= {"run_id": model.run_id, "size": list(videos[0].shape[:3]), "fps": fps}
+    told |= {"steps": args.steps or model.steps, "guidance": args.guidance or model.hparams["guidance"]}
+    told["prompts"] = [
+        {"prompt": short, **({"expanded": rich} if args.expand else {})}
+        for short, rich in zip(asked, prompts, strict=True)
+    ]
+    written[-1].write_text(json.dumps(told, indent=1, ensure_ascii=False))
     sys.stdout.write("".join(f"{path}\n" for path in written))
     return 0
 

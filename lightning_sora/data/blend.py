@@ -27,9 +27,14 @@ class CaptionBlend:
         if not 0 < share <= 1:
             raise SoraError(f"caption_share={share} must lie in (0, 1]")
         self.path, self.share = path, share
-        rows = {clip_id: row for clip_id, row in read_captions(Path(path)).items() if row.caption}
+        everything = read_captions(Path(path))
+        self._errors = {clip_id: row.error for clip_id, row in everything.items() if row.error}
+        rows = {clip_id: row for clip_id, row in everything.items() if row.caption}
         self._captions = {clip_id: row.caption for clip_id, row in rows.items()}
         self._contents = {clip_id: row.content for clip_id, row in rows.items()}
+
+    def _reason(self, clip_id: str) -> str:
+        return f" ({self._errors[clip_id]})" if clip_id in self._errors else ""
 
     def check(self, infos: Sequence[ClipInfo]) -> None:
         """Raises SoraError unless the table has a caption for each of these clips, made from this very content."""
@@ -37,8 +42,9 @@ class CaptionBlend:
         missing = [clip_id for clip_id in ids if clip_id not in self._captions]
         if missing:
             raise SoraError(
-                f"{self.path} has no caption for {len(missing)} of {len(ids)} training clips, such as {missing[0]!r}; "
-                "make it anew from this source with `lightning-sora caption`"
+                f"{self.path} has no caption for {len(missing)} of {len(ids)} training clips, such as {missing[0]!r}"
+                f"{self._reason(missing[0])}; leave it out of both by the source's quarantine, or make the table anew "
+                "from this source with `lightning-sora caption`"
             )
 
         others = [info.id for info in infos if info.content and self._contents[info.id] not in ("", info.content)]

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import stream_seed
+from lightning_sora.spacetime import PatchSize
 from lightning_sora.world import LEVELS, World
 
 SPLITS = {"train": ("train", 0), "val": ("heldout", 0), "test": ("heldout", 1 << 24)}
@@ -114,6 +115,7 @@ class PromptDataModule(pl.LightningDataModule):
         self.levels, self.styles, self.batch_size, self.seed = levels, styles, batch_size, seed
         self.sizes = {"train": clips, "val": heldout_clips, "test": heldout_clips}
         self._base = (0, 0)  # batches of all ranks used, and steps counted, when this trainer began
+        self.patch = PatchSize()  # it has no clips
         self.pairs("train")[tuple(range(len(self.styles)))]  # refuses an unknown style now
 
     def pairs(self, split: str) -> WorldPrompts:
@@ -124,7 +126,8 @@ class PromptDataModule(pl.LightningDataModule):
         probe = self.pairs(split)[tuple(range(min(64, self.sizes[split])))]
         return f"{stream_seed(self.sizes[split], repr((probe.prompts, probe.captions))):016x}"
 
-    def _loader(self, split: str) -> DataLoader[PromptBatch]:
+    def loader(self, split: str) -> DataLoader[PromptBatch]:
+        """Batches of one split; "train" is endless and can resume."""
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
         start = (lambda: self.state_dict()["consumed"]) if split == "train" else None
         return DataLoader(
@@ -134,16 +137,16 @@ class PromptDataModule(pl.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[PromptBatch]:
-        return self._loader("train")
+        return self.loader("train")
 
     def val_dataloader(self) -> DataLoader[PromptBatch]:
-        return self._loader("val")
+        return self.loader("val")
 
     def test_dataloader(self) -> DataLoader[PromptBatch]:
-        return self._loader("test")
+        return self.loader("test")
 
     def predict_dataloader(self) -> DataLoader[PromptBatch]:
-        return self._loader("test")
+        return self.loader("test")
 
     def state_dict(self) -> dict[str, Any]:
         """Progress as the batches of all ranks that were used."""

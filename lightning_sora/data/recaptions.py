@@ -8,7 +8,7 @@ from typing import NamedTuple
 from lightning_sora.errors import SoraError
 
 COLUMNS = ("id", "caption", "confidence")
-CONTENT = "content"
+MORE = ("content", "error")  # may be there
 
 
 class Recaption(NamedTuple):
@@ -17,11 +17,13 @@ class Recaption(NamedTuple):
     Attributes:
         confidence: in [0, 1].
         content: that of the clip (:class:`ClipInfo`) when it was captioned; empty where the table does not tell.
+        error: why there is no caption, if there is none.
     """
 
     caption: str
     confidence: float
     content: str = ""
+    error: str = ""
 
 
 def read_captions(path: Path) -> dict[str, Recaption]:
@@ -40,13 +42,14 @@ def read_captions(path: Path) -> dict[str, Recaption]:
         missing = [name for name in COLUMNS if name not in found]
         if missing:
             raise SoraError(f"{path} has the columns {', '.join(found)}; needed are {', '.join(COLUMNS)}")
-        columns = pyarrow.parquet.read_table(path, columns=[*COLUMNS, *({CONTENT} & set(found))]).to_pydict()
+        columns = pyarrow.parquet.read_table(path, columns=[*COLUMNS, *(n for n in MORE if n in found)]).to_pydict()
     except (pyarrow.ArrowInvalid, OSError) as problem:
         raise SoraError(f"{path} is not a Parquet file ({problem}); give the table that `caption` wrote") from problem
-    contents = columns.get(CONTENT) or [""] * len(columns["id"])
+    empty = [""] * len(columns["id"])
+    values = [*(columns[name] for name in COLUMNS), *(columns.get(name, empty) for name in MORE)]
     captions = {
-        str(clip_id): Recaption(str(caption or ""), float(confidence or 0.0), str(content or ""))
-        for clip_id, caption, confidence, content in zip(*(columns[n] for n in COLUMNS), contents, strict=True)
+        str(clip_id): Recaption(str(caption or ""), float(confidence or 0.0), str(content or ""), str(error or ""))
+        for clip_id, caption, confidence, content, error in zip(*values, strict=True)
     }
     if len(captions) < len(columns["id"]):
         raise SoraError(f"{path} has {len(columns['id'])} rows for {len(captions)} clips; keep one row for each clip")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -275,7 +276,9 @@ class GenerationJudge(nn.Module):
         found: dict[str, Tensor] = dict(self.means.compute())
         if self.clip_spec not in (None, WORLD):
             found |= self.clip.compute()
-        rates = self.adherence.compute()
+        with warnings.catch_warnings():  # of clips of which nothing is known, none was judged
+            warnings.filterwarnings("ignore", message="The ``compute`` method of metric PromptAdherence")
+            rates = self.adherence.compute()
         if float(rates["clips"]) > 0:
             found |= {f"adherence_{name}": value for name, value in rates.items()}
             found["adherence"] = found.pop("adherence_mean")

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
+from lightning_sora.models.text_hf import refuse_missing_folder
 
 QUESTION = "Describe this video: what is in it, how it looks, how it moves, and how the camera moves."
 
@@ -39,6 +40,7 @@ class VisionLanguageModel:
             ) from problem
         if frames < 1 or max_tokens < 1:
             raise SoraError(f"frames={frames} and max_tokens={max_tokens} must be at least 1")
+        refuse_missing_folder(name, "captioner")
         try:
             self.processor: Any = AutoProcessor.from_pretrained(name)
             self.model: Any = AutoModelForImageTextToText.from_pretrained(name).eval()

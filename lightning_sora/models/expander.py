@@ -18,6 +18,7 @@ from jinja2 import TemplateError
 from safetensors import SafetensorError
 
 from lightning_sora.errors import SoraError
+from lightning_sora.models.text_hf import refuse_missing_folder
 from lightning_sora.registry import Registry
 
 INSTRUCTION = (
@@ -83,6 +84,7 @@ class LanguageModel(Expander):
             raise SoraError(
                 "the expander 'hf' needs transformers, which is not installed: pip install 'lightning-sora[hf]'"
             ) from problem
+        refuse_missing_folder(name, "language model")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
             self.model: Any = AutoModelForCausalLM.from_pretrained(name).eval().to(device)

@@ -198,6 +198,14 @@ def _key(caption: str) -> str:
     return hashlib.blake2b(caption.encode("utf-8", errors="replace"), digest_size=16).hexdigest()
 
 
+def refuse_missing_folder(name: str, kind: str) -> None:
+    """Raises SoraError if a name is meant as a path, and nothing is there: a hub's own complaint would not say so."""
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
+        raise SoraError(
+            f"cannot load the {kind} {name!r}: no such directory; give one that holds a model of transformers"
+        )
+
+
 def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
         from transformers import AutoModel, AutoTokenizer
@@ -205,6 +213,7 @@ def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         raise SoraError(
             "the text encoder 'hf' needs transformers, which is not installed: pip install 'lightning-sora[hf]'"
         ) from problem
+    refuse_missing_folder(name, "text encoder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModel.from_pretrained(name, dtype=dtype)

@@ -170,8 +170,9 @@ def test_clips_that_cannot_be_read_have_a_row_with_the_reason(
 def test_sampling_from_expanded_prompts_keeps_both(runs: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
     common = ["sample", "--ckpt", str(runs["dit"]), "--prompt", "a red cube", "--out", str(tmp_path / "s")]
     assert main([*common, "--expand", str(runs["expander"])]) == 0
-    written = json.loads((tmp_path / "s" / "prompts.json").read_text())
-    assert (written["expander"], written["seed"]) == (str(runs["expander"]), 0)
+    written = json.loads((tmp_path / "s" / "samples.json").read_text())
+    assert (written["expander"], written["seed"], written["steps"]) == (str(runs["expander"]), 0, 2)
+    assert written["ckpt"] == str(runs["dit"])
     (told,) = written["prompts"]
     assert told["prompt"] == "a red cube"
     assert told["expanded"] != "a red cube"

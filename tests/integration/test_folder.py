@@ -73,7 +73,3 @@ def test_data_check_names_the_damaged_file_and_its_reason(folder: Path, capsys: 
     printed = capsys.readouterr().out
     assert "cut.mp4" in printed
     assert "still.png" not in printed.split("cut.mp4")[0]
-
-
-def test_real_clips_go_all_the_way(real_clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_all(real_clips, tmp_path, monkeypatch)

@@ -120,3 +120,5 @@ def test_it_sees_whole_pictures_from_the_first_frame_to_the_last(model: Path, tm
 def test_what_is_no_such_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(SoraError, match="cannot load the captioner"):
         create_captioner(f"hf:{tmp_path}")
+    with pytest.raises(SoraError, match="no such directory"):
+        create_captioner(f"hf:{tmp_path / 'nowhere'}")

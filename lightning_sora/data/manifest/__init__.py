@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning_sora.data.manifest import lists, open_sora_plan, tables, webdataset  # noqa: F401  (they register themselves)
-from lightning_sora.data.manifest.rows import MANIFESTS, ClipRow, ManifestStyle
+from lightning_sora.data.manifest.rows import MANIFESTS, ClipRow, ManifestStyle, header_of
+from lightning_sora.data.manifest.tables import SUFFIXES
 from lightning_sora.data.storage import Location, is_remote
 from lightning_sora.errors import SoraError
 
@@ -32,7 +33,9 @@ def read_manifest(place: Location, style: str = "auto") -> tuple[str, list[ClipR
     found = detect(place) if style == "auto" else style
     if found is None:
         known = "; ".join(MANIFESTS.create(name).needs for name in MANIFESTS.list())
-        raise SoraError(f"{place} is a manifest of no known style: {known}")
+        columns = header_of(place) if str(place).lower().endswith(SUFFIXES) else []
+        told = f" (its columns are {', '.join(map(str, columns))})" if columns else ""
+        raise SoraError(f"{place} is a manifest of no known style{told}: {known}")
     return found, MANIFESTS.create(found).read(place)
 
 

@@ -140,12 +140,17 @@ def disagreement(row: ClipRow, true: decode.VideoInfo) -> str | None:
     """What a manifest says of a file that is not so, in words, or None."""
     told = {"frames": row.frames, "height": row.height, "width": row.width}
     there = {"frames": true.frames - row.start_frame, "height": true.height, "width": true.width}
-    for name, value in told.items():
-        # Frame counts of containers are estimates; sizes are not.
-        if value is not None and (there[name] < value if name == "frames" else there[name] != value):
-            return f"the manifest says {name} {value}, but it has {there[name]}"
+    # Frame counts of containers are estimates; sizes are not.
+    wrong = [
+        (f"{name} {value}", f"{there[name]}")
+        for name, value in told.items()
+        if value is not None and (there[name] < value if name == "frames" else there[name] != value)
+    ]
     if row.fps is not None and true.frames > 1 and abs(row.fps / true.fps - 1) > RATE_SLACK:
-        return f"the manifest says fps {row.fps:g}, but it has {true.fps:g}"
+        wrong.append((f"fps {row.fps:g}", f"{true.fps:g}"))
+    if wrong:
+        said, found = zip(*wrong, strict=True)
+        return f"the manifest says {', '.join(said)}, but it has {', '.join(found)}"
     if there["frames"] < 1:
         return f"its cut begins at frame {row.start_frame}, but it has {true.frames}"
     if row.crop is not None and (row.crop[2] > true.width or row.crop[3] > true.height):
