@@ -26,7 +26,7 @@ SMALLER = {
     ("fit", "folder_dit"): [*SIZE, *STEPS, *SMALL_DIT],
     ("test", "folder_dit"): [*SIZE, *STEPS, *SMALL_DIT],
     ("caption",): ["--frames", "2", *HERE],
-    ("cache",): [*HERE, *(flag.removeprefix("--") for flag in SIZE)],
+    ("cache",): [*(flag.removeprefix("--") for flag in SIZE), *HERE],
 }
 
 
