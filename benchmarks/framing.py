@@ -20,8 +20,10 @@ from torch import Tensor
 from lightning_sora.ablation.plan import read_plan
 from lightning_sora.ablation.statistics import t_interval
 from lightning_sora.cli import main
-from lightning_sora.data.sources import SOURCES
+from lightning_sora.data.sources import SOURCES, Clip, Source
 from lightning_sora.lit import LitDiT
+from lightning_sora.randomness import generator
+from lightning_sora.tracking.provenance import code_state
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "ablations" / "framing.yaml"
 FOLDER = Path("outputs/ablations/framing")
@@ -45,6 +47,12 @@ def cut_or_missing(video: Tensor) -> float:
     return float((touches | missing).float().mean())
 
 
+def read(source: Source, index: int, size: tuple[int, int, int]) -> Clip:
+    """A clip as training reads it at its first visit."""
+    key = generator(0, "crop", source.infos[index].id, 0)
+    return source.load(index, *size, generator=key, fps=None)
+
+
 def sampled(checkpoint: Path, prompts: list[str], size: tuple[int, int, int]) -> float:
     """Mean over clips of the prompts."""
     model = LitDiT.load(checkpoint)
@@ -57,13 +65,20 @@ if __name__ == "__main__":
     if status := main(["ablate", str(RECIPE)]):
         sys.exit(status)
     plan = read_plan(RECIPE)
-    source = SOURCES.create(str(plan.overrides["data.source"]), root=None, split="test", seed=0)
-    real, prompts = [], []
-    for index in range(PROMPTS):
-        clip = source.load(index, 17, 24, 48, generator=torch.Generator(), fps=None)
-        real.append(cut_or_missing(clip.video))
-        prompts.append(clip.caption)
-    print(f"\n{date.today()}: frames in which the object is cut or missing; real wide clips: {np.mean(real):.1%}\n")
+    test, train = (
+        SOURCES.create(str(plan.overrides["data.source"]), root=None, split=split, seed=0)
+        for split in ("test", "train")
+    )
+    prompts = [read(test, index, (17, 24, 48)).caption for index in range(PROMPTS)]
+    real = {
+        **{f"held-out clips, {name}": (test, size) for name, size in SIZES.items()},
+        "crops of training, square": (train, SIZES["square, 17x32x32"]),
+    }
+    print(f"\n{date.today()}, commit {code_state().commit[:12]}, torch {torch.__version__}, seeds {list(plan.seeds)};")
+    print("frames in which the object is cut or missing; of real clips:")
+    for name, (source, size) in real.items():
+        print(f"{name}: {np.mean([cut_or_missing(read(source, i, size).video) for i in range(PROMPTS)]):.1%}")
+    print()
     print("| trained on | sampled | cut or missing | minus native |\n|---|---|---|---|")
     for name, size in SIZES.items():
         found = {

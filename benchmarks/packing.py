@@ -10,6 +10,7 @@ decoded: sizes are all that a plan knows.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Sequence
 
@@ -47,7 +48,7 @@ def idle(costs: Sequence[float]) -> float:
 
 
 def planned(infos: list[ClipInfo], spec: str, side_by_side: int) -> dict[str, float]:
-    """Figures of one policy, over one epoch."""
+    """Figures of one policy, over one epoch; of the waiting, over three, which end anywhere in a step."""
     limits = Limits(61, 512, 512, PATCH, 1)
 
     def order(epoch: int) -> list[tuple[int, int]]:
@@ -69,7 +70,9 @@ def planned(infos: list[ClipInfo], spec: str, side_by_side: int) -> dict[str, fl
         "padded": tokens / sum(len(one) * max(one) for one in lengths),
         "lost": 1 - used / there,
         "dropped": plan.usage.dropped_clips / len(infos),
-        "idle": idle([cost(one) for one in lengths]),
+        "idle": idle(
+            [cost([grid.tokens for grid in b.grids]) for b in itertools.islice(plan.stream(0), plan.start(3))]
+        ),
         "seconds": seconds,
     }
 
