@@ -114,6 +114,7 @@ def test_a_fit_leaves_its_whole_record(client, fit, tmp_path):
     # Where it came from.
     tags = run.data.tags
     assert tags["data.fingerprint"] == "f" * 64
+    assert tags["val.data.fingerprint"] == "d" * 64
     assert tags["vae.hash"] == "the-hash"
     assert tags["vae.run_id"] == "the-run"
     assert tags["study"] == "tests"
