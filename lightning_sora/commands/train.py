@@ -53,7 +53,7 @@ UNTRAINED = "none"
 #: What torch writes into an error that a loader's worker raised.
 WORKER_TRACEBACK = "Original Traceback"
 #: What torch says of a worker that is gone.
-DEAD_WORKER = re.compile(r"DataLoader (?:worker .*(?:exited unexpectedly|is killed by signal)|timed out after)")
+DEAD_WORKER = re.compile(r"DataLoader worker .*(?:exited unexpectedly|is killed by signal)")
 BASES = {"model": pl.LightningModule, "data": pl.LightningDataModule}
 
 
@@ -91,7 +91,7 @@ def run(arguments: Sequence[str]) -> int:
     except RuntimeError as problem:
         if DEAD_WORKER.search(str(problem)):
             raise SoraError(
-                f"a process that reads clips died or hangs ({' '.join(str(problem).split())[:200]}): out of memory, "
+                f"a process that reads clips died ({' '.join(str(problem).split())[:200]}): out of memory, "
                 "or a file that its decoder cannot take; the last checkpoint is kept, so lower data.num_workers, or "
                 "find the file by `lightning-sora data check PATH --out bad.jsonl` and leave it out by the source's "
                 "quarantine"

@@ -21,7 +21,6 @@ from lightning_sora.spacetime import PatchSize, SpacetimeBatch
 
 log = logging.getLogger(__name__)
 
-STALLED = 600  # seconds that a batch may take to be read; a decoder may hang
 SHOWN = 5  # ids of clips that are left out
 
 
@@ -149,7 +148,6 @@ class SpacetimeDataModule(pl.LightningDataModule):
             sampler=PlanSampler(plan, rank=rank, ranks=ranks, consumed=consumed),
             batch_size=None,
             num_workers=self.num_workers,
-            timeout=STALLED if self.num_workers else 0,
             persistent_workers=self.num_workers > 0,
             # fork is not safe once decoders or threads have run.
             multiprocessing_context="forkserver" if self.num_workers else None,
