@@ -35,6 +35,7 @@ from lightning_sora.commands.recipes import (
     with_plugins,
     with_quoted_specs,
 )
+from lightning_sora.data.reading import reader_died
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.callbacks import ClipScores, Costs, PredictionWriter, Progress
 from lightning_sora.lit.module import check_module, read_checkpoint
@@ -52,8 +53,6 @@ NOISE = (
 UNTRAINED = "none"
 #: What torch writes into an error that a loader's worker raised.
 WORKER_TRACEBACK = "Original Traceback"
-#: What torch says of a worker that is gone.
-DEAD_WORKER = re.compile(r"DataLoader worker .*(?:exited unexpectedly|is killed by signal)")
 BASES = {"model": pl.LightningModule, "data": pl.LightningDataModule}
 
 
@@ -88,13 +87,13 @@ def run(arguments: Sequence[str]) -> int:
         raise
     except MisconfigurationException as problem:
         raise SoraError(f"lightning cannot run this recipe: {problem}") from problem
-    except RuntimeError as problem:
-        if DEAD_WORKER.search(str(problem)):
+    except (RuntimeError, ConnectionError, EOFError) as problem:
+        if reader_died(problem):
+            said = " ".join((str(problem) or repr(problem)).split())[:200]
             raise SoraError(
-                f"a process that reads clips died ({' '.join(str(problem).split())[:200]}): out of memory, "
-                "or a file that its decoder cannot take; the last checkpoint is kept, so lower data.num_workers, or "
-                "find the file by `lightning-sora data check PATH --out bad.jsonl` and leave it out by the source's "
-                "quarantine"
+                f"a process that reads clips died ({said}): out of memory, or a file that its decoder cannot "
+                "take; the last checkpoint is kept, so lower data.num_workers, or find the file by "
+                "`lightning-sora data check PATH --out bad.jsonl` and leave it out by the source's quarantine"
             ) from problem
         if "loading state_dict" not in str(problem):
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -15,6 +17,19 @@ from lightning_sora.data.sources import Clip, DecodeError, Source
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import generator
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid, TokenLayout, patchify
+
+#: What torch says of a loader's worker that is gone.
+_GONE = re.compile(r"(?:DataLoader worker .*|Pin memory thread )(?:exited unexpectedly|is killed by signal)")
+
+
+def reader_died(problem: BaseException) -> bool:
+    """Whether this is the death of a process that reads clips.
+
+    Where its connection breaks before the system has it down as dead, torch passes on the broken connection alone.
+    """
+    if isinstance(problem, (ConnectionError, EOFError)):
+        return any(frame.name == "_try_get_data" for frame in traceback.extract_tb(problem.__traceback__))
+    return isinstance(problem, RuntimeError) and _GONE.search(str(problem)) is not None
 
 
 class _Read(NamedTuple):

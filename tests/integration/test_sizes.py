@@ -4,6 +4,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable
+from multiprocessing import resource_sharer
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_sora.commands.train import DEAD_WORKER
 from lightning_sora.data.datamodule import SpacetimeDataModule
 from lightning_sora.data.places import DecodeError
+from lightning_sora.data.reading import reader_died
 from lightning_sora.errors import SoraError
 from lightning_sora.lit import LitDiT
 from lightning_sora.randomness import uniform_per_clip
@@ -214,8 +215,26 @@ class _Fatal:
 
 
 def test_the_death_of_a_worker_is_reported_and_not_waited_for(make_trainer: Callable[..., pl.Trainer]) -> None:
-    with pytest.raises(RuntimeError, match=DEAD_WORKER):
+    with pytest.raises((RuntimeError, ConnectionError, EOFError)) as found:
         make_trainer(max_steps=9).fit(make_dit(), Dying(WORLD, **{**SIZE, "num_workers": 1}))
+    assert reader_died(found.value)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, EOFError])
+def test_a_connection_that_breaks_before_its_worker_counts_as_dead_is_a_death(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(ident: Any) -> Any:
+        raise error
+
+    batches = iter(SpacetimeDataModule(WORLD, **{**SIZE, "num_workers": 1}).loader("val"))
+    monkeypatch.setattr(resource_sharer._resource_sharer, "get_connection", broken)  # how tensors are handed over
+    with pytest.raises(error) as found:
+        next(batches)
+    assert reader_died(found.value)
+    with pytest.raises(error) as elsewhere:
+        broken(None)
+    assert not reader_died(elsewhere.value)
 
 
 def test_a_clip_is_used_at_its_own_size_or_refused_by_name() -> None:
