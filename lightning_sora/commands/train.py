@@ -165,6 +165,11 @@ class SoraCLI(LightningCLI):
             args=arguments,
         )
 
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # lightning asks by the instance too
+        """The command that is run, alone: a parser of each is most of the time that it takes to read a recipe."""
+        command = self.arguments[0]
+        return {command: super().subcommands()[command]}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--plugins", type=list[str], default=[], help="Files that register parts of their own.")
         parser.add_argument("--vars", type=dict, default={}, help="Values for interpolation: ${vars.name}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from collections.abc import Sequence
 from typing import Any
 
@@ -143,6 +144,8 @@ class SpacetimeDataModule(pl.LightningDataModule):
             blend=self.blend if train else None,
             on_error=self.on_error,
         )
+        if self.num_workers:  # what readers import, once for all of them
+            multiprocessing.set_forkserver_preload([PlannedClips.__module__])
         return DataLoader(
             clips,
             sampler=PlanSampler(plan, rank=rank, ranks=ranks, consumed=consumed),
