@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from lightning_sora.errors import SoraError
+from lightning_sora.lit.muon import Muon
 from lightning_sora.registry import Registry, Spec, check_types
 
 # Muon orthogonalises the update of a hidden matrix; what reads tokens in or writes predictions out is
@@ -39,7 +40,8 @@ def create_optimizer(
 
     Args:
         spec: such as "adamw(lr=1e-3, weight_decay=0.01)", "muon(lr=0.02)" or "RAdam(lr=1e-3)".
-            ``muon(adamw_lr=...)`` sets the rate of the parameters that Muon leaves to AdamW.
+            ``muon(adamw_lr=...)`` sets the rate of the parameters that Muon leaves to AdamW, and ``dtype`` what it
+            orthogonalises in: see :class:`lightning_sora.lit.muon.Muon`.
         boundary: wildcards of the parameters that :data:`MATRIX_OPTIMIZERS` leave to AdamW: the layers
             at either end of the network, tables and embeddings.
 
@@ -73,6 +75,10 @@ def create_optimizer(
         ]
     groups = [group for group in groups if group["params"]]
     try:
+        if parsed.name in MATRIX_OPTIMIZERS:
+            # The kind's own options (Nesterov, AdaMuon), and the momentum that timm gives when it makes one by name.
+            defaults = getattr(timm.optim.get_optimizer_class(parsed.name), "keywords", {})
+            return Muon(groups, **{"momentum": 0.9, **defaults, **options})
         if isinstance(builder, str):
             return timm.optim.create_optimizer_v2(groups, opt=builder, filter_bias_and_bn=False, **options)
         return builder(groups, **options)
@@ -100,7 +106,8 @@ def _builder(name: str) -> str | type[torch.optim.Optimizer]:
 def _check_options(name: str, builder: str | type[torch.optim.Optimizer], options: dict[str, Any]) -> None:
     cls = timm.optim.get_optimizer_class(name, bind_defaults=False) if isinstance(builder, str) else builder
     extra = ["weight_decay", *(["adamw_lr"] if name in MATRIX_OPTIMIZERS else [])]
-    accepted = list(dict.fromkeys([*(n for n in inspect.signature(cls).parameters if n != "params"), *extra]))
+    own = ["dtype"] if name in MATRIX_OPTIMIZERS else []
+    accepted = list(dict.fromkeys([*(n for n in inspect.signature(cls).parameters if n != "params"), *extra, *own]))
     unknown = [o for o in options if o not in accepted]
     if unknown:
         raise SoraError(

@@ -94,6 +94,8 @@ def test_frozen_parameters_are_left_out() -> None:
         ("AdamW(betas=0.9)", "betas=0.9 must be"),
         ("muon(adamw_lr='a')", "adamw_lr='a' must be"),
         ("muon(lr=0, adamw_lr=1e-3)", "lr=0 trains nothing"),
+        ("muon(dtype='half')", "dtype='half' must be one of 'float32'"),
+        ("adamw(dtype='float32')", "does not accept 'dtype'"),
         *((name, f"{name!r} {reason}") for name, reason in UNSUITABLE.items()),
     ],
 )
