@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.ema import ExponentialMovingAverage
 from lightning_sora.lit.optimizers import SCHEDULES, create_optimizer
+from lightning_sora.lit.precision import warn_of_slow_bfloat16
 from lightning_sora.registry import Spec
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid
 
@@ -148,6 +149,7 @@ class LitModule(pl.LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if getattr(data, "patch", None) is not None:
             self.check_patch(data.patch)  # now, rather than at the first batch
+        warn_of_slow_bfloat16(str(self.trainer.precision), self.trainer.strategy.root_device.type)
 
     def on_fit_start(self) -> None:
         if self.ema is not None:
