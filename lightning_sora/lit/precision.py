@@ -16,7 +16,7 @@ SLOWER = 1.5
 
 @cache
 def bfloat16_slowdown(side: int = 256) -> float:
-    """Measures how many times as long as in float32 a matrix product in bfloat16 takes on this CPU, once per process."""
+    """Measures how many times as long as in float32 a matrix product in bfloat16 takes on this CPU, once."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.ones(side, side, dtype=dtype)
