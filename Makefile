@@ -1,10 +1,14 @@
 # Everything starts here: `make demo` is the main job, `make test` the checks. Both set up what they need.
+# `make check` is the quick part of the tests, `make test-all` adds the long ones.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test lint types lock clean
+# Two workers; the tests of a file stay together, because they share what they train.
+PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+
+.PHONY: setup demo check test test-all lint types lock clean
 
 setup: $(STAMP)
 
@@ -19,8 +23,14 @@ $(STAMP): pyproject.toml requirements.lock
 demo: setup  ## fit a VAE, fit a DiT on its latents, test, sample: 15 minutes on two cores
 	$(BIN)/python benchmarks/demo.py
 
-test: setup lint types
-	$(BIN)/python -m pytest
+check: setup lint types  ## what every edit should pass
+	$(PYTEST) -m "not slow and not release" tests/contracts tests/unit tests/architecture
+
+test: setup lint types  ## what every commit should pass
+	$(PYTEST)
+
+test-all: setup lint types  ## what every release should pass, and a change of the parts that `release` tests guard
+	$(PYTEST) -m ""
 
 lint: setup
 	$(BIN)/ruff check .

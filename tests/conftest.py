@@ -4,12 +4,15 @@ import os
 import signal
 from pathlib import Path
 
+# Tests are small, and two workers run side by side: a second thread costs more than it brings, here and in the
+# processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
 # Whoever starts the tests in the background has Ctrl-C ignored, and every process of theirs inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Tests are small: a second thread costs more than it brings.
 torch.set_num_threads(1)
 
 

@@ -44,7 +44,7 @@ def lpips_network(net: str, weights: str | Path) -> nn.Module:
             f"LPIPS on {net} needs torchvision's ImageNet weights {BACKBONES[net]}, and there is no {path}; download "
             f"that file from the PyTorch model store, put it at {path}, or give its path"
         )
-    network = _NoTrainLpips(net=net, pnet_rand=True)  # type: ignore[arg-type]
+    network = _NoTrainLpips(net=net, pnet_rand=True)
     known = read_state_dict(path, "LPIPS")
     own = network.net.state_dict()
     # torchmetrics cuts torchvision's "features" into slices and keeps their numbers.
@@ -56,7 +56,7 @@ def lpips_network(net: str, weights: str | Path) -> nn.Module:
             f"{BACKBONES[net]}"
         )
     network.net.load_state_dict({ours: known[theirs] for ours, theirs in named.items()})
-    network.published = is_published(path, BACKBONES[net], "LPIPS")  # type: ignore[assignment]
+    network.published = is_published(path, BACKBONES[net], "LPIPS")
     return network.eval().requires_grad_(False)
 
 
@@ -117,7 +117,7 @@ class FrameFID(FrechetInceptionDistance):
         self.frames = frames
         self.orig_dtype = torch.float32  # torchmetrics sets it at the first update, which a rank may never have
 
-    def update(self, imgs: Sequence[Clip], real: bool) -> None:  # type: ignore[override]
+    def update(self, imgs: Sequence[Clip], real: bool) -> None:
         """Adds clips, uint8, of any sizes.
 
         Raises:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,16 +30,46 @@ FURTHER = (
 )
 
 
-@pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("spec", list_attention())
+#: What compiles a block, and runs it on every kernel: the same code for all blocks that share an ``attend``.
+LONG = ("compiles", "kernels_agree")
+
+
+def cases() -> Iterator[Any]:
+    """Every block and check; the long checks, for all but the first block of each base, before a release alone."""
+    seen = set()
+    for spec in list_attention():
+        base = ATTENTION.builder(spec).attend  # type: ignore[attr-defined]
+        for check in CHECKS:
+            marks = [pytest.mark.release] if check in LONG and base in seen else []
+            marks += [pytest.mark.slow] if check in LONG else []
+            yield pytest.param(spec, check, marks=marks)
+        seen.add(base)
+    for spec in FURTHER:
+        for check in CHECKS:
+            yield pytest.param(spec, check, marks=[pytest.mark.slow, pytest.mark.release] if check in LONG else [])
+
+
+@contextmanager
+def plain_annotations() -> Iterator[None]:
+    """Compiles what users compile: checks of shapes, which tests alone have, cut it into pieces."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize(("spec", "check"), cases())
 def test_contract(spec: str, check: str) -> None:
-    CHECKS[check](spec)
+    with plain_annotations() if check == "compiles" else nullcontext():
+        CHECKS[check](spec)
 
 
-@pytest.mark.parametrize("check", [name for name in CHECKS if name != "compiles"])
-@pytest.mark.parametrize("spec", FURTHER)
-def test_contract_at_other_options(spec: str, check: str) -> None:
-    CHECKS[check](spec)
+def test_every_base_is_compiled_in_every_tier() -> None:
+    tried = {p.values[0] for p in cases() if p.values[1] == "compiles" and pytest.mark.release not in p.marks}
+    bases = [ATTENTION.builder(spec).attend for spec in tried]  # type: ignore[attr-defined]
+    assert len(set(bases)) == len(bases)
+    assert set(bases) == {ATTENTION.builder(spec).attend for spec in list_attention()}  # type: ignore[attr-defined]
 
 
 class AcrossClips(FullAttention):
@@ -110,7 +143,8 @@ def test_the_checks_catch_a_block_that_breaks_the_contract(mutant: type, scratch
 
 def test_all_checks_are_run_whatever_one_finds(scratch: None) -> None:
     ATTENTION.register("mutant")(WrongFlops)
-    found = dict(run_checks("mutant"))
+    with plain_annotations():
+        found = dict(run_checks("mutant"))
     assert set(found) == set(CHECKS)
     assert [name for name, problem in found.items() if problem] == ["counts_its_flops"]
     assert "torch counts" in str(found["counts_its_flops"])

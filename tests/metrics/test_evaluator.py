@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,21 @@ from lightning_sora.world import Facts, World, measure
 FPS = 8.0
 
 
-def clips(level: str, count: int, side: int, seed: int = 4242) -> tuple[list[Facts], list[torch.Tensor]]:
+@cache
+def clip(level: str, side: int, seed: int, index: int) -> tuple[Facts, torch.Tensor]:
     world = World(level, seed=seed, split="heldout")
-    facts = [world.facts(i) for i in range(count)]
-    return facts, [world.render(f, 17, side, side, FPS) for f in facts]
+    facts = world.facts(index)
+    return facts, world.render(facts, 17, side, side, FPS)
+
+
+def clips(level: str, count: int, side: int, seed: int = 4242) -> tuple[list[Facts], list[torch.Tensor]]:
+    facts, videos = zip(*(clip(level, side, seed, i) for i in range(count)), strict=True)
+    return list(facts), list(videos)
+
+
+@cache
+def readings_of(level: str, count: int, side: int) -> list[Reading]:
+    return load_evaluator().read(clips(level, count, side)[1], [FPS] * count)
 
 
 def right(facts: list[Facts], readings: list[Reading], fact: str) -> float:
@@ -45,8 +57,7 @@ def test_the_shipped_weights_are_small_and_recorded() -> None:
 # The least that a share of n trials has with probability 99.9 % where the truth is 99 and 97 %.
 @pytest.mark.parametrize(("level", "side", "count"), [("tiny", 32, 100), ("simple", 64, 150)])
 def test_facts_of_unseen_combinations_are_read(level: str, side: int, count: int) -> None:
-    facts, videos = clips(level, count, side)
-    readings = load_evaluator().read(videos, [FPS] * count)
+    facts, readings = clips(level, count, side)[0], readings_of(level, count, side)
     least = lambda rate: rate - 3.1 * (rate * (1 - rate) / count) ** 0.5  # noqa: E731
     for fact in ("color", "shape"):
         assert right(facts, readings, fact) >= least(0.99), fact
@@ -57,8 +68,7 @@ def test_facts_of_unseen_combinations_are_read(level: str, side: int, count: int
 
 
 def test_several_objects_are_told_apart_and_ordered_in_depth() -> None:
-    facts, videos = clips("medium", 60, 64)
-    readings = load_evaluator().read(videos, [FPS] * 60)
+    facts, readings = clips("medium", 60, 64)[0], readings_of("medium", 60, 64)
     assert sum(len(r.objects) == len(f.objects) for f, r in zip(facts, readings, strict=True)) >= 58
     assert right(facts, readings, "shape") >= 0.95
     ordered = []
@@ -101,7 +111,7 @@ def test_readings_do_not_depend_on_batch_size_and_rate() -> None:
 def test_a_mirrored_clip_reads_mirrored() -> None:
     _, videos = clips("simple", 40, 64)
     evaluator = load_evaluator()
-    straight = evaluator.read(videos, [FPS] * 40)
+    straight = readings_of("simple", 150, 64)[:40]
     mirrored = evaluator.read([video.flip(2) for video in videos], [FPS] * 40)
     swap = lambda name: name.replace("left", "*").replace("right", "left").replace("*", "right")  # noqa: E731
     assert sum(swap(a.camera) == b.camera for a, b in zip(straight, mirrored, strict=True)) >= 39
@@ -112,9 +122,8 @@ def test_a_mirrored_clip_reads_mirrored() -> None:
 @pytest.mark.parametrize("style", ["short", "dense", "tags"])
 def test_a_caption_finds_its_clip(style: str) -> None:
     world = World("simple", seed=4242, split="heldout")
-    facts, videos = clips("simple", 32, 64)
-    evaluator = load_evaluator()
-    embedded = torch.stack([r.embedding for r in evaluator.read(videos, [FPS] * 32)])
+    facts, evaluator = clips("simple", 32, 64)[0], load_evaluator()
+    embedded = torch.stack([r.embedding for r in readings_of("simple", 150, 64)[:32]])
     texts = evaluator.embed_texts([world.caption(f, style, key=90 + i) for i, f in enumerate(facts)])
     cosines = embedded @ texts.T
     assert torch.allclose(texts.norm(dim=1), torch.ones(32), atol=1e-5)
