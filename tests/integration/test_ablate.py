@@ -173,6 +173,7 @@ def test_a_failing_arm_stops_no_other_and_is_reported(inside: Path, capfd: pytes
     assert list((inside / "mlruns").rglob("plugins/breaks.py"))
 
 
+@pytest.mark.release
 def test_killed_in_the_middle_it_completes_without_repeating(tmp_path: Path) -> None:
     file = write(tmp_path, seeds=[0, 1], budget={"steps": 60}, validations=6)
     command = [sys.executable, "-m", "lightning_sora.cli", "ablate", str(file)]
@@ -209,6 +210,7 @@ def _held(folder: Path) -> bool:
     return False
 
 
+@pytest.mark.release
 def test_ray_and_local_give_the_same_bits(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     assert main(["ablate", str(write(inside)), "--name", "by-ray", "--engine", "ray"]) == 0

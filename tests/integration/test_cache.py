@@ -185,6 +185,7 @@ def test_another_size_is_refused_when_the_loader_is_made(cached: Path) -> None:
         data.loader("train")
 
 
+@pytest.mark.release
 def test_a_killed_cache_goes_on_to_the_same_bytes(recipe: Path, cached: Path, tmp_path: Path) -> None:
     out = tmp_path / "latents"
     killed = subprocess.Popen(

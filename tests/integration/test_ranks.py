@@ -72,6 +72,7 @@ def trained(out: Path, sizes: str, ranks: int, steps: int, start: str = "") -> l
     return [json.loads((out / f"{ranks}-{rank}.json").read_text()) for rank in range(ranks)]
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("sizes", ["packed(lookahead=4)"])
 def test_one_rank_then_two_cover_each_clip_once_per_epoch(tmp_path: Path, sizes: str) -> None:
     (alone,) = trained(tmp_path / "alone", sizes, 1, 20)

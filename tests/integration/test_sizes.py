@@ -125,7 +125,13 @@ def watched(trainer: pl.Trainer, data: SpacetimeDataModule, **fit: Any) -> list[
     return module.seen
 
 
-@pytest.mark.parametrize("sizes", ["bucketed(resolutions=(16, 19), keep={(19, 9): 0.5})", "packed(lookahead=4)"])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param("bucketed(resolutions=(16, 19), keep={(19, 9): 0.5})", marks=pytest.mark.release),
+        "packed(lookahead=4)",
+    ],
+)
 def test_resuming_in_mid_epoch_with_workers_and_a_mixture_goes_on_with_exactly_the_next_clips(
     sizes: str, make_trainer: Callable[..., pl.Trainer], tmp_path: Any
 ) -> None:

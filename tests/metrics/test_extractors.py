@@ -271,7 +271,9 @@ def test_models_that_are_not_there_or_of_another_kind_are_refused(
 # Torchvision.
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.release] if name == "mvit" else []) for name in TORCHVISION]
+)
 def test_penultimate_features_of_torchvision(classifier: Callable[[str], Path], name: str) -> None:
     extractor = EXTRACTORS.create(f"{name}(weights={str(classifier(name))!r})")
     assert extractor.width == WIDTHS[name]

@@ -84,6 +84,7 @@ def test_it_captions_with_a_confidence_and_a_fingerprint(model: Path) -> None:
     assert made.fingerprint() != create_captioner(f"hf(name={str(model)!r}, frames=2)").fingerprint()
 
 
+@pytest.mark.slow
 def test_it_sees_whole_pictures_from_the_first_frame_to_the_last(model: Path, tmp_path: Path) -> None:
     """The command as documented, with no size given: clips of their own aspect, spread over their length."""
     import pyarrow.parquet

@@ -31,6 +31,7 @@ def test_any_text_is_told_and_read_back(name: str, text: str) -> None:
     assert words.decode(words.encode(text)) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_shipped_words_are_the_world_s(level: str) -> None:
     words, world = Vocabulary.named("world"), World(level, split="all", seed=11)

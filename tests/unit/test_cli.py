@@ -267,6 +267,7 @@ def test_a_mistake_that_a_worker_meets_is_one_line(recipe, refused):
     assert line == "lightning-sora: error: clip 0: cannot be read; remove it"
 
 
+@pytest.mark.slow
 def test_a_bug_keeps_its_traceback(recipe):
     with pytest.raises(ArithmeticError):
         main(["fit", "--config", "base.yaml", "--model.fail_at=1"])

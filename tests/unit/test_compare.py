@@ -86,6 +86,7 @@ def study(kept: Store) -> Study:
     return read_study(kept.uri, ["toy"])
 
 
+@pytest.mark.slow
 def test_a_sqlite_store_is_read_directly_and_both_ways_agree(kept: Store) -> None:
     direct, api = open_reader(kept.uri), ClientReader(kept.uri)
     assert isinstance(direct, SqliteReader)

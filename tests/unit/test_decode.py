@@ -276,6 +276,7 @@ def real_files() -> list[Path]:
     return sorted(p for p in (Path(root) / "clips").iterdir() if p.suffix in decode.VIDEO_SUFFIXES)
 
 
+@pytest.mark.slow
 def test_real_clips_read_the_same_by_seeking_and_from_the_start() -> None:
     for path in real_files():
         info = decode.probe(path)

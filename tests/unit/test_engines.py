@@ -41,6 +41,7 @@ def test_a_failing_and_a_dying_job_stop_no_other(tmp_path: Path) -> None:
     assert pids["ok-2"] == pids["ok-3"] != pids["die"]  # and another after its death
 
 
+@pytest.mark.slow
 def test_as_many_processes_as_asked_for_work_side_by_side(tmp_path: Path) -> None:
     jobs = [job(tmp_path, f"w{i}", "wait", "0.5") for i in range(4)]
     assert len(list(ENGINES.create("local(processes=2)").run(jobs, ENTRY))) == 4

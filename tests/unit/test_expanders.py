@@ -74,6 +74,7 @@ def test_an_endpoint_is_asked_as_the_protocol_says(endpoint: str, monkeypatch: A
     assert _Endpoint.asked[-1][:2] == ("/v1/chat/completions", "Bearer secret")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answers", "words", "calls"),
     [

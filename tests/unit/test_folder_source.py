@@ -303,6 +303,7 @@ def test_the_fingerprint_is_of_content_and_captions_not_of_place_or_time(made: P
     assert len({fingerprint, captioned, FolderSource(root=str(tmp_path / "copy")).fingerprint()}) == 3
 
 
+@pytest.mark.slow
 def test_data_check_names_bad_files_and_tells_by_its_status(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     clip(tmp_path / "good.mp4")
     (tmp_path / "good.txt").write_text("a caption")

@@ -91,6 +91,7 @@ def test_a_copy_for_a_worker_reads_the_same(tmp_path: Path) -> None:
     assert len(pickle.dumps(made)) < 20_000
 
 
+@pytest.mark.slow
 def test_a_shard_has_the_same_bytes_in_every_process() -> None:
     code = (
         "import hashlib; from tests.unit.test_latents import *; "

@@ -72,6 +72,7 @@ def test_a_rate_that_lies_is_found(files: Path) -> None:
     assert source.load(0, 5, 16, 16, generator=torch.Generator(), fps=None).video.shape[0] == 5
 
 
+@pytest.mark.slow
 def test_data_check_reads_manifests_archives_and_urls(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tar = webdataset(files)
     assert main(["data", "check", str(tar)]) == 0

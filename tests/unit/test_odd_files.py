@@ -279,6 +279,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_file_that_kills_or_hangs_its_decoder_costs_no_other_file_its_check(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     for name in ("a", "kills", "x hangs", "z"):
@@ -294,6 +295,7 @@ def test_a_file_that_kills_or_hangs_its_decoder_costs_no_other_file_its_check(tm
     ], run.stderr
 
 
+@pytest.mark.slow
 def test_checks_side_by_side_agree_with_checks_one_by_one(tmp_path: Path) -> None:
     paths = [KINDS[name].make(tmp_path) for name in ("VP9", "zeros", "one frame", "pipe")]
     answers = dict(check_files(paths, 2, 60))
@@ -328,6 +330,7 @@ print(resident() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 def test_memory_is_flat_over_2000_opens_of_good_and_bad_files(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()

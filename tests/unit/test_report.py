@@ -91,6 +91,7 @@ def test_what_users_wrote_is_escaped(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "values",
     [

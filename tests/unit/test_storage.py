@@ -75,6 +75,7 @@ def test_a_remote_file_is_read_by_ranges(tmp_path: Path, server: str) -> None:
     assert sum(_Ranges.sent) < 1_000_000
 
 
+@pytest.mark.slow
 def test_clips_of_a_remote_manifest_are_those_of_the_local_one_in_workers_too(tmp_path: Path, server: str) -> None:
     from torch.utils.data import DataLoader
 

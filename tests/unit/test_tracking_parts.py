@@ -21,6 +21,7 @@ from lightning_sora.tracking.flatten import flatten, metric_name
 from lightning_sora.tracking.outbox import Outbox
 
 
+@pytest.mark.slow
 def test_three_processes_may_create_the_store_at_once(tmp_path):
     # In a process of its own, which can fork before it has threads.
     code = """

@@ -85,6 +85,7 @@ def test_refinement_starts_at_zero() -> None:
     torch.testing.assert_close(refined.decode(latent), plain.decode(latent))
 
 
+@pytest.mark.slow
 def test_it_learns_a_clip_by_heart() -> None:
     vae, video = make(), clip()
     optimizer = torch.optim.Adam(vae.parameters(), lr=5e-3)

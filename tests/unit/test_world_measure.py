@@ -22,6 +22,7 @@ def degraded(video: Tensor, seed: int) -> Tensor:
     return (blurred + noise).round().clamp(0, 255).to(torch.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "clips"), [(32, 48), (48, 8), (64, 4)])
 def test_tiny_clips_are_read_right(size: int, clips: int) -> None:
     world = World("tiny", seed=11)
