@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from lightning_sora.nn.attention import ATTENTION, list_attention
 from lightning_sora.nn.attention.contract import CHECKS, ContractViolation, run_checks
 from lightning_sora.nn.attention.full import FullAttention
 from lightning_sora.nn.attention.window import WindowAttention
+from tests.annotations import plain_annotations
 
 #: Blocks at options other than their defaults.
 FURTHER = (
@@ -47,16 +47,6 @@ def cases() -> Iterator[Any]:
     for spec in FURTHER:
         for check in CHECKS:
             yield pytest.param(spec, check, marks=[pytest.mark.slow, pytest.mark.release] if check in LONG else [])
-
-
-@contextmanager
-def plain_annotations() -> Iterator[None]:
-    """Compiles what users compile: checks of shapes, which tests alone have, cut it into pieces."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize(("spec", "check"), cases())
@@ -141,6 +131,7 @@ def test_the_checks_catch_a_block_that_breaks_the_contract(mutant: type, scratch
         CHECKS[MUTANTS[mutant]]("mutant")
 
 
+@pytest.mark.slow
 def test_all_checks_are_run_whatever_one_finds(scratch: None) -> None:
     ATTENTION.register("mutant")(WrongFlops)
     with plain_annotations():

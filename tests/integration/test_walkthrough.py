@@ -12,6 +12,7 @@ import yaml
 from lightning_sora.ablation.reader import read_study
 from lightning_sora.cli import main
 from lightning_sora.data.sources import SOURCES
+from tests.annotations import plain_annotations
 from tests.integration.conftest import VAE
 from tests.integration.test_ablate import TINY
 
@@ -43,7 +44,8 @@ def test_the_walk_through(folder: Path, capfd: pytest.CaptureFixture[str]) -> No
     sizes = {key: value for key, value in TINY.items() if not isinstance(value, list)}
     small = [*(f"--{k}={'null' if v is None else v}" for k, v in sizes.items()), "--model.prompts=[]"]
     # In an order in which each finds the block not yet known.
-    assert main(check) == 0
+    with plain_annotations():
+        assert main(check) == 0
     assert "16 checks" in capfd.readouterr().out
 
     steps = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.enable_progress_bar=false"]

@@ -324,9 +324,11 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 opened(1200)
-before = resident()
-opened(2000)
-print(resident() - before)
+sizes = [resident()]
+for _ in range(4):
+    opened(500)
+    sizes.append(resident())
+print(min(after - before for before, after in zip(sizes, sizes[1:])))
 """
 
 
@@ -340,8 +342,8 @@ def test_memory_is_flat_over_2000_opens_of_good_and_bad_files(tmp_path: Path) ->
     script = tmp_path / "leaking.py"
     script.write_text(LEAKING)
     run = subprocess.run([sys.executable, script, tmp_path / "clips"], capture_output=True, text=True, timeout=300)
-    # Two thousand leaked frames of the smallest of these would be 18 MiB.
-    assert int(run.stdout) < 8 << 20, run.stdout + run.stderr
+    # A leak grows all the time, by 4.5 MiB for 500 frames of the smallest of these; what an allocator keeps does not.
+    assert int(run.stdout) < 2 << 20, run.stdout + run.stderr
 
 
 def test_clips_out_of_archives_and_stores_are_the_clips_themselves(tmp_path: Path) -> None:
