@@ -9,11 +9,9 @@ picture. One thread per file, as FFmpeg's own threads were seen to lock up whole
 from __future__ import annotations
 
 import stat
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_sora import media
+from lightning_sora.data.frames import STILL_FPS, DoubtfulError, MissedError, Unseen, announced_rate, timed_frames
 from lightning_sora.data.picture import Picture, quarter_turns, shown_size
 from lightning_sora.data.places import DecodeError, Media, MediaPath
 from lightning_sora.errors import SoraError
@@ -36,10 +35,6 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp"}
 )
-STILL_FPS = 1.0  # a still has no rate; this one keeps arithmetic defined
-
-# Containers that store decoding times only.
-WITHOUT_SHOWN_TIMES = frozenset({"avi"})
 
 
 @dataclass(frozen=True)
@@ -97,7 +92,7 @@ def probe(path: MediaPath) -> VideoInfo:
         if first is None:
             raise DecodeError(f"{path}: not one frame can be decoded")
         height, width = shown_size(first, stream)
-        rate = _announced_rate(stream)
+        rate = announced_rate(stream)
         frames = stream.frames or counted
         if stream.frames and rate and stream.duration:
             # An edit list may leave out frames that the count still includes.
@@ -144,16 +139,24 @@ def read_clip(
         )
     if is_image(path):
         return _read_still(path, frames, size)
-    for seek_to in dict.fromkeys((start_seconds, 0.0)):
+
+    def window(seek_to: float, *, seen_only: bool) -> UInt8[Tensor, "frames height width 3"]:
         with _opened(path) as (container, stream):
-            native = _announced_rate(stream) or STILL_FPS
+            native = announced_rate(stream) or STILL_FPS
+            lenience = 0.49 / native
             times = [start_seconds + k / (fps or native) for k in range(frames)]
+            unseen = Unseen([time + lenience for time in times]) if seen_only else None
+            timed = timed_frames(container, stream, seek_to, unseen)
+            return torch.from_numpy(_pick(path, timed, times, lenience, Picture(stream, size), sought=seek_to > 0))
+
+    for seek_to in dict.fromkeys((start_seconds, 0.0)):
+        try:
             try:
-                timed = _timed(container, stream, seek_to)
-                pictures = _pick(path, timed, times, 0.49 / native, Picture(stream, size), sought=seek_to > 0)
-            except _MissedError:
-                continue
-            return torch.from_numpy(np.stack(pictures))
+                return window(seek_to, seen_only=True)
+            except DoubtfulError:
+                return window(seek_to, seen_only=False)
+        except MissedError:
+            continue
     raise AssertionError("reading from the start cannot miss")
 
 
@@ -172,10 +175,6 @@ def check(path: MediaPath) -> str | None:
     except DecodeError as problem:
         return str(problem).removeprefix(f"{path}: ")
     return None
-
-
-class _MissedError(Exception):
-    """A seek landed after the wanted time, or cannot tell where it landed."""
 
 
 def _decode_through(path: Path | Media) -> None:
@@ -284,79 +283,51 @@ def _refuse_cut_short(path: Path | Media, stream: VideoStream) -> None:
         raise DecodeError(f"{path}: cut short, it holds {held:,} of {needed:,} bytes")
 
 
-def _announced_rate(stream: VideoStream) -> float | None:
-    rate: Fraction | None = stream.average_rate or stream.guessed_rate
-    return float(rate) if rate else None
-
-
-def _timed(container: InputContainer, stream: VideoStream, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Frames in the order shown with their times in seconds, from a keyframe not after ``start``.
-
-    Raises:
-        _MissedError: frames carry no times, so that after a seek nobody knows where it landed.
-    """
-    tick = float(stream.time_base or 1)
-    origin = stream.start_time or 0
-    rate = _announced_rate(stream) or STILL_FPS
-    if start > 0:
-        try:
-            container.seek(origin + int(start / tick), stream=stream)
-        except av.FFmpegError as problem:
-            raise _MissedError from problem
-    ordered = container.format.name in WITHOUT_SHOWN_TIMES
-    decoding_times: deque[int] = deque()
-    shown = 0
-    for packet in container.demux(stream):
-        if packet.size and packet.dts is not None:
-            decoding_times.append(packet.dts)
-        for frame in packet.decode():
-            due = decoding_times.popleft() if decoding_times else None
-            # Frames come out in the order shown, so the n-th takes the n-th decoding time.
-            stamp = due if ordered else frame.pts
-            if stamp is None and start > 0:
-                raise _MissedError
-            yield ((stamp - origin) * tick if stamp is not None else shown / rate), frame
-            shown += 1
-
-
 def _pick(
     path: Path | Media,
     timed: Iterator[tuple[float, av.VideoFrame]],
     times: list[float],
     lenience: float,
-    picture: Callable[[av.VideoFrame], UInt8[np.ndarray, "height width 3"]],
+    picture: Picture,
     *,
     sought: bool,
-) -> list[UInt8[np.ndarray, "height width 3"]]:
+) -> UInt8[np.ndarray, "frames height width 3"]:
     """For each of the rising ``times`` the last frame due by then."""
-    pictures: list[UInt8[np.ndarray, "height width 3"]] = []
+    pictures = np.empty((len(times), 0, 0, 3), dtype=np.uint8)
+    done = 0
     held: av.VideoFrame | None = None
     held_since = 0.0
-    hold = 2 * lenience
 
     def show_until(moment: float) -> None:
-        due = sum(time + lenience < moment for time in times[len(pictures) :])
+        nonlocal pictures, done
+        due = sum(time + lenience < moment for time in times[done:])
         if held is not None and due:
-            pictures.extend([picture(held)] * due)
+            if not done:
+                pictures = np.empty((len(times), *picture.shape(held)), dtype=np.uint8)
+            picture.draw(held, pictures[done])
+            pictures[done + 1 : done + due] = pictures[done]
+            done += due
 
     damage: av.FFmpegError | None = None
     try:
         for time, frame in timed:
             if held is None and sought and time > times[0] + lenience:
-                raise _MissedError
+                raise MissedError
             if held is not None:
                 if time <= held_since:
                     continue
                 show_until(time)
-                if len(pictures) == len(times):
+                if done == len(times):
                     return pictures
             held, held_since = frame, time
-            hold = max(2 * lenience, float((frame.duration or 0) * (frame.time_base or 0)))
     except av.error.InvalidDataError as problem:
         # Harmless if it only hits what comes after the window.
-        damage, hold = problem, lenience
+        damage = problem
+    hold = lenience
+    if held is not None and damage is None:
+        hold = max(2 * lenience, float((held.duration or 0) * (held.time_base or 0)))
     if held is None and sought:
-        raise _MissedError
+        raise MissedError
     if damage is not None and (held is None or times[-1] > held_since + hold):
         raise DecodeError(f"{path}: its data is damaged after {held_since:.2f} s") from damage
     if held is None:

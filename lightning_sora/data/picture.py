@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation
+from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
@@ -31,17 +31,37 @@ class Picture:
 
     def __init__(self, stream: VideoStream, size: tuple[int, int] | None) -> None:
         self.stream, self.size = stream, size
+        self._reformatter = VideoReformatter()  # one for all frames, as it is set up at the first
 
-    def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
+    def shape(self, frame: av.VideoFrame) -> tuple[int, int, int]:
+        """Of what :meth:`draw` writes: height, width, 3."""
         if self.size is None:
             self.size = shown_size(frame, self.stream)
+        return *self.size, 3
+
+    def draw(self, frame: av.VideoFrame, into: UInt8[np.ndarray, "height width 3"]) -> None:
+        """Writes a frame as it is shown."""
         turns = quarter_turns(frame)
-        height, width = self.size[::-1] if turns % 2 else self.size
-        transparent = any(component.is_alpha for component in frame.format.components)
-        pixels: np.ndarray = frame.reformat(
-            width=width, height=height, format="rgba" if transparent else "rgb24", interpolation=SCALER, threads=1
-        ).to_ndarray()
-        if transparent:
+        upright = np.rot90(into, -turns)
+        if any(component.is_alpha for component in frame.format.components):
+            (pixels,) = self._planes(frame, "rgba", upright.shape)
             alpha = pixels[..., 3:].astype(np.float32) / 255
-            pixels = (pixels[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
-        return np.rot90(pixels, turns)
+            upright[:] = (pixels[..., :3] * alpha + 255 * (1 - alpha)).round()
+        elif frame.format.is_rgb:
+            (upright[:],) = self._planes(frame, "rgb24", upright.shape)
+        else:
+            # Into planes swscale's most exact conversion is vectorized: the same pixels in a quarter of the time.
+            for channel, plane in zip((1, 2, 0), self._planes(frame, "gbrp", upright.shape), strict=True):
+                upright[..., channel] = plane[..., 0]
+
+    def _planes(
+        self, frame: av.VideoFrame, format: str, shape: tuple[int, ...]
+    ) -> list[UInt8[np.ndarray, "height width channels"]]:
+        """The pixels of a frame in another format, of a (height, width) before it is turned."""
+        height, width = shape[:2]
+        scaled = self._reformatter.reformat(
+            frame, width=width, height=height, format=format, interpolation=SCALER, threads=1
+        )
+        channels = len(scaled.format.components) // len(scaled.planes)
+        rows = [np.frombuffer(memoryview(plane), np.uint8).reshape(height, -1) for plane in scaled.planes]
+        return [row[:, : width * channels].reshape(height, width, channels) for row in rows]

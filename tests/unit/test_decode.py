@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +12,9 @@ import torch
 from PIL import Image
 
 from lightning_sora.data import decode
+from lightning_sora.data import frames as reading
+from lightning_sora.data.frames import Unseen
+from lightning_sora.data.picture import SCALER, Picture
 from lightning_sora.data.places import DecodeError
 from lightning_sora.errors import SoraError
 
@@ -105,6 +108,93 @@ def test_every_window_shows_the_frames_of_its_time_in_every_container(tmp_path: 
         assert video.dtype == torch.uint8
         assert video.shape == (frames, HEIGHT, WIDTH, 3)
         assert numbers(video) == expected
+
+
+def noisy(path: Path, count: int = 40, **options: object) -> Path:
+    """A film whose every frame differs from the next all over, with B-frames to which no other frame refers."""
+    draw = np.random.default_rng(0)
+    options = {"options": {"bf": "3", "b_strategy": "0", "g": "13"}} | options
+    return encode(path, [draw.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8) for _ in range(count)], **options)
+
+
+def flipped(path: Path) -> Path:
+    content = bytearray(path.read_bytes())
+    for place in np.random.default_rng(1).integers(len(content) // 4, len(content) * 3 // 4, 3):
+        content[place] ^= 1
+    path.write_bytes(content)
+    return path
+
+
+H264: dict[str, Callable[[Path], Path]] = {
+    "mp4": lambda folder: noisy(folder / "a.mp4"),
+    "transport stream": lambda folder: noisy(folder / "a.ts"),
+    "variable rate": lambda folder: noisy(folder / "a.mkv", stamps=[20 * k + k * k for k in range(40)]),
+    "open groups, references among B-frames": lambda folder: noisy(
+        folder / "a.mp4", options={"bf": "5", "x264-params": "open-gop=1:keyint=11:b-pyramid=normal:b-adapt=0"}
+    ),
+    "no times": lambda folder: noisy(folder / "a.h264"),
+    "damaged": lambda folder: flipped(noisy(folder / "a.mp4")),
+}
+
+
+@pytest.mark.parametrize("kind", H264)
+def test_the_frames_that_are_left_out_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = H264[kind](tmp_path)
+
+    def windows() -> list[torch.Tensor | str]:
+        found: list[torch.Tensor | str] = []
+        for start, count, fps in ((0.0, 5, 7.0), (0.31, 4, None), (0.5, 3, 11.0), (0.97, 2, 60.0), (0.8, 9, 30.0)):
+            try:
+                found.append(decode.read_clip(path, start, count, fps))
+            except DecodeError as problem:
+                found.append(str(problem))
+        return found
+
+    thinned = windows()
+    monkeypatch.setattr(reading, "SKIPPING_DECODERS", frozenset())
+    for one, other in zip(thinned, windows(), strict=True):
+        assert one == other if isinstance(other, str) else torch.equal(torch.as_tensor(one), other)
+
+
+def test_frames_are_left_out(tmp_path: Path) -> None:
+    with av.open(str(noisy(tmp_path / "a.mp4"))) as container:
+        stream = container.streams.video[0]
+        unseen = Unseen([0.5, 1.0])
+        out = [time for time, _ in reading.timed_frames(container, stream, 0.0, unseen)]
+    assert out[-1] == float("inf")
+    assert 10 <= len(out) <= 24  # of the 32 until the last moment
+    assert {15, 30} <= {round(time * 30) for time in out[:-1]}
+
+
+def test_no_frame_is_hidden_that_is_seen() -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(200):
+        times = draw.permutation(12)  # in the order of the file
+        moments = np.sort(draw.uniform(0, 14, draw.integers(1, 5)))
+        seen = {max(times[times <= moment], default=None) for moment in moments}
+        unseen = Unseen(moments.tolist())
+        assert not seen & {time for time in times if unseen.hidden(time)}
+        assert unseen.over(15)
+        assert not any(unseen.over(time) for time in times if time in seen)
+
+
+FORMATS = ("yuv420p", "yuvj420p", "yuv422p", "yuv444p", "yuv420p10le", "nv12", "gray", "yuyv422", "rgb24", "gbrp")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("size", [None, (21, 40), (70, 99)])
+def test_a_picture_is_swscale_s_most_exact_conversion(tmp_path: Path, name: str, size: tuple[int, int] | None) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    frame = av.VideoFrame.from_ndarray(noise, format="rgb24").reformat(format=name)
+    with av.open(str(counted(tmp_path / "a.mp4", 1))) as container:
+        picture = Picture(container.streams.video[0], size)
+        into = np.zeros(picture.shape(frame), dtype=np.uint8)
+        picture.draw(frame, into)
+    height, width = size or (37, 53)
+    at_once = frame.reformat(width=width, height=height, format="rgb24", interpolation=SCALER, threads=1)
+    assert np.array_equal(into, at_once.to_ndarray())
 
 
 def test_a_gif_is_a_video(tmp_path: Path) -> None:
