@@ -11,13 +11,17 @@ import hashlib
 import io
 import json
 import math
+import os
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from safetensors.torch import save
 from torch import Tensor
 
@@ -28,6 +32,7 @@ from lightning_sora.errors import SoraError
 SCHEMA = 1
 HEADER = "cache.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OPEN_SHARDS = 64  # of a reader at most; processes may often hold no more than 1,024 open files
 NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 COLUMNS = (
     "id", "caption", "alternatives", "frames", "height", "width", "fps", "own_frames", "own_height", "own_width",
@@ -83,7 +88,7 @@ def shard_bytes(
     return save(tensors, metadata={"cache": json.dumps(told, sort_keys=True)})
 
 
-def _digest(content: bytes) -> str:
+def _digest(content: bytes | memoryview) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
@@ -194,23 +199,95 @@ def read_header(root: storage.Location) -> dict[str, Any]:
     return header
 
 
-def read_latent(root: storage.Location, row: Mapping[str, Any]) -> Float[Tensor, "t h w channels"]:
-    """One latent, in float32, by one read of its range.
+class LatentReader:
+    """Reads latents out of the shards of a cache, each in one read of its range.
 
-    Raises:
-        SoraError: the shard ends before it, or its bytes have changed.
+    On a disk shards stay open, and a latent is verified once: the first time that this object reads it, and again
+    if its file has changed since (by inode, size or time of change). From a store it is verified whenever it is read,
+    as each read is another transfer. A copy in another process begins anew.
+
+    Args:
+        root: the folder of the cache, or its URL.
     """
-    with storage.open_file(root, f"shards/{row['shard']}") as file:
-        file.seek(row["offset"])
-        content = file.read(row["size"])
-    if len(content) != row["size"]:
-        raise SoraError(f"{root}/shards/{row['shard']} is cut short; run `data cache` again")
-    if _digest(content) != row["digest"]:
-        raise SoraError(
-            f"{root}/shards/{row['shard']} is damaged: the latent of {row['id']} is not what was written; delete the "
-            "shard and run `data cache` again"
-        )
-    flat = torch.frombuffer(bytearray(content), dtype=DTYPES[row["dtype"]])
-    if flat.numel() != math.prod(row["shape"]):
-        raise SoraError(f"{root}/shards/{row['shard']} and its table disagree on {row['id']}; make the cache anew")
-    return flat.reshape(row["shape"]).float()
+
+    def __init__(self, root: storage.Location) -> None:
+        self.root = root
+        self._open: OrderedDict[str, _OpenShard] = OrderedDict()
+        self._verified: dict[str, tuple[tuple[int, ...], set[int]]] = {}
+        self._lock = Lock()
+
+    def __reduce__(self) -> tuple[type[LatentReader], tuple[storage.Location]]:
+        return LatentReader, (self.root,)
+
+    def read(self, row: Mapping[str, Any]) -> Float[Tensor, "t h w channels"]:
+        """One latent, in float32.
+
+        Args:
+            row: of the table of a split.
+
+        Raises:
+            SoraError: the shard ends before it, its bytes are not those written, or its shape is another.
+            FileNotFoundError: there is no such shard.
+        """
+        shard = f"{self.root}/shards/{row['shard']}"
+        place = storage.join(self.root, f"shards/{row['shard']}")
+        seen: set[int] | None = None
+        if isinstance(place, Path):
+            opened, seen = self._opened(place)
+            content = opened.read(row["offset"], row["size"])
+        else:
+            with storage.open_file(self.root, f"shards/{row['shard']}") as file:
+                file.seek(row["offset"])
+                content = np.frombuffer(bytearray(file.read(row["size"])), dtype=np.uint8)
+        if len(content) != row["size"]:
+            raise SoraError(f"{shard} is cut short; run `data cache` again")
+        if seen is None or row["offset"] not in seen:
+            if _digest(content.data) != row["digest"]:
+                raise SoraError(
+                    f"{shard} is damaged: the latent of {row['id']} is not what was written; delete the shard and run "
+                    "`data cache` again"
+                )
+            if seen is not None:
+                seen.add(row["offset"])
+        flat = torch.from_numpy(content).view(DTYPES[row["dtype"]])
+        if flat.numel() != math.prod(row["shape"]):
+            raise SoraError(f"{shard} and its table disagree on {row['id']}; make the cache anew")
+        return flat.reshape(row["shape"]).float()
+
+    def _opened(self, path: Path) -> tuple[_OpenShard, set[int]]:
+        """A shard, and where the latents begin that were found to be whole since it last changed."""
+        found = path.stat()
+        state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        with self._lock:
+            known, seen = self._verified.get(path.name, ((), set()))
+            if known != state:
+                self._open.pop(path.name, None)
+                self._verified[path.name] = state, (seen := set())
+            if path.name not in self._open:
+                self._open[path.name] = _OpenShard(path)
+            self._open.move_to_end(path.name)
+            if len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)
+            return self._open[path.name], seen
+
+
+class _OpenShard:
+    """A file that is open for reading, closed when nobody holds it."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def read(self, offset: int, size: int) -> UInt8[np.ndarray, " bytes"]:
+        """``size`` bytes from ``offset``, fewer where the file ends."""
+        content, done = np.empty(size, dtype=np.uint8), 0
+        while done < size:
+            # Not mapped to memory: a file that is cut short meanwhile would kill the process.
+            read = os.preadv(self.descriptor, [content[done:].data], offset + done)
+            if not read:
+                break
+            done += read
+        return content[:done]
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +18,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from lightning_sora.data.latents import CachedClip, shard_bytes, shard_rows, table_bytes
+from lightning_sora.data import latents
+from lightning_sora.data.latents import CachedClip, LatentReader, shard_bytes, shard_rows, table_bytes
 from lightning_sora.data.sources import SOURCES, LatentSource
 from lightning_sora.data.sources.latents import facts_of, facts_text
 from lightning_sora.errors import SoraError
@@ -182,6 +185,67 @@ def test_latents_of_other_bytes_are_told_when_they_are_read(tmp_path: Path) -> N
     load(made, 0)
     with pytest.raises(SoraError, match="the latent of clip 2 is not what was written"):
         load(made, 2)
+
+
+def test_a_latent_is_verified_once_and_again_if_its_file_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified: list[int] = []
+    digest = latents._digest
+
+    def counting(content: bytes | memoryview) -> str:
+        verified.append(len(content))
+        return digest(content)
+
+    monkeypatch.setattr(latents, "_digest", counting)
+    shard = write(tmp_path) / "shards" / "train-00000000.safetensors"
+    made = source(tmp_path)
+    verified.clear()
+    for index in (0, 1, 0, 1, 0):
+        load(made, index)
+    assert len(verified) == 2
+    load(pickle.loads(pickle.dumps(made)), 0)
+    assert len(verified) == 3
+    os.utime(shard, ns=(0, 0))
+    load(made, 0)
+    assert len(verified) == 4
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    load(made, 0)
+    with pytest.raises(SoraError, match="the latent of clip 2 is not what was written"):
+        load(made, 2)
+
+
+def test_a_shard_that_is_cut_while_it_is_open_is_told(tmp_path: Path) -> None:
+    shard = write(tmp_path) / "shards" / "train-00000000.safetensors"
+    made = source(tmp_path)
+    load(made, 2)
+    os.truncate(shard, shard.stat().st_size - 4)
+    with pytest.raises(SoraError, match="cut short"):
+        load(made, 2)
+    shard.unlink()
+    with pytest.raises(FileNotFoundError):
+        load(made, 2)
+
+
+def test_no_more_shards_stay_open_than_are_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latents, "OPEN_SHARDS", 2)
+    (tmp_path / "shards").mkdir()
+    rows = []
+    for number in range(4):
+        shard = tmp_path / "shards" / f"{number}.safetensors"
+        shard.write_bytes(shard_bytes(clips_of()[:1], latents_of(number)[:1], VAE_HASH, "float32"))
+        rows += shard_rows(shard, VAE_HASH)
+    reader = LatentReader(tmp_path)
+    opened = set()
+    for number in (0, 1, 2, 3, 0, 3, 1):
+        assert torch.equal(reader.read(rows[number]), latents_of(number)[0])
+        assert len(reader._open) <= 2
+        opened |= {weakref.ref(shard) for shard in reader._open.values()}
+    del reader
+    assert len(opened) == 6  # 1 and 0 were closed in between
+    assert not any(shard() for shard in opened)
 
 
 def test_clips_come_in_the_order_of_their_source_less_those_that_were_left_out(tmp_path: Path) -> None:

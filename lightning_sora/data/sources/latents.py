@@ -21,7 +21,9 @@ from lightning_sora.world.config import WorldConfig
 
 @SOURCES.register("latents")
 class LatentSource(Source):
-    """Clips as latents of a frozen VAE, each at the size that it was cached at; every latent is verified as it is read.
+    """Clips as latents of a frozen VAE, each at the size that it was cached at.
+
+    Every latent is verified when a process first reads it (see :class:`~lightning_sora.data.latents.LatentReader`).
 
     Args:
         root: the folder of the cache, or its URL.
@@ -38,6 +40,7 @@ class LatentSource(Source):
         if root is None:
             raise SoraError("source 'latents' needs a root; give the folder that `lightning-sora data cache` wrote")
         self.root, self.split = root, split
+        self.reader = cache.LatentReader(root)
         self.header = cache.read_header(root)
         if split not in self.header["splits"]:
             raise SoraError(
@@ -85,7 +88,7 @@ class LatentSource(Source):
         self._check_size(index, (frames, height, width), fps)
         row, info = self.rows[index], self.infos[index]
         return Clip(
-            cache.read_latent(self.root, row),
+            self.reader.read(row),
             info.caption,
             row["fps"],
             facts_of(row["facts"]),
