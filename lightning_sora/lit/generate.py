@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,14 +11,14 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from lightning_sora.diffusion.guidance import guidance_of
+from lightning_sora.diffusion.guidance import TOGETHER_TOKENS, guidance_of
 from lightning_sora.diffusion.paths import Objective
 from lightning_sora.diffusion.samplers import SAMPLERS, Denoise, Progress, time_schedule
 from lightning_sora.lit.expander import create_expander
 from lightning_sora.lit.module import LitModule
 from lightning_sora.lit.vae import to_uint8
 from lightning_sora.models.dit import DiT
-from lightning_sora.models.text import TextEncoder
+from lightning_sora.models.text import TextContext, TextEncoder
 from lightning_sora.models.vae import VideoVAE
 from lightning_sora.randomness import normal_per_clip
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid, TokenLayout, unpatchify
@@ -121,26 +121,42 @@ class GenerativeModule(LitModule):
         return [made[i] for i in range(len(sizes))]
 
     def denoiser(self, prompts: Sequence[str], layout: TokenLayout, guidance: float | str | None = None) -> Denoise:
-        """``(x_t, t) -> x_0`` for these prompts, guided; the solver's state stays in float32."""
+        """``(x_t, t) -> x_0`` for these prompts, guided; the solver's state stays in float32.
+
+        What the guide asks this model for at once is computed in one batch where that is faster (see
+        :data:`~lightning_sora.diffusion.guidance.TOGETHER_TOKENS`).
+        """
         asked = self.guidance if guidance is None else guidance_of(guidance)
         guide = asked.start()
-        captions = {"conditional": list(prompts), "unconditional": [""] * len(prompts)}
-        contexts: dict[str, Any] = {}
+        captions = {"conditional": list(prompts), "unconditional": [""] * len(prompts), "weak": list(prompts)}
+        contexts: dict[tuple[str, ...], TextContext] = {}
+        layouts = {1: layout}
+        axis = int(layout.packed)  # along which clips are joined
 
-        def predict(kind: str, x_t: Tensor, t: float) -> Tensor:
-            model: GenerativeModule = self.weak(asked.weak) if kind == "weak" else self
-            if kind not in contexts:
-                contexts[kind] = model.text(captions["conditional" if kind == "weak" else kind])
-            times = torch.full((len(prompts),), t, device=x_t.device)
-            spread = layout.per_token(times[:, None])
+        def context(model: GenerativeModule, kinds: tuple[str, ...]) -> TextContext:
+            if kinds not in contexts:
+                apart = [context(model, (kind,)) for kind in kinds] if len(kinds) > 1 else []
+                contexts[kinds] = TextContext.join(apart) if apart else model.text(captions[kinds[0]])
+            return contexts[kinds]
+
+        def run(kinds: tuple[str, ...], x_t: Tensor, t: float) -> Sequence[Tensor]:
+            model: GenerativeModule = self.weak(asked.weak) if "weak" in kinds else self
+            at = layouts.setdefault(len(kinds), TokenLayout(layout.grids * len(kinds), layout.packed))
+            rows = torch.cat([x_t] * len(kinds), dim=axis)
+            times = torch.full((at.clips,), t, device=x_t.device)
+            spread = at.per_token(times[:, None])
             prediction = model.dit(
-                model.objective.input(x_t, spread).to(model.dtype), times.to(model.dtype), contexts[kind], layout
+                model.objective.input(rows, spread).to(model.dtype), times.to(model.dtype), context(model, kinds), at
             )
-            return model.objective.x_0(prediction.float(), x_t, spread)
+            return model.objective.x_0(prediction.float(), rows, spread).chunk(len(kinds), dim=axis)
 
         def denoise(x_t: Tensor, t: float) -> Tensor:
-            at: Callable[[str], Tensor] = lambda kind: predict(kind, x_t, t)  # noqa: E731
-            return guide(at, x_t, t)
+            def predict(*kinds: str) -> Sequence[Tensor]:
+                if "weak" not in kinds and layout.total <= TOGETHER_TOKENS:
+                    return run(kinds, x_t, t)
+                return [run((kind,), x_t, t)[0] for kind in kinds]
+
+            return guide(predict, x_t, t)
 
         return denoise
 

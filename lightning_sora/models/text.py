@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -34,6 +35,16 @@ class TextContext:
 
     embeddings: Float[Tensor, "clips text_tokens dim"]
     mask: Bool[Tensor, "clips text_tokens"]
+
+    @classmethod
+    def join(cls, contexts: Sequence[TextContext]) -> TextContext:
+        """The clips of several batches in one, padded to the longest text."""
+        length = max(context.mask.shape[1] for context in contexts)
+        padding = [length - context.mask.shape[1] for context in contexts]
+        return cls(
+            torch.cat([F.pad(c.embeddings, (0, 0, 0, more)) for c, more in zip(contexts, padding, strict=True)]),
+            torch.cat([F.pad(c.mask, (0, more)) for c, more in zip(contexts, padding, strict=True)]),
+        )
 
 
 class TextEncoder(nn.Module, ABC):

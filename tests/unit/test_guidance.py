@@ -18,12 +18,12 @@ PREDICTIONS = {"conditional": draw(0), "unconditional": draw(1), "weak": draw(2)
 X = draw(3)
 
 
-def asker() -> tuple[Callable[[str], Tensor], list[str]]:
+def asker() -> tuple[Callable[..., list[Tensor]], list[str]]:
     asked: list[str] = []
 
-    def predict(kind: str) -> Tensor:
-        asked.append(kind)
-        return PREDICTIONS[kind]
+    def predict(*kinds: str) -> list[Tensor]:
+        asked.extend(kinds)
+        return [PREDICTIONS[kind] for kind in kinds]
 
     return predict, asked
 
