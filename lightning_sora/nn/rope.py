@@ -9,12 +9,13 @@ coordinates alone.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
 
-Rope = Complex[Tensor, "batch_or_1 tokens 1 pairs"]
+Rope = Float[Tensor, "batch_or_1 tokens 1 pairs 2"]
+"""The cosine and the sine of the angle by which each token turns each pair of a head."""
 
 
 def axis_pairs(head_dim: int, axes: int) -> tuple[int, ...]:
@@ -33,7 +34,7 @@ def axis_pairs(head_dim: int, axes: int) -> tuple[int, ...]:
 
 
 def rotary(coordinates: Int[Tensor, "*batch tokens axes"], head_dim: int, theta: float = 100.0) -> Rope:
-    """The rotation of each token: unit complex numbers ``exp(i * coordinate * frequency)``.
+    """The rotation of each token: cosine and sine of ``coordinate * frequency``.
 
     Args:
         coordinates: integers of any range; only differences matter. The leading axis, if any, is
@@ -51,10 +52,19 @@ def rotary(coordinates: Int[Tensor, "*batch tokens axes"], head_dim: int, theta:
         frequency = theta ** (-torch.arange(pairs, device=coordinates.device, dtype=torch.float32) / pairs)
         angles.append(coordinates[..., axis, None] * frequency)
     angle = torch.cat(angles, dim=-1)[..., None, :]
-    return torch.polar(torch.ones_like(angle), angle)
+    return torch.stack([angle.cos(), angle.sin()], dim=-1)
 
 
 def rotate(x: Float[Tensor, "batch tokens heads head_dim"], rope: Rope) -> Float[Tensor, "batch tokens heads head_dim"]:
-    """Turns neighbouring pairs of ``x``: one complex product, in float32."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rope).flatten(-2).type_as(x)
+    """Turns neighbouring pairs of ``x``, in the precision of ``rope``.
+
+    Compiled, by real products, since Inductor does not fuse complex ones; otherwise by one complex product, which reads
+    and writes ``x`` once and takes a sixth to an eighth of the time that real ones take on a CPU.
+    """
+    pairs = x.to(rope.dtype).unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():
+        (a, b), (cos, sin) = pairs.unbind(-1), rope.unbind(-1)
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope))
+    return turned.flatten(-2).type_as(x)

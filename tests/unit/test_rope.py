@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
@@ -61,3 +62,31 @@ def test_every_axis_owns_some_pairs_and_together_all(head_dim: int, pairs: tuple
 def test_a_head_that_cannot_be_split_is_refused(head_dim: int) -> None:
     with pytest.raises(SoraError, match=f"head_dim={head_dim}"):
         axis_pairs(head_dim, 3)
+
+
+def test_real_products_are_the_complex_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64, to rounding: what is compiled, what runs eagerly, and the complex product by NumPy."""
+    x = heads(6, 18, 5).double()
+    rope = rotary(torch.arange(18).reshape(6, 3), 18).double()
+    expected = x.numpy().view("complex128") * rope.numpy().view("complex128")[..., 0]
+    eager = rotate(x, rope)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for found in (eager, rotate(x, rope)):
+        torch.testing.assert_close(found, torch.from_numpy(expected.view("float64")), atol=1e-15, rtol=1e-15)
+
+
+def test_nothing_complex_is_compiled() -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    x, rope = heads(6, 18, 6), rotary(torch.arange(18).reshape(6, 3), 18)
+    function = inspect.unwrap(rotate)  # without the checks of shapes, which are not compiled
+    compiled = torch.compile(function, backend=keep, fullgraph=True)(x, rope)
+    torch.compiler.reset()
+    torch.testing.assert_close(compiled, rotate(x, rope))
+    names = [str(node.target) for graph in graphs for node in graph.graph.nodes]
+    assert any("mul" in name for name in names)
+    assert not any("complex" in name for name in names)

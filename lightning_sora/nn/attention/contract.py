@@ -116,7 +116,7 @@ def keeps_shape_and_dtype(spec: str) -> None:
     for block, layout, where in _cases(spec):
         for dtype in (torch.float32, torch.float64):
             x, rope = tokens_of(layout).to(dtype), rope_of(layout)
-            y = block.to(dtype)(x, layout, rope.to(torch.complex128) if dtype == torch.float64 else rope)
+            y = block.to(dtype)(x, layout, rope.to(dtype))
             _require(y.shape == x.shape, f"{where}: {tuple(x.shape)} went in, {tuple(y.shape)} came out")
             _require(y.dtype == dtype, f"{where}: {dtype} went in, {y.dtype} came out")
 
@@ -158,7 +158,7 @@ def influences(block: AttentionBlock, layout: TokenLayout) -> Iterator[tuple[int
     block = block.double()
     x = tokens_of(layout).double().requires_grad_()
     weights = torch.randn(DIM, generator=generator(5, "contract")).double()
-    y = block(x, layout, rope_of(layout).to(torch.complex128)).reshape(layout.total, DIM) @ weights
+    y = block(x, layout, rope_of(layout).double()).reshape(layout.total, DIM) @ weights
     for token in range(0, layout.total, 7):
         (gradient,) = torch.autograd.grad(y[token], x, retain_graph=True)
         yield token, gradient.reshape(layout.total, DIM).abs().sum(dim=-1)

