@@ -138,6 +138,17 @@ class AttentionBlock(nn.Module, ABC):
         q, k, v = self.project(x, rope)
         return self.out(self.attend(q, k, v, layout, text).flatten(2))
 
+    @property
+    def plan_name(self) -> tuple[object, ...]:
+        """Identifies who attends to whom: layers of equal names share one plan per layout.
+
+        By default the class, the layer and every option; a block that does not depend on the layer may name less.
+        """
+        idle = ("training", "dim", "num_heads", "kernel", "kernels")
+        options = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in idle}
+        plain = (int, float, str, tuple)
+        return (type(self), *sorted((k, v if isinstance(v, plain) else repr(v)) for k, v in options.items()))
+
     @abstractmethod
     def attend(self, q: Heads, k: Heads, v: Heads, layout: TokenLayout, text: TextKeys | None = None) -> Heads:
         """Mixes values between the tokens of a clip, and from its text where there is any."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from lightning_sora.nn.attention.base import register_attention
 from lightning_sora.nn.attention.masked import MaskedBlock
+from lightning_sora.nn.attention.tiling import Coordinates
 from lightning_sora.spacetime import TokenGrid
 
 
@@ -15,7 +16,7 @@ class CausalAttention(MaskedBlock):
     """All tokens of the same and of earlier frames: what generating frame by frame needs (block-wise causal
     attention of CausVid, Yin et al. 2024, arXiv:2412.07772, section 4.1)."""
 
-    def visible(
-        self, queries: Int[Tensor, "queries 1 3"], keys: Int[Tensor, "1 keys 3"], grid: TokenGrid
-    ) -> Bool[Tensor, "queries keys"]:
-        return keys[..., 0] <= queries[..., 0]
+    plan_name = ("causal",)
+
+    def visible(self, queries: Coordinates, keys: Coordinates, grid: TokenGrid) -> Bool[Tensor, "*_"]:
+        return keys.t <= queries.t

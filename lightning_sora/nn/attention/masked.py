@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -11,75 +10,34 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lightning_sora.nn.attention.base import AttentionBlock, Heads, TextKeys, with_text
+from lightning_sora.nn.attention.tiled import attend_tiles
+from lightning_sora.nn.attention.tiling import Coordinates, Plan, make_plan, seen_from, shared
 from lightning_sora.spacetime import TokenGrid, TokenLayout
-
-#: Up to this fraction of distinct key sets among the tokens, tokens that share one are computed together.
-DISTINCT_FRACTION = 0.25
-PLANS_KEPT = 64
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How one grid is computed.
-
-    Attributes:
-        visible: which token (row) sees which (column).
-        segments: exact pieces: token indices of queries and of the keys that all of them see; empty if key sets are
-            nearly all different, and the mask is used as it is.
-    """
-
-    visible: Bool[Tensor, "tokens tokens"]
-    segments: tuple[tuple[Int[Tensor, "_ _"], Int[Tensor, "_ _"]], ...]
-
-    @property
-    def pairs(self) -> int:
-        return int(self.visible.sum())
 
 
 class MaskedBlock(AttentionBlock):
     """Softmax attention among pairs of tokens that satisfy a rule.
 
-    A subclass implements ``visible`` alone. Tokens that see the same set of tokens, such as those of one tile or
-    of one frame, are computed together and exactly; where nearly every token has a set of its own, the kernel gets
-    a dense mask: then ``sdpa`` and ``matmul`` compute more pairs than :meth:`pairs` counts, and ``flex``, which leaves
-    out empty blocks, about as many.
+    A subclass implements ``visible`` alone. Tiles of neighbouring tokens are computed against the union of what they
+    see, exactly: ``sdpa`` and ``matmul`` compute more pairs than :meth:`pairs` counts where tokens of a tile see
+    different ones, and ``flex``, which leaves out empty blocks of a mask, likewise.
     """
 
     kernels: ClassVar[tuple[str, ...]] = ("sdpa", "matmul", "flex")
 
     @abstractmethod
-    def visible(
-        self, queries: Int[Tensor, "queries 1 3"], keys: Int[Tensor, "1 keys 3"], grid: TokenGrid
-    ) -> Bool[Tensor, "queries keys"]:
-        """Whether each query sees each key, given the (t, y, x) of both; every token sees itself."""
+    def visible(self, queries: Coordinates, keys: Coordinates, grid: TokenGrid) -> Bool[Tensor, "*_"]:
+        """Whether each query sees each key; every token sees itself.
+
+        Args:
+            queries, keys: ``(t, y, x)`` of both, tensors of integers that broadcast against each other.
+        """
 
     def plan(self, grid: TokenGrid, device: torch.device | str = "cpu") -> Plan:
-        """Made once per grid and device."""
-        plans: dict[object, Plan] = self.__dict__.setdefault("_plans", {})
-        key = (grid, str(device))
-        if key not in plans:
-            if len(plans) >= PLANS_KEPT:
-                plans.pop(next(iter(plans)))
-            plans[key] = _on(self._make(grid), device)
-        return plans[key]
-
-    def _make(self, grid: TokenGrid) -> Plan:
-        at = TokenLayout((grid,)).coordinates()[:, 1:]
-        visible = self.visible(at[:, None], at[None], grid)
-        rows, which = torch.unique(visible, dim=0, return_inverse=True)
-        if len(rows) > max(1, DISTINCT_FRACTION * grid.tokens):
-            return Plan(visible, ())
-        members: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-        for index, row in enumerate(rows):
-            queries, keys = (which == index).nonzero()[:, 0], row.nonzero()[:, 0]
-            members.setdefault((len(queries), len(keys)), []).append((queries, keys))
-        return Plan(
-            visible,
-            tuple((torch.stack([q for q, _ in m]), torch.stack([k for _, k in m])) for m in members.values()),
-        )
-
-    def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.items() if name != "_plans"}
+        """How the block is computed on a grid, made once for all layers of equal ``plan_name``."""
+        if torch.device(device).type == "cpu":
+            return shared((self.plan_name, grid), lambda: make_plan(self.visible, grid))
+        return shared((self.plan_name, grid, str(device)), lambda: self.plan(grid).to(device))
 
     def attend(self, q: Heads, k: Heads, v: Heads, layout: TokenLayout, text: TextKeys | None = None) -> Heads:
         if not layout.packed:
@@ -99,33 +57,17 @@ class MaskedBlock(AttentionBlock):
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid, text: TextKeys | None, clips: Int[Tensor, " batch"]
     ) -> Tensor:
-        plan = self.plan(grid, q.device)
-        if not plan.segments:
-            keys, values, mask = with_text(k, v, text, clips)
-            extra = keys.shape[1] - k.shape[1]
-            pattern = torch.nn.functional.pad(plan.visible, (0, extra), value=True) if extra else plan.visible
-            return self.kernel(q, keys, values, mask, pattern)
-        order, mixed = [], []
-        for queries, keys in plan.segments:
-            rows = clips.repeat_interleave(len(queries))
-            some_k, some_v, mask = with_text(_take(k, keys), _take(v, keys), text, rows)
-            result = self.kernel(_take(q, queries), some_k, some_v, mask)
-            mixed.append(result.reshape(len(q), -1, *q.shape[2:]))
-            order.append(queries.flatten())
-        together = torch.cat(mixed, dim=1)
-        return torch.empty_like(together).index_copy(1, torch.cat(order), together)
+        keys, values, mask = with_text(k, v, text, clips)
+        words = None if mask is None else mask[:, k.shape[1] :]
+        return attend_tiles(self.kernel, q, keys, values, self.plan(grid, q.device), words)
 
     def receptive_field(self, layout: TokenLayout) -> Bool[Tensor, "total total"]:
-        return torch.block_diag(*(self.plan(grid).visible for grid in layout.grids)).bool()
+        fields = []
+        for grid in layout.grids:
+            t, y, x = grid
+            seen = seen_from(self.visible, (0, 0, 0), (t, y, x), grid)
+            fields.append(seen.expand(t, y, x, t, y, x).reshape(grid.tokens, grid.tokens))
+        return torch.block_diag(*fields).bool()
 
     def pairs(self, layout: TokenLayout) -> int:
         return sum(self.plan(grid).pairs for grid in layout.grids)
-
-
-def _take(x: Tensor, indices: Int[Tensor, "groups length"]) -> Tensor:
-    """[batch * groups, length, heads, head_dim], the groups of a clip side by side."""
-    return x.index_select(1, indices.flatten()).reshape(-1, indices.shape[1], *x.shape[2:])
-
-
-def _on(plan: Plan, device: torch.device | str) -> Plan:
-    return Plan(plan.visible.to(device), tuple((q.to(device), k.to(device)) for q, k in plan.segments))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_sora.nn.attention.base import register_attention
 from lightning_sora.nn.attention.masked import MaskedBlock
+from lightning_sora.nn.attention.tiling import Coordinates
 from lightning_sora.nn.attention.triples import triple
 from lightning_sora.spacetime import TokenGrid
 
@@ -28,13 +29,22 @@ class NeighborhoodAttention(MaskedBlock):
         super().__init__(dim, num_heads, layer=layer, depth=depth)
         self.radius = triple("neighborhood", "radius", radius, least=0)
 
-    def visible(
-        self, queries: Int[Tensor, "queries 1 3"], keys: Int[Tensor, "1 keys 3"], grid: TokenGrid
-    ) -> Bool[Tensor, "queries keys"]:
-        size = torch.tensor(list(grid))
-        radius = torch.tensor(self.radius)
-        # The box's middle keeps its distance from the border; a box wider than the grid covers it from any place.
-        lowest, highest = radius, (size - 1 - radius)
-        middle = torch.maximum(torch.minimum(queries, highest), lowest)
-        near = (keys - middle).abs() <= radius
-        return (near | (2 * radius + 1 >= size)).all(dim=-1)
+    @property
+    def plan_name(self) -> tuple[object, ...]:
+        return ("neighborhood", self.radius)
+
+    def visible(self, queries: Coordinates, keys: Coordinates, grid: TokenGrid) -> Bool[Tensor, "*_"]:
+        t, y, x = map(near, queries, keys, grid, self.radius)
+        return t & y & x
+
+
+def near(
+    queries: Int[Tensor, "*_"], keys: Int[Tensor, "*_"], size: int, radius: int
+) -> Bool[Tensor, "*_"]:
+    """Along one axis of ``size``: whether keys are within ``radius`` of the queries.
+
+    The middle keeps its distance from the border; a reach wider than the axis covers it from any place.
+    """
+    if 2 * radius + 1 >= size:
+        return torch.ones_like(queries, dtype=torch.bool)
+    return (keys - queries.clamp(radius, size - 1 - radius)).abs() <= radius

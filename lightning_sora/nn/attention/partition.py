@@ -31,17 +31,6 @@ class PartitionBlock(AttentionBlock):
             grids: of the clips.
         """
 
-    @property
-    def plan_name(self) -> tuple[object, ...]:
-        """Identifies the partition: layers with equal names share one plan per layout.
-
-        By default the class, the layer and every plain option; a block whose groups do not depend
-        on the layer may name less.
-        """
-        options = {k: v for k, v in vars(self).items() if isinstance(v, int | float | str | tuple)}
-        del options["training"], options["dim"], options["num_heads"]
-        return (type(self), *sorted(options.items()))
-
     def groups(self, layout: TokenLayout, device: torch.device | str = "cpu") -> Groups:
         """The groups within one clip of a uniform layout, or within all clips of a packed one."""
         if not layout.packed:

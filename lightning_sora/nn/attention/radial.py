@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
 from lightning_sora.nn.attention.base import register_attention
 from lightning_sora.nn.attention.masked import MaskedBlock
+from lightning_sora.nn.attention.tiling import Coordinates
 from lightning_sora.spacetime import TokenGrid
 
 
@@ -30,15 +31,16 @@ class RadialAttention(MaskedBlock):
             raise SoraError(f"radial width={width} must be positive")
         self.width = float(width)
 
-    def visible(
-        self, queries: Int[Tensor, "queries 1 3"], keys: Int[Tensor, "1 keys 3"], grid: TokenGrid
-    ) -> Bool[Tensor, "queries keys"]:
-        apart = (queries[..., 0] - keys[..., 0]).abs()
-        place = (queries[..., 1] - keys[..., 1]) * grid.width + queries[..., 2] - keys[..., 2]
+    @property
+    def plan_name(self) -> tuple[object, ...]:
+        return ("radial", self.width)
+
+    def visible(self, queries: Coordinates, keys: Coordinates, grid: TokenGrid) -> Bool[Tensor, "*_"]:
+        apart = (queries.t - keys.t).abs()
+        place = (queries.y - keys.y) * grid.width + (queries.x - keys.x)
         frame = grid.height * grid.width
         band = self.width * frame * 0.5 ** torch.floor(torch.log2(apart.clamp(min=1).double()))
-        near = place.abs() < band
         # A band of less than one token: its own place, in one of so many frames.
-        every = torch.ceil(1 / band).long()
-        thin = (band < 1) & (place == 0) & (apart % every == 0)
-        return torch.where(band < 1, thin, near) | (apart == 0)
+        thin = apart % torch.ceil(1 / band).long() == 0
+        width = torch.where(band < 1, thin.to(band.dtype), band).masked_fill(apart == 0, frame)
+        return place.abs() < width

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
 from lightning_sora.nn.attention.base import register_attention
 from lightning_sora.nn.attention.masked import MaskedBlock
+from lightning_sora.nn.attention.neighborhood import near
+from lightning_sora.nn.attention.tiling import Coordinates
 from lightning_sora.nn.attention.triples import triple
 from lightning_sora.spacetime import TokenGrid
 
@@ -39,12 +40,13 @@ class TileAttention(MaskedBlock):
         if not all(w % 2 for w in self.window):
             raise SoraError(f"tile window={window} must be odd along each axis, with the tile itself in the middle")
 
-    def visible(
-        self, queries: Int[Tensor, "queries 1 3"], keys: Int[Tensor, "1 keys 3"], grid: TokenGrid
-    ) -> Bool[Tensor, "queries keys"]:
-        tile, window = torch.tensor(self.tile), torch.tensor(self.window)
-        tiles = -(-torch.tensor(list(grid)) // tile)
-        radius = window // 2
-        middle = torch.maximum(torch.minimum(queries // tile, tiles - 1 - radius), radius)
-        near = (keys // tile - middle).abs() <= radius
-        return (near | (window >= tiles)).all(dim=-1)
+    @property
+    def plan_name(self) -> tuple[object, ...]:
+        return ("tile", self.tile, self.window)
+
+    def visible(self, queries: Coordinates, keys: Coordinates, grid: TokenGrid) -> Bool[Tensor, "*_"]:
+        t, y, x = (
+            near(query // tile, key // tile, -(-size // tile), window // 2)
+            for query, key, size, tile, window in zip(queries, keys, grid, self.tile, self.window, strict=True)
+        )
+        return t & y & x
