@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_sora.errors import SoraError
-from lightning_sora.nn.attention import MaskedBlock, create_attention
+from lightning_sora.nn.attention import create_attention
 from lightning_sora.nn.attention.contract import DEPTH, DIM, HEADS, LAYOUTS, make, rope_of, text_of, tokens_of
 from lightning_sora.nn.attention.kernels import flex, masked_row_ends, row_ends, varlen
 from lightning_sora.spacetime import TokenGrid, TokenLayout
@@ -112,18 +112,6 @@ def test_axial_moves_along_one_axis_per_layer(layer: int) -> None:
 def test_causal_sees_no_later_frame() -> None:
     for place, seen in zip(places(GRIDS[0]), seen_by("causal", GRIDS[0]), strict=True):
         assert seen == {p for p in places(GRIDS[0]) if p[0] <= place[0]}
-
-
-def test_tiles_and_frames_are_computed_exactly_and_neighborhoods_by_a_mask() -> None:
-    grid = TokenGrid(6, 8, 8)
-    for spec, exact in (("tile", True), ("causal", True), ("neighborhood", False)):
-        block = create_attention(spec, DIM, HEADS, layer=0, depth=DEPTH)
-        assert isinstance(block, MaskedBlock)
-        plan = block.plan(grid)
-        assert bool(plan.segments) == exact
-        assert block.plan(grid) is plan
-        if exact:
-            assert sum(q.numel() * k.shape[1] for q, k in plan.segments) == plan.pairs
 
 
 def test_linear_attention_is_a_ratio_of_sums() -> None:

@@ -64,9 +64,8 @@ class MaskedBlock(AttentionBlock):
     def receptive_field(self, layout: TokenLayout) -> Bool[Tensor, "total total"]:
         fields = []
         for grid in layout.grids:
-            t, y, x = grid
-            seen = seen_from(self.visible, (0, 0, 0), (t, y, x), grid)
-            fields.append(seen.expand(t, y, x, t, y, x).reshape(grid.tokens, grid.tokens))
+            seen = seen_from(self.visible, [range(n) for n in grid], grid)
+            fields.append(seen.expand(*grid, *grid).reshape(grid.tokens, grid.tokens))
         return torch.block_diag(*fields).bool()
 
     def pairs(self, layout: TokenLayout) -> int:

@@ -38,9 +38,7 @@ class NeighborhoodAttention(MaskedBlock):
         return t & y & x
 
 
-def near(
-    queries: Int[Tensor, "*_"], keys: Int[Tensor, "*_"], size: int, radius: int
-) -> Bool[Tensor, "*_"]:
+def near(queries: Int[Tensor, "*_"], keys: Int[Tensor, "*_"], size: int, radius: int) -> Bool[Tensor, "*_"]:
     """Along one axis of ``size``: whether keys are within ``radius`` of the queries.
 
     The middle keeps its distance from the border; a reach wider than the axis covers it from any place.

@@ -42,5 +42,5 @@ class RadialAttention(MaskedBlock):
         band = self.width * frame * 0.5 ** torch.floor(torch.log2(apart.clamp(min=1).double()))
         # A band of less than one token: its own place, in one of so many frames.
         thin = apart % torch.ceil(1 / band).long() == 0
-        width = torch.where(band < 1, thin.to(band.dtype), band).masked_fill(apart == 0, frame)
-        return place.abs() < width
+        width = torch.where(band < 1, thin, band.ceil()).masked_fill(apart == 0, frame)
+        return place.abs() < width.to(place.dtype)

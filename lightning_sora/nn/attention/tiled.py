@@ -63,7 +63,7 @@ def _tiles(
     queries: Tensor, keys: Tensor, patterns: Tensor, numbers: Sequence[int], rows: int
 ) -> Iterator[tuple[Int[Tensor, "tiles _"], Int[Tensor, "tiles _"], Bool[Tensor, "_ _"] | None]]:
     """Queries, keys and pattern of the tiles that are computed together."""
-    parts = tuple(Part(*numbers[i : i + 3], masked=bool(numbers[i + 3])) for i in range(0, len(numbers), 4))
+    parts = tuple(Part(a, b, c, bool(masked)) for a, b, c, masked in zip(*[iter(numbers)] * 4, strict=True))
     for part, (some_queries, some_keys, pattern) in zip(parts, pieces(parts, queries, keys, patterns), strict=True):
         step = max(1, KEYS_AT_ONCE // (rows * part.keys))
         for start in range(0, part.tiles, step):
@@ -90,8 +90,9 @@ def _with_text(keys: Tensor, k: Tensor, text: Tensor | None) -> Tensor:
     return torch.cat([keys, words.expand(len(keys), -1)], dim=1)
 
 
-def _bias(pattern: Tensor | None, text: Tensor | None, tiles: int, keys: int, dtype: torch.dtype) -> Tensor | None:
-    """What is added to scores: 0 for what is seen and minus infinity for the rest."""
+def _bias(pattern: Tensor | None, text: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
+    """What is added to the scores of tiles, of which ``shape`` is that of their keys: minus infinity hides a pair."""
+    tiles, keys = shape
     if text is not None:
         seen = torch.nn.functional.pad(text, (keys, 0), value=True)[:, None, None]
         if pattern is not None:
@@ -112,7 +113,7 @@ def _fused(
     mixed = torch.empty(q.shape, dtype=q.dtype)
     sums = torch.empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
     for some_queries, some_keys, pattern in _tiles(queries, keys, patterns, parts, len(q)):
-        bias = _bias(pattern, text, *some_keys.shape, q.dtype)
+        bias = _bias(pattern, text, some_keys.shape, q.dtype)
         some_keys = _with_text(some_keys, k, text)
         found, logarithms = _forward(
             _chosen(q, some_queries), _chosen(k, some_keys), _chosen(v, some_keys), attn_mask=bias
@@ -141,7 +142,7 @@ def _fused_backward(
     grad_q = torch.empty(q.shape, dtype=q.dtype)
     grad_k, grad_v = (torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (k, v))
     for some_queries, some_keys, pattern in _tiles(queries, keys, patterns, parts, len(q)):
-        bias = _bias(pattern, text, *some_keys.shape, q.dtype)
+        bias = _bias(pattern, text, some_keys.shape, q.dtype)
         some_keys = _with_text(some_keys, k, text)
         part_q, part_mixed, part_gradient = (_chosen(x, some_queries) for x in (q, mixed, gradient))
         part_sums = take(sums, some_queries.flatten()).reshape(-1, some_queries.shape[1], sums.shape[2])

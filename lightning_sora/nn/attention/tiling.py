@@ -8,19 +8,18 @@ of one pattern are computed together.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lightning_sora.spacetime import TokenGrid
-
-Box = tuple[int, int, int]
 
 
 class Coordinates(NamedTuple):
@@ -41,7 +40,7 @@ Rule = Callable[[Coordinates, Coordinates, TokenGrid], Bool[Tensor, "*_"]]
 """Whether each query sees each key, for coordinates that broadcast against each other."""
 
 #: What a key of a tile costs beside its scores, in queries: gathering it, and starting on it. Measured on a CPU.
-KEY_COST = 64
+KEY_COST = 40
 #: Larger tiles win nothing.
 MOST_QUERIES = 1024
 #: Where tiles are sized up, as parts of each axis: in the middle, in a corner, and between them.
@@ -85,8 +84,8 @@ class Plan:
         return sum(x.nbytes for x in (self.queries, self.keys, self.patterns))
 
     def to(self, device: torch.device | str) -> Plan:
-        moved = (x.to(device) for x in (self.queries, self.keys, self.patterns))
-        return Plan(self.parts, *moved, self.pairs)
+        queries, keys, patterns = (x.to(device) for x in (self.queries, self.keys, self.patterns))
+        return Plan(self.parts, queries, keys, patterns, self.pairs)
 
     def pieces(self) -> Iterator[tuple[Int[Tensor, "tiles _"], Int[Tensor, "tiles _"], Bool[Tensor, "_ _"] | None]]:
         """Queries, keys and pattern of each part."""
@@ -105,114 +104,110 @@ def pieces(
         yield q.view(part.tiles, part.queries), k.view(part.tiles, part.keys), shaped
 
 
-def make_plan(rule: Rule, grid: TokenGrid) -> Plan:
-    """Plans tile by tile: no more than ``MOST_QUERIES x tokens`` pairs are looked at together."""
-    size = _box_size(rule, grid)
-    index = torch.arange(grid.tokens).view(*grid)
-    alike: dict[object, list[tuple[Tensor, Tensor, Tensor]]] = {}
-    pairs = 0
-    for low in itertools.product(*(range(0, n, step) for n, step in zip(grid, size, strict=True))):
-        queries = index[tuple(slice(start, start + step) for start, step in zip(low, size, strict=True))]
-        seen = seen_from(rule, low, _box(queries.shape), grid)
-        keys = _union(seen, grid).nonzero()[:, 0]
-        shape = (queries.numel(), len(keys))
-        count = _count(seen, queries.numel(), grid)
-        pairs += count
-        pattern = None
-        if count < shape[0] * shape[1]:
-            pattern = seen.expand(*queries.shape, *grid).reshape(-1, grid.tokens).index_select(1, keys)
-        name = (shape, None if pattern is None else blake2b(pattern.numpy()).digest())
-        some = alike.setdefault(name, _Alike([], [], pattern))
-        some.queries.append(queries.flatten())
-        some.keys.append(keys)
-    tiles = list(alike.values())
-    parts = tuple(Part(len(a.queries), len(a.queries[0]), len(a.keys[0]), a.pattern is not None) for a in tiles)
-    queries = torch.cat([queries for a in tiles for queries in a.queries])
-    keys = torch.cat([keys for a in tiles for keys in a.keys])
-    return Plan(parts, queries, keys, _joined(tiles, parts), pairs)
-
-
 @dataclass
 class _Alike:
-    queries: list[Tensor]
-    keys: list[Tensor]
+    """Tiles of one pattern."""
+
     pattern: Tensor | None
+    queries: list[Tensor] = field(default_factory=list)
+    keys: list[Tensor] = field(default_factory=list)
+
+    @property
+    def part(self) -> Part:
+        return Part(len(self.queries), len(self.queries[0]), len(self.keys[0]), self.pattern is not None)
 
 
-def _joined(tiles: list[_Alike], parts: tuple[Part, ...]) -> Tensor:
+def make_plan(rule: Rule, grid: TokenGrid) -> Plan:
+    """Plans tile by tile: no more than ``MOST_QUERIES x tokens`` pairs are looked at together."""
+    size = _tile_size(rule, grid)
+    index = torch.arange(grid.tokens).view(*grid)
+    found: dict[object, _Alike] = {}
+    pairs = 0
+    for low in itertools.product(*(range(0, n, step) for n, step in zip(grid, size, strict=True))):
+        box = [range(start, min(start + step, n)) for start, step, n in zip(low, size, grid, strict=True)]
+        queries = index[tuple(slice(axis.start, axis.stop) for axis in box)]
+        seen = seen_from(rule, box, grid)
+        keys = _union(seen, grid).nonzero()[:, 0]
+        count = int(seen.count_nonzero()) * (queries.numel() * grid.tokens // seen.numel())
+        pairs += count
+        pattern = None
+        if count < queries.numel() * len(keys):
+            pattern = seen.expand(*queries.shape, *grid).reshape(-1, grid.tokens).index_select(1, keys)
+        name = None if pattern is None else blake2b(pattern.numpy().data).digest()
+        alike = found.setdefault((queries.numel(), len(keys), name), _Alike(pattern))
+        alike.queries.append(queries.flatten())
+        alike.keys.append(keys)
+    tiles = list(found.values())
+    return Plan(
+        tuple(some.part for some in tiles),
+        torch.cat([queries for some in tiles for queries in some.queries]),
+        torch.cat([keys for some in tiles for keys in some.keys]),
+        _joined(tiles),
+        pairs,
+    )
+
+
+def _joined(tiles: list[_Alike]) -> Bool[Tensor, " _"]:
     """The patterns end to end; each is given up when it is copied, so that they are in memory once."""
-    patterns = torch.empty(sum(part.queries * part.keys for part in parts if part.masked), dtype=torch.bool)
+    joined = torch.empty(sum(some.pattern.numel() for some in tiles if some.pattern is not None), dtype=torch.bool)
     end = 0
     for some in tiles:
         if some.pattern is not None:
             start, end = end, end + some.pattern.numel()
-            patterns[start:end] = some.pattern.flatten()
+            joined[start:end] = some.pattern.flatten()
             some.pattern = None
-    return patterns
+    return joined
 
 
-def seen_from(rule: Rule, low: tuple[int, ...], size: Box, grid: TokenGrid) -> Bool[Tensor, "t y x key_t key_y key_x"]:
+def seen_from(rule: Rule, box: Sequence[range], grid: TokenGrid) -> Bool[Tensor, "t y x key_t key_y key_x"]:
     """What each query of a box sees, to be broadcast.
 
     Every coordinate has an axis of its own, so that a rule compares each pair of coordinates once and only what
     depends on several of them is as large as all pairs.
     """
-    axes = [torch.arange(start, start + n, dtype=torch.int32) for start, n in zip(low, size, strict=True)]
-    axes += [torch.arange(n, dtype=torch.int32) for n in grid]
-    t, y, x, key_t, key_y, key_x = (a.view(*(-1 if i == j else 1 for j in range(6))) for i, a in enumerate(axes))
+    axes = [*box, *(range(n) for n in grid)]
+    t, y, x, key_t, key_y, key_x = (
+        torch.arange(a.start, a.stop, dtype=torch.int32).view(*(-1 if i == axis else 1 for i in range(6)))
+        for axis, a in enumerate(axes)
+    )
     seen = rule(Coordinates(t, y, x), Coordinates(key_t, key_y, key_x), grid)
     return seen.view(*[1] * (6 - seen.dim()), *seen.shape)
 
 
-def _union(seen: Tensor, grid: TokenGrid) -> Bool[Tensor, " tokens"]:
+def _union(seen: Bool[Tensor, "t y x key_t key_y key_x"], grid: TokenGrid) -> Bool[Tensor, " tokens"]:
     return seen.flatten(0, 2).any(dim=0).expand(*grid).flatten()
 
 
-def _count(seen: Tensor, queries: int, grid: TokenGrid) -> int:
-    return int(seen.count_nonzero()) * (queries * grid.tokens // seen.numel())
-
-
-def _box_size(rule: Rule, grid: TokenGrid) -> Box:
-    """The size of boxes, found by letting them grow along whichever axis makes a query cheapest."""
-    sizes = tuple(grid)
-    size: Box = (1, 1, 1)
+def _tile_size(rule: Rule, grid: TokenGrid) -> tuple[int, ...]:
+    """The size of tiles, found by letting them grow along whichever axis makes a query cheapest."""
+    size: tuple[int, ...] = (1, 1, 1)
     cost = _cost(rule, size, grid)
     while True:
         larger = {
-            _box(min(sizes[a], step) if a == axis else size[a] for a in range(3))
+            tuple(min(n, step) if i == axis else size[i] for i, n in enumerate(grid))
             for axis in range(3)
-            for step in (size[axis] * 3 // 2 + size[axis] % 2, size[axis] * 2)
+            for step in (size[axis] + (size[axis] + 1) // 2, size[axis] * 2)
         }
-        costs = {box: _cost(rule, box, grid) for box in sorted(larger) if box != size and _volume(box) <= MOST_QUERIES}
+        costs = {box: _cost(rule, box, grid) for box in sorted(larger - {size}) if math.prod(box) <= MOST_QUERIES}
         best = min(costs, key=costs.__getitem__, default=size)
         if best == size or costs[best] >= cost:
             return size
         size, cost = best, costs[best]
 
 
-def _cost(rule: Rule, size: Box, grid: TokenGrid) -> float:
-    """Per query, in pairs, of the boxes at some places; boxes that stick out of the grid count whole."""
-    spent = queries = 0
+def _cost(rule: Rule, size: tuple[int, ...], grid: TokenGrid) -> float:
+    """Per query, in pairs, of the tiles at some places; tiles that stick out of the grid count whole."""
+    spent, queries = 0.0, 0
     for sample in SAMPLES:
         low = [int(part * n) // step * step for part, n, step in zip(sample, grid, size, strict=True)]
-        box = _box(min(step, n - start) for start, n, step in zip(low, grid, size, strict=True))
-        keys = int(_union(seen_from(rule, tuple(low), box, grid), grid).count_nonzero())
-        spent += keys * (_volume(box) + KEY_COST)
-        queries += _volume(box)
-    for n, step in zip(grid, size, strict=True):
-        spent *= -(-n // step) * step / n
-    return spent / queries
+        box = [range(start, min(start + step, n)) for start, step, n in zip(low, size, grid, strict=True)]
+        volume = math.prod(map(len, box))
+        spent += int(_union(seen_from(rule, box, grid), grid).count_nonzero()) * (volume + KEY_COST)
+        queries += volume
+    return spent / queries * math.prod(-(-n // step) * step / n for n, step in zip(grid, size, strict=True))
 
 
-def _volume(box: Box) -> int:
-    return box[0] * box[1] * box[2]
-
-
-def _box(sizes: object) -> Box:
-    t, y, x = sizes  # type: ignore[misc]
-    return (t, y, x)
-
-
+@runtime_checkable
 class _Sized(Protocol):
     @property
     def nbytes(self) -> int: ...
