@@ -28,10 +28,13 @@ class Groups:
     Attributes:
         segments: per distinct group length, the flat token indices ``[groups, length]``.
         contiguous: the tokens lie in group order already, in groups of one length.
+        ends: where each group starts when segments lie end to end, and the end: int32, as variable-length kernels
+            want it.
     """
 
     segments: tuple[Int[Tensor, "_ _"], ...]
     contiguous: bool
+    ends: Int[Tensor, " groups_plus_one"]
 
     @property
     def pairs(self) -> int:
@@ -39,7 +42,7 @@ class Groups:
         return sum(s.shape[0] * s.shape[1] ** 2 for s in self.segments)
 
     def to(self, device: torch.device) -> Groups:
-        return Groups(tuple(s.to(device) for s in self.segments), self.contiguous)
+        return Groups(tuple(s.to(device) for s in self.segments), self.contiguous, self.ends.to(device))
 
 
 @dataclass(frozen=True)
@@ -154,4 +157,6 @@ def _partition(layout: TokenLayout, key: GroupKey) -> Groups:
     for part in parts:
         by_length.setdefault(len(part), []).append(part)
     contiguous = len(by_length) == 1 and bool((order == torch.arange(layout.total)).all())
-    return Groups(tuple(torch.stack(rows) for rows in by_length.values()), contiguous)
+    lengths = torch.tensor([0, *(len(part) for rows in by_length.values() for part in rows)])
+    ends = lengths.cumsum(0, dtype=torch.int32)
+    return Groups(tuple(torch.stack(rows) for rows in by_length.values()), contiguous, ends)

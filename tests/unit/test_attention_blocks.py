@@ -5,11 +5,12 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from lightning_sora.errors import SoraError
-from lightning_sora.nn.attention import create_attention
+from lightning_sora.nn.attention import create_attention, kernels
 from lightning_sora.nn.attention.contract import DEPTH, DIM, HEADS, LAYOUTS, make, rope_of, text_of, tokens_of
-from lightning_sora.nn.attention.kernels import flex, masked_row_ends, row_ends, varlen
+from lightning_sora.nn.attention.kernels import flex, kept_first, masked_row_ends, row_ends, sdpa, varlen
 from lightning_sora.spacetime import TokenGrid, TokenLayout
 
 COVERING = (
@@ -155,6 +156,30 @@ def test_rows_end_to_end_for_variable_lengths() -> None:
     mask = torch.tensor([[True, True, False], [True, False, False]])
     assert masked_row_ends(mask).tolist() == [0, 2, 3]
     assert masked_row_ends(mask).dtype == torch.int32
+    assert kept_first(mask).tolist() == [0, 1, 3, 2, 4, 5]
+
+
+def row_by_row(q: Tensor, k: Tensor, v: Tensor, ends: tuple[Tensor, Tensor], longest: tuple[int, int]) -> Tensor:
+    """The variable-length kernel, which runs on CUDA alone, written out."""
+    mixed = torch.full_like(q, torch.nan)
+    for queries, keys in zip(*(itertools.pairwise(e.tolist()) for e in ends), strict=True):
+        assert queries[1] - queries[0] <= longest[0]
+        assert keys[1] - keys[0] <= longest[1]
+        rows = (x[None, slice(*place)] for x, place in ((q, queries), (k, keys), (v, keys)))
+        mixed[slice(*queries)] = sdpa(*rows)[0]
+    return mixed
+
+
+@pytest.mark.parametrize("spec", ["full", "window", "axial", "dilated(stride=3)"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_groups_of_all_lengths_are_rows_of_one_call(
+    spec: str, layout: TokenLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "varlen_flat", row_by_row)
+    x, rope, text = tokens_of(layout), rope_of(layout), text_of(layout)
+    for words in (None, text):
+        expected = make(spec, 1)(x, layout, rope, words)
+        torch.testing.assert_close(make(spec, 1, "varlen")(x, layout, rope, words), expected, atol=1e-5, rtol=0)
 
 
 def test_kernels_that_cannot_run_here_say_which_can() -> None:

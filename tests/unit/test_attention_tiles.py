@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_sora.nn.attention import ATTENTION, MaskedBlock, create_attention, register_attention
+from lightning_sora.nn.attention import ATTENTION, MaskedBlock, blocks, create_attention, register_attention
 from lightning_sora.nn.attention.base import TextKeys
 from lightning_sora.nn.attention.contract import HEADS, rope_of, text_of, tokens_of
 from lightning_sora.nn.attention.tiling import Coordinates, Plan, make_plan, shared
@@ -95,6 +95,22 @@ def test_a_plan_holds_every_pair_once(grid: TokenGrid, spec: str) -> None:
             held[some[:, None], others] += torch.ones(len(some), len(others)).int() if pattern is None else pattern
     assert torch.equal(held, seen.int())
     assert block.pairs(TokenLayout.uniform(grid, 3)) == 3 * int(seen.sum())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("grid", [TokenGrid(5, 7, 6), TokenGrid(2, 8, 8)], ids=str)
+def test_block_masks_are_exact_and_made_once(grid: TokenGrid, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two blocks of 128 queries, the second with little in it; text that changes from call to call."""
+    made = []
+    monkeypatch.setattr(blocks, "_blocks", lambda *a, make=blocks._blocks: made.append(a) or make(*a))
+    layout = TokenLayout.uniform(grid, 2)
+    block, x, rope, text = block_of(spec, kernel="flex"), tokens_of(layout), rope_of(layout), text_of(layout)
+    other = TextKeys(text.k.flip(0), text.v, text.mask.flip(0))
+    for words in (None, text, other, None, other):
+        expected = by_all_pairs(block, x, layout, rope, words)
+        torch.testing.assert_close(block(x, layout, rope, words), expected, atol=1e-5, rtol=0)
+    assert len(made) <= 2
 
 
 def test_plans_grow_with_what_is_seen() -> None:

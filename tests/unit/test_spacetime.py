@@ -83,6 +83,7 @@ def test_groups_partition_the_tokens_and_never_mix_clips() -> None:
     layout = TokenLayout.pack((TokenGrid(2, 3, 3), TokenGrid(3, 2, 5)))
     groups = layout.groups(lambda c, _: c[:, 1:] // 2, "halves")
     flat = torch.cat([s.flatten() for s in groups.segments])
+    assert groups.ends.diff().tolist() == [len(group) for s in groups.segments for group in s]
     assert torch.equal(flat.sort().values, torch.arange(layout.total))
     coordinates = layout.coordinates()
     for segment in groups.segments:

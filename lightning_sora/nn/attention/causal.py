@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import no_type_check
+
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -18,5 +20,6 @@ class CausalAttention(MaskedBlock):
 
     plan_name = ("causal",)
 
+    @no_type_check  # FlexAttention compiles it
     def visible(self, queries: Coordinates, keys: Coordinates, grid: TokenGrid) -> Bool[Tensor, "*_"]:
         return keys.t <= queries.t

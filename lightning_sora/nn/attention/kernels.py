@@ -1,13 +1,14 @@
 """Kernels: how softmax attention is computed, apart from who attends to whom.
 
-Every kernel takes queries, keys and values as ``[batch, tokens, heads, head_dim]``, a mask of the keys of each row and
-a pattern of queries and keys that all rows share, and returns the same numbers up to rounding:
+Every kernel takes queries, keys and values as ``[batch, tokens, heads, head_dim]`` and a mask of the keys of each row,
+``sdpa`` and ``matmul`` also a pattern of queries and keys that all rows share, and all return the same numbers up to
+rounding:
 
 - ``sdpa``: torch's fused kernel.
 - ``matmul``: two batched matrix products around a softmax. It holds all scores in memory, and wins where the fused
   kernel is poor: bfloat16 on a CPU without AMX, in segments of tens of tokens.
-- ``flex``: torch's FlexAttention, which leaves out empty blocks of a pattern; compiled on CUDA, forward only on CPUs.
-- ``varlen``: torch's variable-length flash attention; on CUDA, in half precision, without patterns.
+- ``flex``: torch's FlexAttention, which leaves out empty blocks of a mask; compiled on CUDA, forward only on CPUs.
+- ``varlen``: torch's variable-length flash attention; on CUDA, in half precision.
 """
 
 from __future__ import annotations
@@ -63,27 +64,25 @@ def matmul(q: Query, k: Key, v: Value, mask: Mask | None = None, pattern: Patter
 
 
 @KERNELS.register("flex")
-def flex(q: Query, k: Key, v: Value, mask: Mask | None = None, pattern: Pattern | None = None) -> Mixed:
-    """Torch's FlexAttention, under a block mask.
+def flex(q: Query, k: Key, v: Value, mask: Mask | None = None) -> Mixed:
+    """Torch's FlexAttention; rules for pairs come as block masks (:mod:`lightning_sora.nn.attention.blocks`).
 
     Raises:
         SoraError: a gradient is asked for on a CPU, where there is none.
     """
     from torch.nn.attention.flex_attention import create_block_mask
 
+    block_mask = None
+    if mask is not None:
+        rule = lambda b, h, query, key: mask[b, key]  # noqa: E731  (torch counts the arguments)
+        block_mask = create_block_mask(rule, len(q), None, q.shape[1], k.shape[1], device=q.device)
+    return flex_under(q, k, v, block_mask)
+
+
+def flex_under(q: Query, k: Key, v: Value, block_mask: Any) -> Mixed:
+    """FlexAttention under a block mask, or none; raises what :func:`flex` raises."""
     if q.device.type == "cpu" and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         raise SoraError("kernel 'flex' has no backward pass on a CPU; train with kernel 'sdpa' or 'matmul'")
-
-    rules: dict[tuple[bool, bool], Any] = {  # lambdas, whose arguments torch counts
-        (True, False): lambda b, h, query, key: mask[b, key],  # type: ignore[index]
-        (False, True): lambda b, h, query, key: pattern[query, key],  # type: ignore[index]
-        (True, True): lambda b, h, query, key: mask[b, key] & pattern[query, key],  # type: ignore[index]
-    }
-    block_mask = None
-    if mask is not None or pattern is not None:
-        rule = rules[mask is not None, pattern is not None]
-        rows = None if mask is None else len(q)
-        block_mask = create_block_mask(rule, rows, None, q.shape[1], k.shape[1], device=q.device)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     return _flex(q.device.type)(q, k, v, block_mask=block_mask).transpose(1, 2)
 
@@ -97,10 +96,31 @@ def _flex(device: str) -> Any:
 
 @KERNELS.register("varlen")
 def varlen(q: Query, k: Key, v: Value, mask: Mask | None = None) -> Mixed:
-    """Torch's variable-length flash attention: rows end to end, keys that a mask leaves out dropped.
+    """Torch's variable-length flash attention: rows end to end, keys that a mask leaves out behind all others.
 
     Raises:
         SoraError: not on CUDA, or not in half precision.
+    """
+    flat_k, flat_v, ends_k = k.flatten(0, 1), v.flatten(0, 1), row_ends(k)
+    if mask is not None:
+        order = kept_first(mask)  # of fixed length, so that the host need not wait to learn how many are kept
+        flat_k, flat_v, ends_k = flat_k[order], flat_v[order], masked_row_ends(mask)
+    mixed = varlen_flat(q.flatten(0, 1), flat_k, flat_v, (row_ends(q), ends_k), (q.shape[1], k.shape[1]))
+    return mixed.unflatten(0, q.shape[:2])
+
+
+def varlen_flat(
+    q: Float[Tensor, "queries heads head_dim"],
+    k: Float[Tensor, "keys heads head_dim"],
+    v: Float[Tensor, "keys heads head_dim"],
+    ends: tuple[Int[Tensor, " rows_plus_one"], Int[Tensor, " rows_plus_one"]],
+    longest: tuple[int, int],
+) -> Float[Tensor, "queries heads head_dim"]:
+    """Attention within rows of any lengths that lie end to end; raises what :func:`varlen` raises.
+
+    Args:
+        ends: where each row of queries and of keys starts, and the end.
+        longest: the length of the longest row of queries and of keys.
     """
     if q.device.type != "cuda" or q.dtype not in (torch.float16, torch.bfloat16):
         raise SoraError(
@@ -109,10 +129,8 @@ def varlen(q: Query, k: Key, v: Value, mask: Mask | None = None) -> Mixed:
         )
     from torch.nn.attention.varlen import varlen_attn
 
-    ends_q, ends_k = row_ends(q), row_ends(k) if mask is None else masked_row_ends(mask)
-    flat_k, flat_v = (x.flatten(0, 1) if mask is None else x[mask] for x in (k, v))
-    mixed: Any = varlen_attn(q.flatten(0, 1), flat_k, flat_v, ends_q, ends_k, q.shape[1], k.shape[1])
-    return mixed.unflatten(0, q.shape[:2])
+    mixed: Any = varlen_attn(q, k, v, *ends, *longest)
+    return mixed
 
 
 def row_ends(x: Float[Tensor, "batch tokens heads head_dim"]) -> Int[Tensor, " rows_plus_one"]:
@@ -123,6 +141,11 @@ def row_ends(x: Float[Tensor, "batch tokens heads head_dim"]) -> Int[Tensor, " r
 def masked_row_ends(mask: Mask) -> Int[Tensor, " rows_plus_one"]:
     """The same, of rows of which only what the mask keeps is left."""
     return F.pad(mask.sum(dim=1, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0))
+
+
+def kept_first(mask: Mask) -> Int[Tensor, " keys_of_all_rows"]:
+    """An order of the keys of all rows, those that the mask keeps in theirs before those that it does not."""
+    return torch.argsort(~mask.flatten(), stable=True)
 
 
 def kernel_for(name: str, supported: tuple[str, ...], operator: str) -> Kernel:

@@ -10,6 +10,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lightning_sora.nn.attention.base import AttentionBlock, Heads, TextKeys, with_text
+from lightning_sora.nn.attention.blocks import attend_blocks
+from lightning_sora.nn.attention.kernels import flex
 from lightning_sora.nn.attention.tiled import attend_tiles
 from lightning_sora.nn.attention.tiling import Coordinates, Plan, make_plan, seen_from, shared
 from lightning_sora.spacetime import TokenGrid, TokenLayout
@@ -59,6 +61,8 @@ class MaskedBlock(AttentionBlock):
     ) -> Tensor:
         keys, values, mask = with_text(k, v, text, clips)
         words = None if mask is None else mask[:, k.shape[1] :]
+        if self.kernel is flex:
+            return attend_blocks(q, keys, values, self.visible, grid, self.plan_name, words)
         return attend_tiles(self.kernel, q, keys, values, self.plan(grid, q.device), words)
 
     def receptive_field(self, layout: TokenLayout) -> Bool[Tensor, "total total"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import no_type_check
+
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -33,11 +35,13 @@ class NeighborhoodAttention(MaskedBlock):
     def plan_name(self) -> tuple[object, ...]:
         return ("neighborhood", self.radius)
 
+    @no_type_check  # FlexAttention compiles it
     def visible(self, queries: Coordinates, keys: Coordinates, grid: TokenGrid) -> Bool[Tensor, "*_"]:
         t, y, x = map(near, queries, keys, grid, self.radius)
         return t & y & x
 
 
+@no_type_check
 def near(queries: Int[Tensor, "*_"], keys: Int[Tensor, "*_"], size: int, radius: int) -> Bool[Tensor, "*_"]:
     """Along one axis of ``size``: whether keys are within ``radius`` of the queries.
 

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lightning_sora.nn.attention.base import AttentionBlock, Heads, TextKeys, with_text
-from lightning_sora.nn.attention.segments import gather, scatter, segment_clips
+from lightning_sora.nn.attention.kernels import varlen
+from lightning_sora.nn.attention.segments import gather, scatter, segment_clips, varlen_groups
 from lightning_sora.spacetime import Groups, TokenGrid, TokenLayout
 
 
@@ -19,7 +20,7 @@ class PartitionBlock(AttentionBlock):
     """Attention within the groups of a partition of the tokens.
 
     A subclass implements ``group`` alone. Tokens are gathered by group, one kernel call is made per
-    distinct group length, and the results are put back in token order.
+    distinct group length (by ``varlen`` one for all), and the results are put back in token order.
     """
 
     @abstractmethod
@@ -39,6 +40,8 @@ class PartitionBlock(AttentionBlock):
 
     def attend(self, q: Heads, k: Heads, v: Heads, layout: TokenLayout, text: TextKeys | None = None) -> Heads:
         groups = self.groups(layout, q.device)
+        if self.kernel is varlen and text is None:
+            return varlen_groups(q, k, v, groups)
         clips = segment_clips(groups, layout, q.device) if text is not None else [None] * len(groups.segments)
         mixed = []
         for queries, keys, values, clip in zip(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import no_type_check
 
 import torch
 from jaxtyping import Bool
@@ -35,6 +36,7 @@ class RadialAttention(MaskedBlock):
     def plan_name(self) -> tuple[object, ...]:
         return ("radial", self.width)
 
+    @no_type_check  # FlexAttention compiles it
     def visible(self, queries: Coordinates, keys: Coordinates, grid: TokenGrid) -> Bool[Tensor, "*_"]:
         apart = (queries.t - keys.t).abs()
         place = (queries.y - keys.y) * grid.width + (queries.x - keys.x)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from lightning_sora.nn.attention import kernels
 from lightning_sora.spacetime import Groups, TokenLayout
 
 Tokens = Shaped[Tensor, "batch tokens heads head_dim"]
@@ -43,6 +44,17 @@ def scatter(segments: Sequence[Segment], groups: Groups, shape: tuple[int, int])
         return segments[0].reshape(*shape, *rest)
     mixed = torch.cat([segment.reshape(shape[0], -1, *rest) for segment in segments], dim=1)
     return torch.empty_like(mixed).index_copy(1, _order(groups), mixed)
+
+
+def varlen_groups(q: Tokens, k: Tokens, v: Tokens, groups: Groups) -> Tokens:
+    """Attention within groups of all lengths by one call of the variable-length kernel."""
+    order = _order(groups)
+    rows = torch.arange(len(q), dtype=torch.int32, device=q.device)[:, None] * q.shape[1]
+    ends = torch.cat([(rows + groups.ends[:-1]).flatten(), groups.ends[-1:] * len(q)])
+    longest = max(segment.shape[1] for segment in groups.segments)
+    flat_q, flat_k, flat_v = (take(x, order).flatten(0, 1) for x in (q, k, v))
+    mixed = kernels.varlen_flat(flat_q, flat_k, flat_v, (ends, ends), (longest, longest)).unflatten(0, q.shape[:2])
+    return torch.empty_like(mixed).index_copy(1, order, mixed)
 
 
 def segment_clips(groups: Groups, layout: TokenLayout, device: torch.device) -> list[Int[Tensor, " _"]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import no_type_check
+
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -44,6 +46,7 @@ class TileAttention(MaskedBlock):
     def plan_name(self) -> tuple[object, ...]:
         return ("tile", self.tile, self.window)
 
+    @no_type_check  # FlexAttention compiles it
     def visible(self, queries: Coordinates, keys: Coordinates, grid: TokenGrid) -> Bool[Tensor, "*_"]:
         t, y, x = (
             near(query // tile, key // tile, -(-size // tile), window // 2)

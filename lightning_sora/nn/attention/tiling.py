@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, no_type_check, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -30,6 +30,7 @@ class Coordinates(NamedTuple):
     x: Int[Tensor, "*_"]
 
     @staticmethod
+    @no_type_check  # FlexAttention compiles it
     def of(index: Int[Tensor, "*_"], grid: TokenGrid) -> Coordinates:
         """Of tokens, given by their places in reading order."""
         frame = grid.height * grid.width
