@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import platform
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--device {device} runs at --reduced size only; the full sizes are for an accelerator")
     if (asked.out / "results.json").exists():
         parser.error(f"{asked.out} holds results already; give another --out, or move them")
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
     session = Session(device, asked.reduced, asked.out)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part's process is ended, too
     parts = [part for part in PARTS if part.name in asked.parts]
     command = " ".join(["python -m benchmarks.gpu", *(sys.argv[1:] if argv is None else argv)])
     results = Suite(session, asked.minutes, provenance(device, command), parts=parts).run()
@@ -58,7 +64,9 @@ def passed(results: dict[str, Any]) -> bool:
 
 def provenance(device: torch.device, command: str) -> dict[str, Any]:
     """Command, device, host, versions and commit."""
-    return {"command": command, **accelerator(device), **_host()}
+    # In another process: parts have the device for themselves.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as elsewhere:
+        return {"command": command, **elsewhere.submit(accelerator, device).result(), **_host()}
 
 
 def _host() -> dict[str, str]:

@@ -1,13 +1,15 @@
 """Attention blocks against full attention: the operator alone, forward and backward, in bfloat16.
 
-One clip, 16 heads of 64 channels. ``pairs_share`` is what a block computes of the pairs of full attention: where its
-time is a larger share, sparsity does not pay. The first call makes the plan; its seconds are told apart.
+One clip, 16 heads of 64 channels. ``pairs_share`` and ``flops_share`` are what a block has of the pairs and FLOPs of full
+attention: where its time is a larger share (``ratio``), sparsity does not pay. The first call makes the plan, and compiles
+what is compiled; its seconds are told apart.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
@@ -34,7 +36,7 @@ def cases(session: Session) -> list[Case]:
             kernels = _block(spec, None).kernels
             for kernel in (kernels[0], *(k for k in FURTHER_KERNELS if k in kernels and session.cuda)):
                 labels = {"block": spec, "kernel": kernel, "tokens": grid.tokens}
-                found.append(Case(labels, lambda s=spec, k=kernel, g=grid: _measure(session, s, k, g)))
+                found.append(Case(labels, partial(_measure, session, spec, kernel, grid)))
     return found
 
 
@@ -52,6 +54,7 @@ def _measure(session: Session, spec: str, kernel: str, grid: TokenGrid) -> Itera
         "full_ms": 1000 * seconds["full"],
         "ratio": seconds["block"] / seconds["full"],
         "pairs_share": block.pairs(layout) / full.pairs(layout),
+        "flops_share": _flops(block, layout) / _flops(full, layout),
         "peak_GiB": session.peak_gib(runs["block"]),
         "full_peak_GiB": session.peak_gib(runs["full"]),
         "first_call_s": first,
@@ -61,6 +64,11 @@ def _measure(session: Session, spec: str, kernel: str, grid: TokenGrid) -> Itera
 def _block(spec: str, kernel: str | None) -> AttentionBlock:
     # An odd layer: windows are shifted there.
     return create_attention(spec, HEADS * HEAD_DIM, HEADS, layer=1, depth=2, kernel=kernel)
+
+
+def _flops(block: AttentionBlock, layout: TokenLayout) -> int:
+    """Of the operator alone: less the projections to queries, keys, values and out."""
+    return block.flops(layout) - 8 * layout.total * block.dim**2
 
 
 def _run(session: Session, block: AttentionBlock, layout: TokenLayout) -> Callable[[], None]:

@@ -11,14 +11,14 @@ import itertools
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu.part import Case, Row
-from benchmarks.gpu.session import Session
+from benchmarks.gpu.session import Session, first_line
 from lightning_sora.nn.attention import AttentionBlock, TextKeys, create_attention, list_attention
 from lightning_sora.nn.rope import rotary
 from lightning_sora.randomness import generator, initialize
@@ -48,8 +48,8 @@ class Setting:
     words: str
 
 
-def settings(reduced: bool) -> list[Setting]:
-    """Layouts, layers, text."""
+def settings(reduced: bool, few: bool = False) -> list[Setting]:
+    """Layouts, layers, text; or, if few, one of each layout."""
     size = 1 if reduced else 2
     layouts = {
         "video": TokenLayout.uniform(TokenGrid(3, 3 * size, 4 * size), 2),
@@ -60,62 +60,65 @@ def settings(reduced: bool) -> list[Setting]:
     }
     found = []
     for (name, layout), layer, text in itertools.product(layouts.items(), (0, 1), (False, True)):
-        if not reduced or (layer, text) == ((1, True) if name == "video" else (0, False)):
+        if not few or (layer, text) == ((1, True) if name == "video" else (0, False)):
             words = f"{name}, layer {layer}, {'joint text' if text else 'no text'}"
             found.append(Setting(layout, layer, text, words))
     return found
 
 
 def cases(session: Session) -> list[Case]:
-    """Each block by its first kernel; then by its others; then compiled."""
+    """Each block by its first kernel; then by its others, FlexAttention last, which is compiled; then compiled."""
     blocks = REDUCED_BLOCKS if session.reduced else list_attention()
-    made = {block: create_attention(block, _dim(session), HEADS, layer=0, depth=DEPTH) for block in blocks}
-    own = [(block, made[block].kernels[0]) for block in blocks]
-    others = [(block, kernel) for block in blocks for kernel in made[block].kernels[1:]]
-    eager = [
-        Case({"block": block, "kernel": kernel}, lambda b=block, k=kernel: _against_float64(session, b, k))
-        for block, kernel in own + others
-        if session.cuda or kernel not in HALF_ONLY  # which is CUDA's alone
+    kernels = {block: _kernels(session, block) for block in blocks}
+    own = [(block, kernels[block][0]) for block in blocks]
+    others = [(block, kernel) for block in blocks for kernel in kernels[block][1:]]
+    others = [pair for pair in others if session.cuda or pair[1] not in HALF_ONLY]  # which are CUDA's alone
+    others.sort(key=lambda pair: pair[1] == "flex")
+    return [
+        Case({"block": block, "kernel": kernel}, partial(measure, session, block, kernel))
+        for pairs, measure in (
+            (own + others, _against_float64),
+            (own[:1] if session.reduced else own, _compiled),
+        )
+        for block, kernel in pairs
     ]
-    compiled = [
-        Case({"block": block, "kernel": kernel}, lambda b=block, k=kernel: _compiled(session, b, k))
-        for block, kernel in (own[:1] if session.reduced else own)
-    ]
-    return eager + compiled
+
+
+def _kernels(session: Session, block: str) -> tuple[str, ...]:
+    return create_attention(block, _dim(session), HEADS, layer=0, depth=DEPTH).kernels
 
 
 def _against_float64(session: Session, spec: str, kernel: str) -> Iterator[Row]:
-    # At reduced size the other kernels, of which FlexAttention is slow on a CPU, are tried in one precision.
-    first = kernel == create_attention(spec, _dim(session), HEADS, layer=0, depth=DEPTH).kernels[0]
+    # FlexAttention is slow on a CPU, and compiled anew for each shape on CUDA: one setting of each layout is enough.
+    few = session.reduced or kernel == "flex"
+    first = kernel == _kernels(session, spec)[0]
     for precision in PRECISIONS if first or not session.reduced else PRECISIONS[:1]:
         if kernel in HALF_ONLY and precision == "float32":
             continue
         worst = Worst()
-        for setting in settings(session.reduced):
+        for setting in settings(session.reduced, few):
             exact = _exact(spec, setting, _dim(session))
             # FlexAttention has no backward pass on a CPU.
             backward = session.cuda or kernel != "flex"
             try:
                 found = compute(spec, setting, _dim(session), session.device, precision, kernel, backward=backward)
             except Exception as problem:
-                raise RuntimeError(f"{precision}, {setting.words}: {type(problem).__name__}: {problem}") from problem
+                raise RuntimeError(f"{precision}, {setting.words}: {first_line(problem)}") from problem
             worst.add(found, exact, setting.words)
         yield {"check": precision, **worst.row(TOLERANCES[precision])}
 
 
 def _compiled(session: Session, spec: str, kernel: str) -> Iterator[Row]:
     worst = Worst()
-    for setting in settings(session.reduced):
-        # Compiling takes seconds to a minute each: one uniform and one packed layout.
-        if (setting.layer, setting.text, setting.layout.packed) in ((1, True, False), (0, False, True)):
-            if setting.layout.grids[0].frames == 1:
-                continue
-            torch.compiler.reset()
-            both = [
-                compute(spec, setting, _dim(session), session.device, "float32", kernel, backend=backend)
-                for backend in (None, session.backend)
-            ]
-            worst.add(both[1], both[0], setting.words)
+    for setting in settings(session.reduced, few=True):
+        if setting.words.startswith("image"):  # what an image adds is not compiled otherwise
+            continue
+        torch.compiler.reset()
+        eager, compiled = (
+            compute(spec, setting, _dim(session), session.device, "float32", kernel, backend=backend)
+            for backend in (None, session.backend)
+        )
+        worst.add(compiled, eager, setting.words)
     yield {"check": f"compiled ({session.backend}), against eager", **worst.row(COMPILED)}
 
 

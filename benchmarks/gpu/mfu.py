@@ -9,6 +9,7 @@ the same process.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch._dynamo.utils import counters
@@ -35,9 +36,9 @@ def mfu(flops: float, seconds: float, peak_tflops: float) -> float:
 def cases(session: Session) -> list[Case]:
     """Large models at usual lengths first."""
     if session.reduced:
-        return [Case({"model": "S", "tokens": REDUCED_GRID.tokens}, lambda: _measure(session, "S", REDUCED_GRID))]
+        return [Case({"model": "S", "tokens": REDUCED_GRID.tokens}, partial(_measure, session, "S", REDUCED_GRID))]
     return [
-        Case({"model": size, "tokens": tokens}, lambda s=size, n=tokens: _measure(session, s, GRIDS[n]), seconds=20)
+        Case({"model": size, "tokens": tokens}, partial(_measure, session, size, GRIDS[tokens]), seconds=20)
         for tokens in (4096, 16384, 1024, 65536)
         for size in reversed(SIZES)
     ]
@@ -45,23 +46,22 @@ def cases(session: Session) -> list[Case]:
 
 def _measure(session: Session, size: str, grid: TokenGrid) -> Iterator[Row]:
     measured, peak = matmul_tflops(session), peak_tflops(device_name(session.device))
-    checkpoint, batch = _fit(session, size, grid)
-    layout = TokenLayout.uniform(grid, batch)
+    model = make_dit(session, size)
+    optimizer = adamw(session, model)
+    layout = TokenLayout.uniform(grid, _fitting_clips(session, model, optimizer, grid))
+    step = training_step(session, model, make_inputs(session, layout), optimizer)
+    flops = FORWARD_AND_BACKWARD * model.flops(layout, TEXT_TOKENS)
     for mode in ("eager", "compiled"):
-        model = make_dit(session, size, checkpoint=checkpoint)
+        counters.clear()
         if mode == "compiled":
             # Layer by layer: alike, they are compiled once.
             for block in model.blocks:
                 session.compile(block)
-        counters.clear()
-        step = training_step(session, model, make_inputs(session, layout), adamw(session, model))
         seconds = session.seconds(step, warmup=3)
-        memory = session.peak_gib(step)
-        flops = FORWARD_AND_BACKWARD * model.flops(layout, TEXT_TOKENS)
         yield {
             "mode": mode,
-            "batch": batch,
-            "checkpointing": checkpoint,
+            "batch": layout.clips,
+            "checkpointing": model.checkpoint,
             "parameters_M": sum(p.numel() for p in model.parameters()) / 1e6,
             "step_ms": 1000 * seconds,
             "tokens_per_s": layout.total / seconds,
@@ -70,30 +70,30 @@ def _measure(session: Session, size: str, grid: TokenGrid) -> Iterator[Row]:
             "mfu": None if peak is None else mfu(flops, seconds, peak),
             "mfu_of_measured_matmul": mfu(flops, seconds, measured),
             "matmul_TFLOP_per_s": measured,
-            "peak_GiB": memory,
+            "peak_GiB": session.peak_gib(step),
             "graph_breaks": sum(counters["graph_break"].values()) if mode == "compiled" else None,
         }
-        del model, step
-        session.clean()
 
 
-def _fit(session: Session, size: str, grid: TokenGrid) -> tuple[bool, int]:
-    """Whether a clip needs checkpointing, and how many clips fill the memory moderately."""
+def _fitting_clips(session: Session, model: DiT, optimizer: torch.optim.Optimizer, grid: TokenGrid) -> int:
+    """How many clips fill the memory moderately; sets checkpointing where not even one fits without."""
     if not session.cuda:
-        return False, 2
-    for checkpoint in (False, True):
-        try:
-            return checkpoint, _clips(session, make_dit(session, size, checkpoint=checkpoint), grid)
-        except torch.OutOfMemoryError:
-            if checkpoint:
-                raise
-        session.clean()
-    raise AssertionError
+        return 2
+    try:
+        return _clips(session, model, optimizer, grid)
+    except torch.OutOfMemoryError:
+        model.checkpoint = True
+    model.zero_grad(set_to_none=True)
+    session.clean()
+    return _clips(session, model, optimizer, grid)
 
 
-def _clips(session: Session, model: DiT, grid: TokenGrid) -> int:
-    """Clips that fill :data:`FILL` of the free memory, reckoned from the peaks of one and of two."""
-    optimizer = adamw(session, model)
+def _clips(session: Session, model: DiT, optimizer: torch.optim.Optimizer, grid: TokenGrid) -> int:
+    """Clips that fill :data:`FILL` of the memory, reckoned from the peaks of one and of two.
+
+    Raises:
+        torch.OutOfMemoryError: not even one fits.
+    """
     used = []
     for clips in (1, 1, 2):  # the first makes the optimizer's state
         step = training_step(session, model, make_inputs(session, TokenLayout.uniform(grid, clips)), optimizer)
@@ -102,7 +102,10 @@ def _clips(session: Session, model: DiT, grid: TokenGrid) -> int:
         except torch.OutOfMemoryError:
             if clips == 1:
                 raise
-            return 1
-    total = torch.cuda.get_device_properties(session.device).total_memory / 2**30
+            break
+    model.zero_grad(set_to_none=True)
+    session.clean()
+    if len(used) < 3:
+        return 1
     per_clip = max(used[2] - used[1], 1e-3)
-    return max(1, min(int(1 + (FILL * total - used[1]) / per_clip), MOST_TOKENS // grid.tokens))
+    return max(1, min(int(1 + (FILL * session.capacity_gib() - used[1]) / per_clip), MOST_TOKENS // grid.tokens))

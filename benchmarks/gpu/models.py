@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.gpu.session import Session
 from lightning_sora.models.dit import DiT
 from lightning_sora.models.text import TextContext
-from lightning_sora.randomness import generator, initialize
+from lightning_sora.randomness import generator
 from lightning_sora.spacetime import TokenGrid, TokenLayout
 
 #: Layers, width and heads (Peebles & Xie 2022, arXiv:2212.09748, table 1).
@@ -31,16 +31,16 @@ REDUCED_GRID = TokenGrid(2, 4, 4)
 
 
 def make_dit(session: Session, size: str, **options: Any) -> DiT:
-    """A DiT on the session's device; at reduced size, one of a single layer whatever the name."""
+    """A DiT on the session's device, drawn there; at reduced size, one of a single layer whatever the name."""
     depth, dim, heads = (1, 32, 2) if session.reduced else SIZES[size]
-    model = DiT(IN_DIM, dim=dim, depth=depth, num_heads=heads, text_dim=TEXT_DIM, **options)
-    initialize(model, seed=0)
+    with session.device:
+        model = DiT(IN_DIM, dim=dim, depth=depth, num_heads=heads, text_dim=TEXT_DIM, **options)
     # What starts at zero would keep the backward pass from most of the network.
     with torch.no_grad():
         for parameter in model.parameters():
             if not parameter.any():
-                parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator(0, "gpu zero layers")))
-    return model.to(session.device)
+                parameter.normal_(std=0.02)
+    return model
 
 
 @dataclass(frozen=True)

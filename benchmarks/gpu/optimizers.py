@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -15,7 +16,7 @@ REFERENCE = "AdamW, fused"
 
 def cases(session: Session) -> list[Case]:
     sizes = ["S"] if session.reduced else list(SIZES)
-    return [Case({"model": size}, lambda s=size: _measure(session, s)) for size in sizes]
+    return [Case({"model": size}, partial(_measure, session, size)) for size in sizes]
 
 
 def _measure(session: Session, size: str) -> Iterator[Row]:

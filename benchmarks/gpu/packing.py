@@ -7,6 +7,7 @@ what padding costs, whatever a mask then hides.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -28,7 +29,7 @@ REDUCED_MIX = (TokenGrid(1, 2, 3), TokenGrid(2, 3, 2), TokenGrid(3, 3, 3))
 def cases(session: Session) -> list[Case]:
     attention = [("full", "sdpa"), ("window", "sdpa"), ("full", "varlen"), ("full", "flex")]
     return [
-        Case({"attention": spec, "kernel": kernel}, lambda s=spec, k=kernel: _measure(session, s, k))
+        Case({"attention": spec, "kernel": kernel}, partial(_measure, session, spec, kernel))
         for spec, kernel in (attention if session.cuda else attention[:1])
     ]
 

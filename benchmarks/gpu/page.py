@@ -9,7 +9,7 @@ from benchmarks.gpu.mfu import BAR, PUBLISHED
 
 Row = dict[str, Any]
 #: Told in per cent.
-SHARES = ("mfu", "mfu_of_measured_matmul", "pairs_share")
+SHARES = ("mfu", "mfu_of_measured_matmul", "pairs_share", "flops_share")
 
 
 def page(results: dict[str, Any]) -> str:
@@ -39,7 +39,7 @@ def _summary(parts: dict[str, Any]) -> list[str]:
     lines = []
     checks = [row for found in parts.values() for row in found["rows"] if "passed" in row]
     if checks:
-        wrong = [f"{row['block']} by {row['kernel']}, {row['check']}" for row in checks if not row["passed"]]
+        wrong = [_labels(row) for row in checks if not row["passed"]]
         lines.append(f"- {len(checks) - len(wrong)} of {len(checks)} checks of blocks are within their tolerance")
         lines += [f"- **outside of it**: {words}" for words in wrong]
     raised = sum("raised" in row for found in parts.values() for row in found["rows"])
@@ -85,7 +85,9 @@ def _both(row: Row) -> bool:
 
 
 def _labels(row: Row) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in row.items() if key != "raised")
+    return ", ".join(
+        f"{key.replace('_', ' ')} {value}" for key, value in row.items() if key not in ("raised", "passed")
+    )
 
 
 def _table(rows: Iterable[Row]) -> list[str]:

@@ -73,6 +73,8 @@ def events(part: Part, session: Session, *, first: int, until: float) -> Iterato
         first: the case to begin with; those before it are done.
         until: no case is begun after this ``time.monotonic()``.
     """
+    if session.cuda:
+        torch.cuda.set_device(session.device)
     cases = part.cases(session)
     yield {"cases": len(cases)}
     for index, case in enumerate(cases[first:], start=first):

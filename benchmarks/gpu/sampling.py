@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -39,7 +40,7 @@ def cases(session: Session) -> list[Case]:
 
 def _case(session: Session, size: str, video: tuple[int, int, int], clips: int) -> Case:
     labels = {"model": size, "video": "x".join(map(str, video)), "clips": clips}
-    return Case(labels, lambda: _measure(session, size, video, clips))
+    return Case(labels, partial(_measure, session, size, video, clips))
 
 
 @torch.no_grad()
@@ -56,7 +57,7 @@ def _measure(session: Session, size: str, video: tuple[int, int, int], clips: in
     text = torch.randn(2 * clips, TEXT_TOKENS, TEXT_DIM, device=session.device, dtype=dtype)
     denoisers = {way: _denoiser(model, text, grid, clips, way) for way in ("two calls", "one batch")}
     # A step is measured alone, so that long clips need not be made many times.
-    taken = session.interleaved({way: lambda d=denoise: d(noise, 0.5) for way, denoise in denoisers.items()})
+    taken = session.interleaved({way: partial(denoise, noise, 0.5) for way, denoise in denoisers.items()})
 
     def decode() -> Tensor:
         rows = noise.to(dtype)
@@ -69,9 +70,10 @@ def _measure(session: Session, size: str, video: tuple[int, int, int], clips: in
             "guidance": way,
             "ms_per_step": 1000 * taken[way],
             "steps_per_s": 1 / taken[way],
-            f"s_of_{steps}_steps": session.seconds(lambda d=denoise: sample_euler(d, noise, times), warmup=0),
+            f"s_of_{steps}_steps": session.once(partial(sample_euler, denoise, noise, times)),
             "s_of_decoding": decoding,
-            "peak_GiB": session.peak_gib(lambda d=denoise: (d(noise, 0.5), decode())),
+            "peak_GiB_of_a_step": session.peak_gib(partial(denoise, noise, 0.5)),
+            "peak_GiB_of_decoding": session.peak_gib(decode),
         }
 
 

@@ -72,10 +72,11 @@ class Session:
             if done >= fewest and time.perf_counter() - begun > limit:
                 break
             for name, run in runs.items():
-                taken[name].append(self._once(run))
+                taken[name].append(self.once(run))
         return {name: statistics.median(values) for name, values in taken.items()}
 
-    def _once(self, run: Callable[[], object]) -> float:
+    def once(self, run: Callable[[], object]) -> float:
+        """The seconds of one run, the device's work included."""
         if not self.cuda:
             begun = time.perf_counter()
             run()
@@ -99,13 +100,10 @@ class Session:
         torch.cuda.synchronize(self.device)
         return torch.cuda.max_memory_allocated(self.device) / 2**30
 
-    def free_gib(self) -> float | None:
-        """Memory of the device that is free or cached by torch, in GiB."""
-        if not self.cuda:
-            return None
+    def capacity_gib(self) -> float:
+        """Memory of a CUDA device that is free or held by this process, in GiB."""
         free, _ = torch.cuda.mem_get_info(self.device)
-        cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return (free + cached) / 2**30
+        return (free + torch.cuda.memory_reserved(self.device)) / 2**30
 
     def clean(self) -> None:
         """Gives compiled code and the device's memory back, so that the next case begins as the first did."""

@@ -20,8 +20,8 @@ from benchmarks.gpu.session import Session, first_line
 
 #: In order of worth. ``training`` takes what is left.
 PARTS = (
-    Part("contract", "Blocks against float64", share=4),
-    Part("mfu", "Model FLOPs utilization of training a DiT", share=6),
+    Part("contract", "Blocks against float64", share=6),
+    Part("mfu", "Model FLOPs utilization of training a DiT", share=8),
     Part("blocks", "Blocks against full attention", share=4),
     Part("vae", "VAE throughput", share=1),
     Part("packing", "Packed, padded, one by one", share=1),
@@ -149,7 +149,8 @@ def in_process(part: Part, session: Session, until: float) -> Iterator[Event]:
 
 def isolated(part: Part, session: Session, until: float) -> Iterator[Event]:
     """Runs a part in a process of its own, in another where that one dies, until the time is up."""
-    first, total, labels = 0, 0, {}
+    first, total = 0, 0
+    labels: dict[str, Any] = {}
     while True:
         begun, ended = first - 1, False
         for event in _process(part, session, first, until):
@@ -193,6 +194,7 @@ def _process(part: Part, session: Session, first: int, until: float) -> Iterator
                     event = ours.recv()
                     yield event
                     if event.keys() & {"end", "left", "failed", "lost"}:
+                        process.join(PATIENCE)
                         return
             except (EOFError, OSError):
                 pass

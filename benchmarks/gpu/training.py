@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,7 +44,7 @@ LEAST_SECONDS = 30.0
 
 def cases(session: Session) -> list[Case]:
     seconds = 0.0 if session.reduced else LEAST_SECONDS
-    return [Case({"command": name}, lambda n=name: _run(session, n), seconds) for name in COMMANDS]
+    return [Case({"command": name}, partial(_run, session, name), seconds) for name in COMMANDS]
 
 
 def _run(session: Session, name: str) -> Iterator[Row]:
@@ -74,8 +75,12 @@ def _run(session: Session, name: str) -> Iterator[Row]:
 
 
 def _where(session: Session) -> tuple[str, ...]:
-    accelerator = "gpu" if session.cuda else "cpu"
-    return (f"--trainer.accelerator={accelerator}", "--trainer.devices=1", "--trainer.enable_progress_bar=false")
+    accelerator, devices = ("gpu", f"[{session.device.index}]") if session.cuda else ("cpu", "1")
+    return (
+        f"--trainer.accelerator={accelerator}",
+        f"--trainer.devices={devices}",
+        "--trainer.enable_progress_bar=false",
+    )
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -24,7 +25,7 @@ REDUCED = ("causal_conv(dim=8, latent_channels=4)", (5, 16, 16))
 def cases(session: Session) -> list[Case]:
     pairs = [REDUCED] if session.reduced else [(spec, video) for video in VIDEOS for spec in SPECS]
     return [
-        Case({"vae": spec, "video": "x".join(map(str, video))}, lambda s=spec, v=video: _measure(session, s, v))
+        Case({"vae": spec, "video": "x".join(map(str, video))}, partial(_measure, session, spec, video))
         for spec, video in pairs
     ]
 
