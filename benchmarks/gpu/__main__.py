@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import platform
 import signal
-import subprocess
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import benchmarks.gpu
 from benchmarks.gpu.devices import accelerator
 from benchmarks.gpu.session import Session
 from benchmarks.gpu.suite import PARTS, Suite
+from benchmarks.measure import provenance as host
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,23 +64,7 @@ def provenance(device: torch.device, command: str) -> dict[str, Any]:
     """Command, device, host, versions and commit."""
     # In another process: parts have the device for themselves.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as elsewhere:
-        return {"command": command, **elsewhere.submit(accelerator, device).result(), **_host()}
-
-
-def _host() -> dict[str, str]:
-    try:
-        from benchmarks.measure import provenance as of_host
-    except ModuleNotFoundError as absent:  # an environment that has what measuring needs alone
-        git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-        return {
-            "host": f"{platform.platform()}; more is told where {absent.name} is installed",
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "date": time.strftime("%Y-%m-%d"),
-            "commit": commit or "unknown",
-        }
-    return of_host()
+        return {"command": command, **elsewhere.submit(accelerator, device).result(), **host()}
 
 
 if __name__ == "__main__":

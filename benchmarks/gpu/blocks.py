@@ -1,8 +1,8 @@
 """Attention blocks against full attention: the operator alone, forward and backward, in bfloat16.
 
-One clip, 16 heads of 64 channels. ``pairs_share`` and ``flops_share`` are what a block has of the pairs and FLOPs of full
-attention: where its time is a larger share (``ratio``), sparsity does not pay. The first call makes the plan, and compiles
-what is compiled; its seconds are told apart.
+One clip, 16 heads of 64 channels. ``pairs_share`` and ``flops_share`` are what a block has of the pairs and FLOPs of
+full attention: where its time is a larger share (``ratio``), sparsity does not pay. The first call makes the plan and
+compiles what is compiled; its seconds are told apart.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.gpu.mfu import BAR, PUBLISHED
+from benchmarks.measure import markdown_table
 
 Row = dict[str, Any]
 #: Told in per cent.
@@ -93,9 +94,8 @@ def _labels(row: Row) -> str:
 def _table(rows: Iterable[Row]) -> list[str]:
     rows = list(rows)
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    head = [" | ".join(key.replace("_", " ") for key in keys), " | ".join("---" for _ in keys)]
-    body = [" | ".join(_cell(key, row.get(key, "")) for key in keys) for row in rows]
-    return [f"| {line} |" for line in [*head, *body]]
+    head = [key.replace("_", " ") for key in keys]
+    return markdown_table(head, [[_cell(key, row.get(key, "")) for key in keys] for row in rows]).split("\n")
 
 
 def _cell(key: str, value: Any) -> str:

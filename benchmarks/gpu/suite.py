@@ -75,7 +75,7 @@ class Suite:
             found = self.results["parts"][part.name]
             left = self.until - time.monotonic()
             if missing := part.missing():
-                found["reason"] = f"needs {', '.join(missing)}: pip install {' '.join(missing)}"
+                found["reason"] = f"needs {', '.join(missing)}; install the locked dependencies: make setup"
             elif left <= 0:
                 found.update(status="out of time", reason="no time was left to begin")
             else:
