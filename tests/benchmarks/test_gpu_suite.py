@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 from benchmarks.gpu.__main__ import main, passed
 from benchmarks.gpu.contract import TOLERANCES, Worst, compute, settings
 from benchmarks.gpu.devices import peak_tflops
-from benchmarks.gpu.mfu import FORWARD_AND_BACKWARD, mfu
-from benchmarks.gpu.models import IN_DIM, SIZES, TEXT_DIM
+from benchmarks.gpu.mfu import FORWARD_AND_BACKWARD, _fitting_clips, mfu
+from benchmarks.gpu.models import IN_DIM, SIZES, TEXT_DIM, make_dit
 from benchmarks.gpu.part import Case, Part
 from benchmarks.gpu.session import Session
 from benchmarks.gpu.suite import PARTS, Suite
@@ -161,6 +162,48 @@ def test_flops_of_a_step_are_six_per_parameter_and_twelve_per_pair() -> None:
     weights = sum(p.numel() for name, p in model.blocks.named_parameters() if p.ndim > 1 and "key_value" not in name)
     expected = layout.total * (6 * weights + 12 * depth * dim * (4096 + words))
     assert FORWARD_AND_BACKWARD * model.flops(layout, words) == pytest.approx(expected, rel=0.005)
+
+
+class Measured(Session):
+    """A device whose peaks are given, one after the other; None is a batch that does not fit."""
+
+    cuda = True
+    peaks: tuple[float | None, ...] = ()
+
+    def peak_gib(self, run: Callable[[], object]) -> float:
+        peak, *rest = self.peaks
+        object.__setattr__(self, "peaks", tuple(rest))
+        if peak is None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return peak
+
+    def capacity_gib(self) -> float:
+        return 80.0
+
+    def clean(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("peaks", "clips", "checkpointing"),
+    [
+        ((12.0, 10.0, 14.0), 10, False),  # 10 + 9 x 4 GiB is what stays below 0.6 x 80
+        ((12.0, 50.0, 90.0), 1, False),
+        ((70.0, 70.0, None), 1, False),
+        ((None, 12.0, 10.0, 20.0), 4, True),
+        ((12.0, None, 40.0, 40.0, None), 1, True),
+    ],
+)
+def test_batches_fill_the_memory_moderately(
+    tmp_path: Path, peaks: tuple[float | None, ...], clips: int, checkpointing: bool
+) -> None:
+    session = Measured(CPU, True, tmp_path)
+    object.__setattr__(session, "peaks", peaks)
+    model = make_dit(session, "S")
+    optimizer = torch.optim.AdamW(model.parameters())
+    assert _fitting_clips(session, model, optimizer, TokenGrid(2, 4, 4)) == clips
+    assert model.checkpoint == checkpointing
+    assert session.peaks == ()
 
 
 @pytest.mark.parametrize(
