@@ -20,7 +20,7 @@ from benchmarks.measure import provenance as host
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the suite; 0 if every part is done and every check passed, else 1."""
+    """Runs the suite; 0 if every part is done, nothing raised and every check passed, else 1."""
     names = [part.name for part in PARTS]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
@@ -55,9 +55,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def passed(results: dict[str, Any]) -> bool:
-    """Whether every part is done and no check failed."""
-    found = results["parts"].values()
-    return all(part["status"] == "done" and all(row.get("passed", True) for row in part["rows"]) for part in found)
+    """Whether every part is done, nothing raised and every check passed."""
+    parts = results["parts"].values()
+    rows = [row for part in parts for row in part["rows"]]
+    return all(part["status"] == "done" for part in parts) and all(
+        row.get("passed", True) and "raised" not in row for row in rows
+    )
 
 
 def provenance(device: torch.device, command: str) -> dict[str, Any]:

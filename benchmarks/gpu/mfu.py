@@ -48,7 +48,7 @@ def _measure(session: Session, size: str, grid: TokenGrid) -> Iterator[Row]:
     measured, peak = matmul_tflops(session), peak_tflops(device_name(session.device))
     model = make_dit(session, size)
     optimizer = adamw(session, model)
-    layout = TokenLayout.uniform(grid, _fitting_clips(session, model, optimizer, grid))
+    layout = TokenLayout.uniform(grid, fitting_clips(session, model, optimizer, grid))
     step = training_step(session, model, make_inputs(session, layout), optimizer)
     flops = FORWARD_AND_BACKWARD * model.flops(layout, TEXT_TOKENS)
     for mode in ("eager", "compiled"):
@@ -75,7 +75,7 @@ def _measure(session: Session, size: str, grid: TokenGrid) -> Iterator[Row]:
         }
 
 
-def _fitting_clips(session: Session, model: DiT, optimizer: torch.optim.Optimizer, grid: TokenGrid) -> int:
+def fitting_clips(session: Session, model: DiT, optimizer: torch.optim.Optimizer, grid: TokenGrid) -> int:
     """How many clips fill the memory moderately; sets checkpointing where not even one fits without."""
     if not session.cuda:
         return 2

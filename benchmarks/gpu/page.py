@@ -29,7 +29,7 @@ def page(results: dict[str, Any]) -> str:
             lines += ["", found["about"]]
         figures = [row for row in found["rows"] if "raised" not in row]
         if figures:
-            lines += ["", *(_checks(figures) if _are_checks(figures) else _table(figures))]
+            lines += ["", *(_checks(found["rows"]) if _are_checks(figures) else _table(figures))]
         raised = [row for row in found["rows"] if "raised" in row]
         if raised:
             lines += ["", "What raised:", "", *(f"- {_labels(row)}: {row['raised']}" for row in raised)]
@@ -41,7 +41,7 @@ def _summary(parts: dict[str, Any]) -> list[str]:
     checks = [row for found in parts.values() for row in found["rows"] if "passed" in row]
     if checks:
         wrong = [_labels(row) for row in checks if not row["passed"]]
-        lines.append(f"- {len(checks) - len(wrong)} of {len(checks)} checks of blocks are within their tolerance")
+        lines.append(f"- {len(checks) - len(wrong)} of {len(checks)} checks of blocks are within their tolerances")
         lines += [f"- **outside of it**: {words}" for words in wrong]
     raised = sum("raised" in row for found in parts.values() for row in found["rows"])
     lines.append(f"- {raised} cases raised (listed with their part)" if raised else "- no case raised")
@@ -74,6 +74,9 @@ def _checks(rows: Sequence[Row]) -> list[str]:
     lines: dict[tuple[str, str], Row] = {}
     for row in rows:
         line = lines.setdefault((row["block"], row["kernel"]), {"block": row["block"], "kernel": row["kernel"]})
+        if "raised" in row:
+            line[row["check"]] = "**raised**"
+            continue
         errors = " / ".join(f"{row[key]:.1e}" for key in ("error", "gradient_error") if isinstance(row.get(key), float))
         line[row["check"]] = errors if row["passed"] else f"**{errors or 'not finite'}**"
     tolerances = {row["check"]: f"{row['tolerance']:g} / {row['gradient_tolerance']:g}" for row in rows if _both(row)}

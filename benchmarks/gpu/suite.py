@@ -34,13 +34,15 @@ PARTS = (
         needs=("lightning", "mlflow", "timm", "torchmetrics", "torchvision", "jsonargparse", "omegaconf", "av"),
     ),
 )
-STATUSES = ("done", "failed", "out of time", "not run")
 #: Seconds that a process which is told to end has for it.
 PATIENCE = 10.0
 
 
 class Suite:
-    """The state of one run of the suite, mirrored in its folder after every event.
+    """The state of one run of the suite, mirrored in its folder after every figure.
+
+    A part is "done" when each of its cases was tried and some gave a figure, "failed" when none did, "out of time" when
+    cases are left, "not run" when packages are missing or it was not reached. What cases raised is among its rows.
 
     Args:
         minutes: for all parts together.
@@ -113,8 +115,7 @@ class Told:
     """What the events of a part amount to."""
 
     def __init__(self) -> None:
-        self.cases = self.begun = self.left = 0
-        self.rows = 0
+        self.cases = self.left = self.rows = 0
         self.errors: list[str] = []
         self.failure = ""
 
