@@ -10,6 +10,7 @@ from torch.distributions import Normal, kl_divergence
 from lightning_sora.errors import SoraError
 from lightning_sora.models.vae import VAES, CausalConvVAE, LatentStatistics, Posterior, VideoVAE
 from lightning_sora.models.vae.folding import FrontEnd, haar_matrix
+from lightning_sora.models.vae.layers import Stream, VolumeConv
 from lightning_sora.randomness import initialize
 from lightning_sora.spacetime import PatchSize
 
@@ -113,6 +114,25 @@ def test_shapes_follow_the_stride(stride: tuple[int, int, int], front_end: str) 
         posterior = vae.encode(video)
         assert posterior.mean.shape == posterior.logvar.shape == (1, 5, rows, 16 // stride[1], 32 // stride[2])
         assert vae.decode(posterior.mean).shape == video.shape
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+def test_a_full_convolution_of_one_clip_is_that_of_torch_in_3d_with_its_gradients(frames: int) -> None:
+    torch.manual_seed(0)
+    layer = VolumeConv(3, 5)
+    x = torch.randn(1, frames, 6, 4, 3, requires_grad=True)
+    made = layer(x, Stream())
+    padded = torch.cat([x[:, :1], x[:, :1], x], dim=1).permute(0, 4, 1, 2, 3)
+    expected = torch.nn.functional.conv3d(padded, layer.conv.weight, layer.conv.bias, padding=(0, 1, 1))
+    expected = expected.permute(0, 2, 3, 4, 1)
+    torch.testing.assert_close(made, expected)
+    inputs, weighting = (x, layer.conv.weight, layer.conv.bias), torch.randn_like(made)
+    for own, theirs in zip(
+        torch.autograd.grad((made * weighting).sum(), inputs),
+        torch.autograd.grad((expected * weighting).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_the_haar_basis_is_orthonormal_and_begins_with_the_known_rows() -> None:
