@@ -32,7 +32,8 @@ def interleaved(
         candidates: what to call, by name.
         repeats: turns of each that count.
         warmup: calls of each before, which do not count.
-        least: CPU seconds that one turn takes at least; a quick candidate is called several times in each.
+        least: CPU seconds that one turn takes at least; a candidate that is quicker, by its warm-up, is called several
+            times in each.
 
     Returns:
         CPU seconds per call, by name.
@@ -42,8 +43,8 @@ def interleaved(
         begun = time.process_time()
         for _ in range(warmup):
             call()
-        once = (time.process_time() - begun) / max(warmup, 1)
-        calls[name] = max(1, round(least / once)) if least and once else 1
+        spent = time.process_time() - begun
+        calls[name] = max(1, round(least * warmup / spent)) if warmup and spent else 1
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repeats):
         for name, call in candidates.items():

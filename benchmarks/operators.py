@@ -1,0 +1,243 @@
+"""Every attention block, its operator alone and as a block, forward and backward, beside full attention.
+
+    python -m benchmarks.operators [--quick] [--blocks SPEC ...] [--tokens 1024 4096 16384] [--out FILE.md]
+
+For each number of tokens: time over that of `full`, the share of the pairs of `full` that the block declares, and what
+the first call costs more than later ones (the plan), for four layers of one model. Over all sizes: the exponent with
+which time grows. Full attention is timed under its kernels too. Float32, eager, heads of 64.
+
+A plan is measured in a process of its own, at the smallest width, where nothing else weighs. What would need more than
+the memory limit is reported as such.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+from benchmarks.measure import interleaved, markdown_table, page, write_page
+from lightning_sora.memory import peak_memory_gib, reset_peak_memory
+from lightning_sora.nn.attention import create_attention, list_attention
+from lightning_sora.nn.attention.base import AttentionBlock
+from lightning_sora.nn.rope import rotary
+from lightning_sora.randomness import generator
+from lightning_sora.spacetime import TokenGrid, TokenLayout
+
+HEAD_DIM, LAYERS = 64, 4
+GRIDS = {64: (4, 4, 4), 128: (8, 4, 4), 256: (4, 8, 8), 1024: (4, 16, 16), 4096: (16, 16, 16), 16384: (16, 32, 32)}
+KERNELS = ("sdpa", "matmul")
+LIMIT_GIB = 4.0
+
+Call = Callable[[], object]
+
+
+def layout_of(tokens: int) -> TokenLayout:
+    return TokenLayout.uniform(TokenGrid(*GRIDS[tokens]), 1)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def memory_limit(gib: float) -> Iterator[None]:
+    """Lets this process hold so much data; an allocation beyond raises."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (int(gib * 2**30), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def operator_calls(block: AttentionBlock, layout: TokenLayout) -> dict[str, Call]:
+    """The operator alone, from queries, keys and values to what is mixed, and the block around it."""
+    x = torch.randn(*layout.shape, block.dim, generator=generator(0, "x"))
+    rope = rotary(layout.coordinates()[:, 1:], block.dim // block.num_heads)
+    with torch.no_grad():
+        projected = block.project(x, rope)
+    q, k, v = (part.contiguous().requires_grad_() for part in projected)
+    x.requires_grad_()
+    weights = torch.randn(v.shape, generator=generator(0, "weights"))
+
+    def alone() -> None:
+        q.grad = k.grad = v.grad = None
+        block.attend(q, k, v, layout).backward(weights)
+
+    def whole() -> None:
+        x.grad = None
+        block.zero_grad(set_to_none=True)
+        block(x, layout, rope).backward(weights.flatten(2))
+
+    return {"alone": alone, "block": whole}
+
+
+def plan_cost(spec: str, tokens: int) -> tuple[float, float]:
+    """Seconds and MiB that the first pass over the layers of one model costs more than the second.
+
+    At the smallest width, so that what is not the plan is next to nothing.
+    """
+    width = 8
+    layers = [create_attention(spec, width, 1, layer=i, depth=LAYERS) for i in range(LAYERS)]
+
+    def forward(layout: TokenLayout, q: torch.Tensor) -> float:
+        begun = time.process_time()
+        with torch.no_grad():
+            for layer in layers:
+                layer.attend(q, q, q, layout)
+        return time.process_time() - begun
+
+    small, layout = layout_of(64), layout_of(tokens)
+    forward(small, torch.randn(*small.shape, 1, width))  # what only the process's first call costs
+    q = torch.randn(*layout.shape, 1, width)
+    reset_peak_memory()
+    before = peak_memory_gib()
+    first = forward(layout, q)
+    peak = peak_memory_gib()
+    reset_peak_memory()
+    held = peak_memory_gib()
+    later = min(forward(layout, q) for _ in range(2))
+    working = peak_memory_gib() - held
+    return max(first - later, 0.0), 1024 * max(peak - before - working, 0.0)
+
+
+def _answer(connection: Any, task: Callable[[], object], limit: float) -> None:
+    try:
+        with memory_limit(limit):
+            connection.send(task())
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        connection.send(None)
+
+
+def in_a_process(task: Callable[[], Any], limit: float = LIMIT_GIB) -> Any:
+    """The task's result from a process of its own, or None where it needs more memory than the limit, in GiB.
+
+    Raises:
+        RuntimeError: the process died.
+    """
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(theirs, task, limit))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError as error:
+        raise RuntimeError(f"the measuring process died; it was to run {task}") from error
+    finally:
+        process.join()
+
+
+def timings(
+    blocks: dict[str, tuple[str, str | None]], tokens: int, heads: int, repeats: int
+) -> dict[str, dict[str, float]]:
+    """CPU seconds per call of each block, alone and whole; nothing for those that do not fit into the limit."""
+    layout = layout_of(tokens)
+    calls: dict[str, dict[str, Call]] = {"alone": {}, "block": {}}
+    with memory_limit(LIMIT_GIB):
+        for name, (spec, kernel) in blocks.items():
+            block = create_attention(spec, heads * HEAD_DIM, heads, layer=0, depth=LAYERS, kernel=kernel)
+            made = operator_calls(block, layout)
+            try:
+                made["alone"]()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                continue
+            for what, call in made.items():
+                calls[what][name] = call
+        warmup = int(tokens <= 4096)
+        return {what: interleaved(some, repeats=repeats, warmup=warmup, least=0.05) for what, some in calls.items()}
+
+
+def exponent(seconds: Sequence[float], tokens: Sequence[int]) -> float:
+    """The slope of log time over log tokens, from the smallest size to the largest."""
+    return math.log(seconds[-1] / seconds[0]) / math.log(tokens[-1] / tokens[0])
+
+
+def pages(specs: Sequence[str], sizes: Sequence[int], heads: int, repeats: Sequence[int]) -> list[str]:
+    """The tables: one per size, and one of the exponents."""
+    # Plans first: what this process has freed, its children would use without a trace.
+    plans = {(spec, n): in_a_process(partial(plan_cost, spec, n)) for n in sizes for spec in specs}
+    blocks: dict[str, tuple[str, str | None]] = {spec: (spec, None) for spec in specs}
+    blocks |= {f"full, {kernel} kernel": ("full", kernel) for kernel in KERNELS}
+    found = {n: timings(blocks, n, heads, count) for n, count in zip(sizes, repeats, strict=True)}
+    sections = []
+    for n in sizes:
+        layout, rows = layout_of(n), []
+        everything = create_attention("full", HEAD_DIM, 1, layer=0, depth=1).pairs(layout)
+        for name, (spec, _) in blocks.items():
+            share = create_attention(spec, HEAD_DIM, 1, layer=0, depth=LAYERS).pairs(layout) / everything
+            plan = plans.get((name, n))
+            cost = ("-", "-") if name not in specs else (f"> {LIMIT_GIB:.0f} GiB", "") if plan is None else None
+            cost = (f"{plan[0]:.2f}", f"{plan[1]:.0f}") if cost is None else cost
+            alone, whole = found[n]["alone"].get(name), found[n]["block"].get(name)
+            if alone is None or whole is None:
+                figures = (f"> {LIMIT_GIB:.0f} GiB", "-", f"{share:.3f}", "-", "-", "-")
+            else:
+                ratio, of_block = alone / found[n]["alone"]["full"], whole / found[n]["block"]["full"]
+                times = (f"{1e3 * alone:,.1f}", f"{ratio:.3f}", f"{share:.3f}", f"{ratio / share:.2f}")
+                figures = (*times, f"{1e3 * whole:,.1f}", f"{of_block:.3f}")
+            rows.append((name, *figures, *cost))
+        header = (
+            "block",
+            "alone, ms",
+            "ratio to full",
+            "share of pairs",
+            "ratio / share",
+            "block, ms",
+            "ratio to full",
+        )
+        table = markdown_table((*header, "plan, s", "plan, MiB"), rows)
+        sections.append(f"## {n:,} tokens ({'x'.join(map(str, layout.grids[0]))})\n\n{table}")
+    if len(sizes) > 1:
+        there = [name for name in blocks if all(name in found[n]["alone"] for n in sizes)]
+        rows = [
+            (name, *(f"{exponent([found[n][w][name] for n in sizes], sizes):.2f}" for w in found[n])) for name in there
+        ]
+        title = f"## Exponent of time over tokens, {sizes[0]:,} to {sizes[-1]:,}"
+        sections.append(f"{title}\n\n{markdown_table(('block', 'alone', 'block'), rows)}")
+    return sections
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two tiny sizes, to see that it runs")
+    parser.add_argument("--blocks", nargs="+", metavar="SPEC", help="default: every registered block")
+    parser.add_argument("--tokens", nargs="+", type=int, choices=sorted(GRIDS), help="default: 1024 4096 16384")
+    parser.add_argument("--heads", type=int, default=2, help="of 64; default 2")
+    parser.add_argument("--out", type=Path, help="write the page here too")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    sizes = sorted(args.tokens or ((128, 256) if args.quick else (1024, 4096, 16384)))
+    specs = list(dict.fromkeys(["full", *(args.blocks or list_attention())]))
+    repeats = [1 if args.quick else 7 if n <= 1024 else 3 if n <= 4096 else 1 for n in sizes]
+    sections = pages(specs, sizes, args.heads, repeats)
+    intro = (
+        f"Eager, float32, one thread, {args.heads} heads of {HEAD_DIM}, one clip, no text; forward and backward. CPU "
+        "milliseconds are medians of interleaved repeats (one call at 16,384 tokens). Alone: from queries, keys and "
+        "values to the mixed values; block: with projections, norms and rotary positions. Share of pairs: declared by "
+        f"the block, of those of `full`. Plan: what the first pass over {LAYERS} layers of one model costs more than "
+        f"the second, in CPU seconds and peak memory. Memory limit {LIMIT_GIB:.0f} GiB."
+    )
+    command = "python -m benchmarks.operators" + (" --quick" if args.quick else "")
+    write_page(args.out, page("Attention blocks beside full attention", command, [intro, *sections]))
+
+
+if __name__ == "__main__":
+    main()
