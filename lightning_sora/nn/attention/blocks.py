@@ -65,8 +65,8 @@ def _blocks(rule: Rule, grid: TokenGrid, keys: int, device: torch.device) -> Blo
             key < tokens, _sees(rule, query, key, grid), query % 2 == 0
         )
     # Compiled, the mask of all pairs is never in memory.
-    compiled = device.type == "cuda"
-    return Blocks(create_block_mask(seen, None, None, tokens, keys, device=device, _compile=compiled))
+    create: Any = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
+    return Blocks(create(seen, None, None, tokens, keys, device=device))
 
 
 @no_type_check
