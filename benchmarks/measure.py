@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -101,6 +103,19 @@ def markdown_table(header: Sequence[object], rows: Sequence[Sequence[object]]) -
     """A table in Markdown, its first column to the left and the others to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def command_line(name: str, arguments: Sequence[str] | None) -> str:
+    """The command that runs a benchmark with these arguments, less where it writes.
+
+    Args:
+        arguments: None means those of this process.
+    """
+    left = list(sys.argv[1:] if arguments is None else arguments)
+    if "--out" in left:
+        at = left.index("--out")
+        del left[at : at + 2]
+    return shlex.join(["python", "-m", f"benchmarks.{name}", *left])
 
 
 def page(title: str, command: str, sections: Sequence[str], origin: Mapping[str, str] | None = None) -> str:

@@ -2,9 +2,10 @@
 
     python -m benchmarks.operators [--quick] [--blocks SPEC ...] [--tokens 1024 4096 16384] [--out FILE.md]
 
-For each number of tokens: time over that of `full`, the share of the pairs of `full` that the block declares, and what
-the first call costs more than later ones (the plan), for four layers of one model. Over all sizes: the exponent with
-which time grows. Full attention is timed under its kernels too. Float32, eager, heads of 64.
+For each number of tokens (longer and longer videos of 16x16 tokens a frame): time over that of `full`, the share of
+the pairs of `full` that the block declares, and what the first call costs more than later ones (the plan), for four
+layers of one model. Over all sizes: the exponents with which time and declared pairs grow. Full attention is timed
+under its kernels too. Float32, eager, heads of 64.
 
 A plan is measured in a process of its own, at the smallest width, where nothing else weighs. What would need more than
 the memory limit is reported as such.
@@ -20,7 +21,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from benchmarks.measure import interleaved, markdown_table, page, write_page
+from benchmarks.measure import command_line, interleaved, markdown_table, page, write_page
 from lightning_sora.memory import peak_memory_gib, reset_peak_memory
 from lightning_sora.nn.attention import create_attention, list_attention
 from lightning_sora.nn.attention.base import AttentionBlock
@@ -37,7 +38,7 @@ from lightning_sora.randomness import generator
 from lightning_sora.spacetime import TokenGrid, TokenLayout
 
 HEAD_DIM, LAYERS = 64, 4
-GRIDS = {64: (4, 4, 4), 128: (8, 4, 4), 256: (4, 8, 8), 1024: (4, 16, 16), 4096: (16, 16, 16), 16384: (16, 32, 32)}
+GRIDS = {64: (4, 4, 4), 128: (8, 4, 4), 256: (4, 8, 8), 1024: (4, 16, 16), 4096: (16, 16, 16), 16384: (64, 16, 16)}
 KERNELS = ("sdpa", "matmul")
 LIMIT_GIB = 4.0
 
@@ -171,9 +172,19 @@ def timings(
         }
 
 
-def exponent(seconds: Sequence[float], tokens: Sequence[int]) -> float:
-    """The slope of log time over log tokens, from the smallest size to the largest."""
-    return math.log(seconds[-1] / seconds[0]) / math.log(tokens[-1] / tokens[0])
+@cache
+def declared(spec: str, tokens: int) -> int:
+    """Query-key pairs that a block declares."""
+    return create_attention(spec, HEAD_DIM, 1, layer=0, depth=LAYERS).pairs(layout_of(tokens))
+
+
+def exponent(values: Sequence[float], tokens: Sequence[int]) -> float:
+    """The slope of log value over log tokens, from the smallest size to the largest."""
+    return math.log(values[-1] / values[0]) / math.log(tokens[-1] / tokens[0])
+
+
+Found = dict[int, dict[str, dict[str, float]]]
+TOO_MUCH = f"> {LIMIT_GIB:.0f} GiB"
 
 
 def pages(specs: Sequence[str], sizes: Sequence[int], heads: int, repeats: Sequence[int]) -> list[str]:
@@ -182,43 +193,46 @@ def pages(specs: Sequence[str], sizes: Sequence[int], heads: int, repeats: Seque
     plans = {(spec, n): in_a_process(partial(plan_cost, spec, n)) for n in sizes for spec in specs}
     blocks: dict[str, tuple[str, str | None]] = {spec: (spec, None) for spec in specs}
     blocks |= {f"full, {kernel} kernel": ("full", kernel) for kernel in KERNELS}
-    found = {n: timings(blocks, n, heads, count) for n, count in zip(sizes, repeats, strict=True)}
+    found: Found = {n: timings(blocks, n, heads, count) for n, count in zip(sizes, repeats, strict=True)}
     sections = []
     for n in sizes:
-        layout, rows = layout_of(n), []
-        everything = create_attention("full", HEAD_DIM, 1, layer=0, depth=1).pairs(layout)
+        rows = []
         for name, (spec, _) in blocks.items():
-            share = create_attention(spec, HEAD_DIM, 1, layer=0, depth=LAYERS).pairs(layout) / everything
-            plan = plans.get((name, n))
-            cost = ("-", "-") if name not in specs else (f"> {LIMIT_GIB:.0f} GiB", "") if plan is None else None
-            cost = (f"{plan[0]:.2f}", f"{plan[1]:.0f}") if cost is None else cost
-            alone, whole = found[n]["alone"].get(name), found[n]["block"].get(name)
-            if alone is None or whole is None:
-                figures = (f"> {LIMIT_GIB:.0f} GiB", "-", f"{share:.3f}", "-", "-", "-")
-            else:
-                ratio, of_block = alone / found[n]["alone"]["full"], whole / found[n]["block"]["full"]
-                times = (f"{1e3 * alone:,.1f}", f"{ratio:.3f}", f"{share:.3f}", f"{ratio / share:.2f}")
-                figures = (*times, f"{1e3 * whole:,.1f}", f"{of_block:.3f}")
-            rows.append((name, *figures, *cost))
-        header = (
-            "block",
-            "alone, ms",
-            "ratio to full",
-            "share of pairs",
-            "ratio / share",
-            "block, ms",
-            "ratio to full",
-        )
-        table = markdown_table((*header, "plan, s", "plan, MiB"), rows)
-        sections.append(f"## {n:,} tokens ({'x'.join(map(str, layout.grids[0]))})\n\n{table}")
+            plan = plans[name, n] if name in specs else ()
+            costs = (TOO_MUCH, "-") if plan is None else (f"{plan[0]:.2f}", f"{plan[1]:.0f}") if plan else ("-", "-")
+            rows.append((name, *figures(name, declared(spec, n) / declared("full", n), found[n]), *costs))
+        grid = "x".join(map(str, GRIDS[n]))
+        sections.append(f"## {n:,} tokens ({grid})\n\n{markdown_table(HEADER, rows)}")
     if len(sizes) > 1:
-        there = [name for name in blocks if all(name in found[n]["alone"] for n in sizes)]
-        rows = [
-            (name, *(f"{exponent([found[n][w][name] for n in sizes], sizes):.2f}" for w in found[n])) for name in there
-        ]
-        title = f"## Exponent of time over tokens, {sizes[0]:,} to {sizes[-1]:,}"
-        sections.append(f"{title}\n\n{markdown_table(('block', 'alone', 'block'), rows)}")
+        sections.append(exponents(blocks, sizes, found))
     return sections
+
+
+HEADER = (
+    *("block", "alone, ms", "ratio to full", "share of pairs", "ratio / share"),
+    *("block, ms", "ratio to full", "plan, s", "plan, MiB"),
+)
+
+
+def figures(name: str, share: float, found: dict[str, dict[str, float]]) -> tuple[str, ...]:
+    """The cells of one block from its time alone to its ratio as a block."""
+    if name not in found["alone"]:
+        return (TOO_MUCH, "-", f"{share:.3f}", "-", "-", "-")
+    (alone, whole), (full, full_block) = ([found[what][n] for what in ("alone", "block")] for n in (name, "full"))
+    of_operator = (f"{1e3 * alone:,.1f}", f"{alone / full:.3f}", f"{share:.3f}", f"{alone / full / share:.2f}")
+    return (*of_operator, f"{1e3 * whole:,.1f}", f"{whole / full_block:.3f}")
+
+
+def exponents(blocks: dict[str, tuple[str, str | None]], sizes: Sequence[int], found: Found) -> str:
+    """The table of how time and declared pairs grow, of the blocks that fit into the limit at every size."""
+    rows = []
+    for name, (spec, _) in blocks.items():
+        if all(name in found[n]["alone"] for n in sizes):
+            grown = [[found[n][what][name] for n in sizes] for what in ("alone", "block")]
+            grown.append([declared(spec, n) for n in sizes])
+            rows.append((name, *(f"{exponent(values, sizes):.2f}" for values in grown)))
+    table = markdown_table(("block", "time alone", "time of the block", "pairs"), rows)
+    return f"## Exponents over tokens, {sizes[0]:,} to {sizes[-1]:,}\n\n{table}"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -241,8 +255,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"the block, of those of `full`. Plan: what the first pass over {LAYERS} layers of one model costs more than "
         f"the second, in CPU seconds and peak memory. Memory limit {LIMIT_GIB:.0f} GiB."
     )
-    command = "python -m benchmarks.operators" + (" --quick" if args.quick else "")
-    write_page(args.out, page("Attention blocks beside full attention", command, [intro, *sections]))
+    title, command = "Attention blocks beside full attention", command_line("operators", arguments)
+    write_page(args.out, page(title, command, [intro, *sections]))
 
 
 if __name__ == "__main__":

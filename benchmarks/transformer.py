@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import interleaved, markdown_table, matrix_rate, page, write_page
+from benchmarks.measure import command_line, interleaved, markdown_table, matrix_rate, page, write_page
 from lightning_sora.models.dit import DiT
 from lightning_sora.models.text import TextContext
 from lightning_sora.randomness import generator
@@ -233,11 +233,12 @@ def compare(size: Size, peers: dict[str, Callable[[Size], Candidate]]) -> str:
     seconds = interleaved(
         {name: c.step for name, c in candidates.items()}, repeats=size.repeats, least=0.2 if size.repeats > 1 else 0.0
     )
+    work = {name: candidate.flops() for name, candidate in candidates.items()}
     rate = matrix_rate(256 if size in QUICK else 1024)
     rows, verdicts = [], []
     for name, candidate in candidates.items():
         own = seconds[KINDS[candidate.kind]]
-        flops = candidate.flops()
+        flops = work[name]
         share = 3 * flops / seconds[name] / rate
         ratio = seconds[name] / own
         figures = (f"{candidate.parameters / 1e6:.2f}", f"{flops / 1e9:.2f}", f"{1e3 * seconds[name]:,.0f}")
@@ -246,7 +247,9 @@ def compare(size: Size, peers: dict[str, Callable[[Size], Candidate]]) -> str:
         others = {n: seconds[n] for n in peers if candidates[n].kind == kind}
         if others:
             best = min(others, key=others.__getitem__)
-            verdicts.append(f"{kind} {seconds[name] / others[best]:.2f} of {best}'s")
+            ratio = seconds[name] / others[best]
+            per_flop = ratio * work[best] / work[name]
+            verdicts.append(f"{kind} {ratio:.2f} of {best}'s (per FLOP {per_flop:.2f})")
     header = ("", "attention", "parameters (M)", "GFLOP forward", "CPU ms", "of the matrix rate", "ratio to ours")
     below = f"Ours beside the fastest peer that attends alike: {'; '.join(verdicts)}." if verdicts else ""
     return f"## {size}\n\n{markdown_table(header, rows)}\n\n{below}".rstrip()
@@ -272,7 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
         "as twice the forward and compares with a float32 product of 1,024 cubed in the same process."
     )
     tables = [compare(size, peers) for size in (QUICK if args.quick else SIZES)]
-    command = "python -m benchmarks.transformer" + (" --quick" if args.quick else "")
+    command = command_line("transformer", arguments)
     write_page(args.out, page("The diffusion transformer beside its peers", command, [intro, *tables]))
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import interleaved, markdown_table, page, write_page
+from benchmarks.measure import command_line, interleaved, markdown_table, page, write_page
 from lightning_sora.models.vae import VAES
 from lightning_sora.randomness import generator
 
@@ -227,7 +227,7 @@ def main(arguments: list[str] | None = None) -> None:
         "model of the same kind, so above 1 is slower than ours. FLOPs of encoding and decoding as torch counts them."
     )
     tables = [compare(size, peers) for size in (QUICK if args.quick else SIZES)]
-    command = "python -m benchmarks.vae" + (" --quick" if args.quick else "")
+    command = command_line("vae", arguments)
     write_page(args.out, page("The video VAE beside its peers", command, [intro, *tables]))
 
 
