@@ -22,6 +22,7 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["operators", "transformer", "vae"])
 def test_each_benchmark_writes_a_page_with_its_origin(name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "pages" / f"{name}.md"
