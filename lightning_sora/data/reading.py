@@ -104,6 +104,7 @@ class PlannedClips(Dataset[SpacetimeBatch]):
             skipped=tuple(skipped),
             sources=tuple(info.source for info in infos) if any(info.source for info in infos) else (),
             budget=planned.budget,
+            unchanging=self.source.unchanging,
         )
 
     def __len__(self) -> int:

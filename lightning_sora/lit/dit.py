@@ -20,13 +20,14 @@ from lightning_sora.lit.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.lit.generate import GenerativeModule, Video
 from lightning_sora.lit.grouped import GroupedMeans
 from lightning_sora.lit.judge import GenerationJudge
+from lightning_sora.lit.latent_memory import LatentMemory
 from lightning_sora.lit.pretrained import UNTRAINED, load_vae
 from lightning_sora.lit.vae import to_uint8
 from lightning_sora.metrics.reconstruction import ReconstructionQuality, clip_quality
 from lightning_sora.models.dit import DiT
 from lightning_sora.models.text import TEXT_ENCODERS
 from lightning_sora.randomness import initialize, normal_per_clip, uniform_per_clip
-from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenLayout, patchify
+from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenLayout
 
 
 class LitDiT(GenerativeModule):
@@ -135,6 +136,7 @@ class LitDiT(GenerativeModule):
         self.text_drop, self.val_timesteps = text_drop, val_timesteps
         self.judge, self.reconstruction = GenerationJudge(extractor, clip), ReconstructionQuality()
         self._clip_cache: ClipCache | None = None
+        self._latents = LatentMemory()  # of the fit that runs
         self._facts, self._sizes = False, set[str]()  # of the clips of the test
         self._text_tokens = 0  # of the last batch, padding included
         self._count = CountedFlops()
@@ -154,11 +156,7 @@ class LitDiT(GenerativeModule):
             self.judge.check_length(data.frames, data.fps)
 
     def check_latents(self, vae_hash: str | None) -> None:
-        """Refuses latents of another VAE.
-
-        Raises:
-            SoraError: so.
-        """
+        """Raises SoraError for latents of another VAE."""
         if vae_hash != self.vae_hash:
             raise SoraError(
                 f"latents of VAE {vae_hash} but this model's VAE is {self.vae_hash}; make the latents anew with this "
@@ -171,19 +169,15 @@ class LitDiT(GenerativeModule):
         return self
 
     # From pixels to rows of latents and back.
-    def latent_rows(self, batch: SpacetimeBatch) -> Float[Tensor, "batch tokens latent_dim"]:
-        """The data that diffusion sees: one row of scaled latents per token."""
+    def latent_rows(
+        self, batch: SpacetimeBatch, memory: LatentMemory | None = None
+    ) -> Float[Tensor, "batch tokens latent_dim"]:
+        """The data that diffusion sees: one row of scaled latents per token, those in ``memory`` not made anew."""
         if batch.space == "latent":
             self.check_latents(batch.vae_hash)
             return batch.patches.to(self.dtype)
-        rows: dict[int, Tensor] = {}
-        # In the precision of the VAE's own weights, as a cache of latents is made.
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            for places, part in self.of_one_grid(batch):
-                latent = self.vae.encode_latent(self.videos(part))
-                cut = patchify(rearrange(latent, "b c t h w -> b t h w c"), self.patch_size)
-                rows |= zip(places, cut, strict=True)
-        return batch.layout.join([rows[i] for i in range(len(batch))])
+        rows = self.encode_rows(batch) if memory is None else memory.rows(batch, self.encode_rows)
+        return batch.layout.join(rows)
 
     # Training.
     def predict_x_0(
@@ -217,7 +211,10 @@ class LitDiT(GenerativeModule):
         return self.predict_x_0(batch, x_0, t, noise, captions)[0]
 
     def training_flops(self, batch: SpacetimeBatch) -> int:
-        """The transformer's declared FLOPs; those of the text encoder and of the frozen VAE are counted."""
+        """The transformer's declared FLOPs; those of the text encoder and of the frozen VAE are counted.
+
+        A clip counts as encoded at every visit, also where its latent was kept: equal batches cost equal FLOPs.
+        """
         captions = list(batch.captions)
         if not self._text_tokens:  # nothing was trained yet
             with torch.no_grad():
@@ -239,8 +236,12 @@ class LitDiT(GenerativeModule):
         sizes = [(tokens, x_0.shape[-1]) for tokens in layout.lengths]
         return layout.join(normal_per_clip(sizes, self.seed, purpose, keys)).to(x_0)
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self._latents.clear()
+
     def training_step(self, batch: SpacetimeBatch, batch_idx: int) -> Tensor:
-        x_0 = self.latent_rows(batch)
+        x_0 = self.latent_rows(batch, self._latents)
         uniform = uniform_per_clip(self.seed, "timestep", batch.keys)
         t = self.timesteps(uniform, batch.layout.lengths)
         noise = self.noise_for(x_0, batch.layout, "noise", batch.keys)

@@ -21,7 +21,7 @@ from lightning_sora.models.dit import DiT
 from lightning_sora.models.text import TextContext, TextEncoder
 from lightning_sora.models.vae import VideoVAE
 from lightning_sora.randomness import normal_per_clip
-from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid, TokenLayout, unpatchify
+from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid, TokenLayout, patchify, unpatchify
 
 Video = UInt8[Tensor, "frames height width 3"]
 
@@ -66,6 +66,18 @@ class GenerativeModule(LitModule):
     @property
     def patch(self) -> PatchSize:
         return self.vae.stride * self.patch_size
+
+    def encode_rows(self, batch: SpacetimeBatch) -> list[Float[Tensor, "tokens latent_dim"]]:
+        """Rows of scaled latents of each clip of a batch of pixels, on its own grid.
+
+        In the precision of the VAE's own weights, as a cache of latents is made.
+        """
+        rows: dict[int, Tensor] = {}
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            for places, part in self.of_one_grid(batch):
+                latent = self.vae.encode_latent(self.videos(part))
+                rows |= zip(places, patchify(rearrange(latent, "b c t h w -> b t h w c"), self.patch_size), strict=True)
+        return [rows[i] for i in range(len(batch))]
 
     def decode_rows(self, rows: Float[Tensor, "clips tokens latent_dim"], grid: TokenGrid) -> list[Video]:
         """Videos of rows on one grid."""

@@ -138,7 +138,8 @@ class LitVAE(LitModule):
             self.statistics.update(posterior.mean)
             pairs.append((video, made))
         for name, value in terms.items():
-            self.log(f"train/{name}", value.detach(), prog_bar=name == "reconstruction", batch_size=len(batch))
+            if name in ("loss", "reconstruction") or self.logger_reads_this_step:  # each call costs about 1 % of a step
+                self.log(f"train/{name}", value.detach(), prog_bar=name == "reconstruction", batch_size=len(batch))
         self.adopt_statistics()  # at every step, so that every checkpoint is scaled
         if self.automatic_optimization:
             return terms["loss"]
@@ -146,8 +147,12 @@ class LitVAE(LitModule):
         return None
 
     def _permuted(self, batch: SpacetimeBatch) -> Float[Tensor, "clips 3 frames height width"]:
-        orders = [torch.randperm(3, generator=generator(self.seed, "colors", *key)) for key in batch.keys]
-        return torch.stack([clip[order] for clip, order in zip(self.videos(batch), orders, strict=True)])
+        clips = batch.videos()
+        permuted = clips[0].new_empty((len(clips), 3, *clips[0].shape[:-1]), dtype=self.vae.latent_mean.dtype)
+        for place, (clip, key) in enumerate(zip(clips, batch.keys, strict=True)):
+            for channel, drawn in enumerate(torch.randperm(3, generator=generator(self.seed, "colors", *key)).tolist()):
+                permuted[place, channel] = clip[..., drawn]  # converted as it is copied
+        return permuted.div_(127.5).sub_(1)
 
     def _noise(self, posterior: Posterior, batch: SpacetimeBatch) -> Float[Tensor, "clips channels t h w"]:
         sizes = [tuple(posterior.mean.shape[1:])] * len(batch)

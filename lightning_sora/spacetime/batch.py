@@ -33,6 +33,7 @@ class SpacetimeBatch:
         skipped: files that could not be read and were replaced, each "name: reason".
         sources: which source of a mixture each clip came from; empty where there is one only.
         budget: tokens that a full batch would have; 0 where there is no such thing.
+        unchanging: whether each clip has these rows whenever it comes at this grid.
     """
 
     patches: Shaped[Tensor, "batch tokens patch_dim"]
@@ -48,6 +49,7 @@ class SpacetimeBatch:
     skipped: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     budget: int = 0
+    unchanging: bool = False
 
     def __post_init__(self) -> None:
         if tuple(self.patches.shape[:2]) != self.layout.shape:

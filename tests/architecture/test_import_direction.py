@@ -6,7 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "lightning_sora"
 FILES = sorted(PACKAGE.rglob("*.py"))
-BASE = {"errors", "registry", "randomness", "media", "plugins", "memory"}
+BASE = {"errors", "registry", "randomness", "media", "plugins", "memory", "time_left"}
 
 # room -> the rooms it may import; every room may import errors, registry and memory.
 ALLOWED: dict[str, set[str]] = {
@@ -16,6 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "media": set(),
     "plugins": set(),
     "memory": set(),
+    "time_left": set(),
     "spacetime": set(),
     "world": {"spacetime", "randomness"},
     "nn": {"spacetime", "randomness"},

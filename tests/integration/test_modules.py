@@ -33,6 +33,19 @@ def test_two_runs_of_one_seed_have_equal_losses(make_trainer: Callable[..., pl.T
     assert runs[0] == runs[1]
 
 
+def test_latents_that_are_kept_change_no_loss(make_trainer: Callable[..., pl.Trainer]) -> None:
+    runs, encoded = [], []
+    for limit in (0, 1 << 20):
+        dit, losses = make_dit(), Losses()
+        dit._latents.limit = limit
+        encode = dit.vae.encode_latent
+        dit.vae.encode_latent = lambda video, encode=encode: encoded.append(len(video)) or encode(video)  # type: ignore
+        make_trainer(callbacks=[losses], max_steps=6).fit(dit, make_data())
+        runs.append(losses.values)
+    assert runs[0] == runs[1]
+    assert encoded == [4] * 6 + [4] * 2  # eight clips in batches of four
+
+
 def test_the_average_follows_its_recurrence_and_gives_the_weights_back() -> None:
     net = torch.nn.Linear(3, 2)
     frozen = torch.nn.Parameter(torch.zeros(2), requires_grad=False)

@@ -69,12 +69,15 @@ class Source(ABC):
         space: what ``load`` yields.
         vae_hash: of the VAE that made the latents; None for pixels.
         vae_stride: pixels per position of the latents; 1 for pixels.
+        unchanging: whether ``load`` draws nothing, so that a clip has equal pixels at every visit of equal size and
+            rate.
     """
 
     infos: Sequence[ClipInfo]
     space: Literal["pixel", "latent"] = "pixel"
     vae_hash: str | None = None
     vae_stride: PatchSize = PatchSize(1, 1, 1)
+    unchanging: bool = False
 
     def prepare(self, sizes: Mapping[int, tuple[int, int, int]], fps: float | None) -> None:  # noqa: B027 (most need none)
         """Does once what would slow down loading, if there is such a thing.

@@ -66,6 +66,7 @@ class MixtureSource(Source):
             told = ", ".join(f"{name}: {space} {vae or ''}".strip() for name, (space, vae, _) in spaces.items())
             raise SoraError(f"the sources of a mixture must all be pixels, or latents of one VAE; they are {told}")
         self.space, self.vae_hash, self.vae_stride = next(iter(spaces.values()))
+        self.unchanging = all(part.unchanging for part in self.parts.values())
         self.infos: Sequence[ClipInfo] = [
             replace(info, id=f"{name}/{info.id}", source=name)
             for name, part in self.parts.items()

@@ -87,6 +87,7 @@ class WorldSource(Source):
         if native is not None and (not native or min(n for size in native for n in size) < 1):
             raise SoraError(f"native={native} must name sizes (frames, height, width) of at least 1")
         self._native, self._split, self._seed = native, split, seed
+        self.unchanging = native is None or split != "train"  # else cut at a drawn place
         described = [asdict(config), seed, split, captions, fps, self._length, *([native] if native else [])]
         self._description = json.dumps(described, sort_keys=True, default=str)
         self.world.caption(self.world.facts(self._offset), captions)  # refuses an unknown level now
@@ -119,7 +120,7 @@ class WorldSource(Source):
             if missing:
                 what = f"rendering {size[0]}x{size[1]}x{size[2]} clips, once"
                 for index in tqdm(missing, desc=what, unit="clip", mininterval=1):
-                    self._video(index, size)
+                    self._video(index, size, self.world.facts(self._offset + index))
 
     def load(
         self, index: int, frames: int, height: int, width: int, *, generator: torch.Generator, fps: float | None
@@ -130,11 +131,11 @@ class WorldSource(Source):
         if self._native is not None and (frames - 1) / rate > (own.frames - 1) / own.fps + 1e-6:
             raise DecodeError(f"{own.id}: {frames} frames at {rate:g} per second do not fit into its {own.frames}")
         size = self._cover(index, height, width)
-        video = self._video(index, (frames, *size, rate))
+        video = self._video(index, (frames, *size, rate), facts)
         if size != (height, width):
             video = cut(video, height, width, generator if self._split == "train" else None)
         told = {**facts.as_dict(), "config": self.world.config, "cropped": size != (height, width)}
-        return Clip(video, self.recaption(index, self._captions), rate, told)
+        return Clip(video, self.world.caption(facts, self._captions, key=facts.index), rate, told)
 
     def _cover(self, index: int, height: int, width: int) -> tuple[int, int]:
         """The size at which the clip's own picture covers the asked one."""
@@ -157,8 +158,7 @@ class WorldSource(Source):
             self._caches[size] = _ClipCache(Path(str(self._cache_root)), self.fingerprint(), self._length, size)
         return self._caches[size]
 
-    def _video(self, index: int, size: Size) -> UInt8[Tensor, "frames height width 3"]:
-        facts = self.world.facts(self._offset + index)
+    def _video(self, index: int, size: Size, facts: Facts) -> UInt8[Tensor, "frames height width 3"]:
         if self._cache_root is None:
             return self._render(facts, size)
         return self._cache(size).get(index, lambda: self._render(facts, size))

@@ -61,6 +61,7 @@ class WorldsSource(Source):
         for style in self.captions:
             self.worlds[0].recaption(0, style)  # refuses an unknown style now
         self._names = tuple(levels)
+        self.unchanging = all(world.unchanging for world in self.worlds)
 
     @cached_property
     def infos(self) -> Sequence[ClipInfo]:  # type: ignore[override]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import TQDMProgressBar
@@ -14,7 +15,13 @@ class Progress(TQDMProgressBar):
 
     Args:
         refresh_rate: steps between updates; None means 5 on a terminal, 20 in a log file.
+
+    Attributes:
+        listeners: of every bar of this class. Called after each step of a training and each batch of a test with
+            the share that is done, for who tells the progress of a job that this is a part of.
     """
+
+    listeners: ClassVar[list[Callable[[float], None]]] = []
 
     def __init__(self, refresh_rate: int | None = None) -> None:
         super().__init__(refresh_rate or (5 if sys.stderr.isatty() else 20))
@@ -31,9 +38,20 @@ class Progress(TQDMProgressBar):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         bar, step = self.train_progress_bar, trainer.global_step
+        self._tell(step / trainer.max_steps)
         if step > bar.n and self._should_update(step, bar.total):
             bar.n = step
             bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def on_test_batch_end(self, trainer: pl.Trainer, *arguments: Any, **named: Any) -> None:
+        super().on_test_batch_end(trainer, *arguments, **named)
+        bar = self.test_progress_bar
+        if bar.total:
+            self._tell(min(1.0, bar.n / bar.total))
+
+    def _tell(self, share: float) -> None:
+        for listener in self.listeners:
+            listener(share)
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
