@@ -41,6 +41,10 @@ class Groups:
         """Query-key pairs, for counting FLOPs."""
         return sum(s.shape[0] * s.shape[1] ** 2 for s in self.segments)
 
+    @property
+    def nbytes(self) -> int:
+        return self.ends.nbytes + sum(s.nbytes for s in self.segments)
+
     def to(self, device: torch.device) -> Groups:
         return Groups(tuple(s.to(device) for s in self.segments), self.contiguous, self.ends.to(device))
 

@@ -12,6 +12,7 @@ from lightning_sora.nn.attention import create_attention, kernels
 from lightning_sora.nn.attention.contract import DEPTH, DIM, HEADS, LAYOUTS, make, rope_of, text_of, tokens_of
 from lightning_sora.nn.attention.kernels import flex, kept_first, masked_row_ends, row_ends, sdpa, varlen
 from lightning_sora.spacetime import TokenGrid, TokenLayout
+from tests.annotations import plain_annotations
 
 COVERING = (
     "window(size=(8, 16, 16))",
@@ -215,3 +216,28 @@ def test_impossible_options_are_refused(spec: str, said: str) -> None:
 def test_differential_heads_must_split() -> None:
     with pytest.raises(SoraError, match="divisible by 4"):
         create_attention("differential", 36, 6, layer=0, depth=DEPTH)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", ["axial", "neighborhood"])
+def test_compiled_once_it_follows_grids_of_equal_shape(spec: str) -> None:
+    """Their plans differ though no shape of a tensor does."""
+    block = make(spec)
+    torch.compiler.reset()
+    with plain_annotations():
+        compiled = torch.compile(lambda x, layout, rope: block(x, layout, rope), backend="eager", dynamic=False)
+        for grid in (TokenGrid(2, 4, 8), TokenGrid(4, 4, 4), TokenGrid(2, 8, 4), TokenGrid(2, 4, 8)):
+            layout = TokenLayout.uniform(grid, 2)
+            given = tokens_of(layout), layout, rope_of(layout)
+            torch.testing.assert_close(compiled(*given), block(*given))
+    torch.compiler.reset()
+
+
+def test_under_autocast_queries_keys_and_values_are_of_one_dtype() -> None:
+    """Also where the norm comes out in float32, as under autocast on CUDA."""
+    block, layout = make("full"), LAYOUTS["video"]
+    for norm in (block.project.q_norm, block.project.k_norm):
+        norm.register_forward_hook(lambda module, given, found: found.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        q, k, v = block.project(tokens_of(layout), rope_of(layout))
+    assert {q.dtype, k.dtype, v.dtype} == {torch.bfloat16}

@@ -56,7 +56,9 @@ class SelfProjection(nn.Module):
     def forward(self, x: Float[Tensor, "batch tokens dim"], rope: Rope | None) -> tuple[Heads, Heads, Heads]:
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> b n three h d", three=3, d=self.head_dim).unbind(2)
         q, k = self.q_norm(q), self.k_norm(k)
-        return (q, k, v) if rope is None else (rotate(q, rope), rotate(k, rope), v)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
+        return q.type_as(v), k.type_as(v), v  # autocast on CUDA normalises in float32
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class CrossAttention(nn.Module):
         """
         q = self.q_norm(rearrange(self.query(x), "b n (h d) -> b n h d", d=self.head_dim))
         k, v = rearrange(self.key_value(text), "c n (two h d) -> c n two h d", two=2, d=self.head_dim).unbind(2)
-        k = self.k_norm(k)
+        q, k = q.type_as(v), self.k_norm(k).type_as(v)  # autocast on CUDA normalises in float32
         if not layout.packed:
             return self.out(self.kernel(q, k, v, mask).flatten(2))
         # One kernel call per distinct clip length; the clips of a segment are those of its first tokens.

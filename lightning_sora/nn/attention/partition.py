@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Int
@@ -13,6 +12,7 @@ from torch import Tensor
 from lightning_sora.nn.attention.base import AttentionBlock, Heads, TextKeys, with_text
 from lightning_sora.nn.attention.kernels import varlen
 from lightning_sora.nn.attention.segments import gather, scatter, segment_clips, varlen_groups
+from lightning_sora.nn.attention.tiling import shared
 from lightning_sora.spacetime import Groups, TokenGrid, TokenLayout
 
 
@@ -34,9 +34,10 @@ class PartitionBlock(AttentionBlock):
 
     def groups(self, layout: TokenLayout, device: torch.device | str = "cpu") -> Groups:
         """The groups within one clip of a uniform layout, or within all clips of a packed one."""
-        if not layout.packed:
-            layout = _one_clip(layout.grids[0])
-        return layout.groups(self.group, self.plan_name, device)
+        if layout.packed:
+            return layout.groups(self.group, self.plan_name, device)
+        one = layout.clip(0)
+        return shared((self.plan_name, one.grids, str(device)), lambda: one.groups(self.group, self.plan_name, device))
 
     def attend(self, q: Heads, k: Heads, v: Heads, layout: TokenLayout, text: TextKeys | None = None) -> Heads:
         groups = self.groups(layout, q.device)
@@ -58,9 +59,3 @@ class PartitionBlock(AttentionBlock):
 
     def pairs(self, layout: TokenLayout) -> int:
         return self.groups(layout).pairs * (1 if layout.packed else layout.clips)
-
-
-@lru_cache(maxsize=1024)
-def _one_clip(grid: TokenGrid) -> TokenLayout:
-    """Shared by all batches, so that a grid's plans are made once."""
-    return TokenLayout.uniform(grid, 1)

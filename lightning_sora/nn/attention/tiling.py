@@ -223,7 +223,7 @@ def shared(name: object, make: Callable[[], Kept]) -> Kept:
     """What ``make`` gives, made once per name and shared by all layers; the least recently used are dropped."""
     if name not in _kept:
         _kept[name] = make()
+        while len(_kept) > 1 and (len(_kept) > PLANS_KEPT or sum(x.nbytes for x in _kept.values()) > PLAN_BYTES_KEPT):
+            _kept.popitem(last=False)
     _kept.move_to_end(name)
-    while len(_kept) > 1 and (len(_kept) > PLANS_KEPT or sum(x.nbytes for x in _kept.values()) > PLAN_BYTES_KEPT):
-        _kept.popitem(last=False)
     return _kept[name]  # type: ignore[return-value]
