@@ -218,7 +218,7 @@ def test_differential_heads_must_split() -> None:
         create_attention("differential", 36, 6, layer=0, depth=DEPTH)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("spec", ["axial", "neighborhood"])
 def test_compiled_once_it_follows_grids_of_equal_shape(spec: str) -> None:
     """Their plans differ though no shape of a tensor does."""
