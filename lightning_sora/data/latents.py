@@ -211,7 +211,7 @@ class LatentReader:
     """
 
     def __init__(self, root: storage.Location) -> None:
-        self.root = root
+        self.root, self._remote, self._folder = root, storage.is_remote(root), f"{root}/shards/"
         self._open: OrderedDict[str, _OpenShard] = OrderedDict()
         self._verified: dict[str, tuple[tuple[int, ...], set[int]]] = {}
         self._lock = Lock()
@@ -229,52 +229,54 @@ class LatentReader:
             SoraError: the shard ends before it, its bytes are not those written, or its shape is another.
             FileNotFoundError: there is no such shard.
         """
-        shard = f"{self.root}/shards/{row['shard']}"
-        place = storage.join(self.root, f"shards/{row['shard']}")
         seen: set[int] | None = None
-        if isinstance(place, Path):
-            opened, seen = self._opened(place)
-            content = opened.read(row["offset"], row["size"])
-        else:
+        if self._remote:
             with storage.open_file(self.root, f"shards/{row['shard']}") as file:
                 file.seek(row["offset"])
                 content = np.frombuffer(bytearray(file.read(row["size"])), dtype=np.uint8)
+        else:
+            opened, seen = self._opened(row["shard"])
+            content = opened.read(row["offset"], row["size"])
         if len(content) != row["size"]:
-            raise SoraError(f"{shard} is cut short; run `data cache` again")
+            raise SoraError(f"{self._name(row)} is cut short; run `data cache` again")
         if seen is None or row["offset"] not in seen:
             if _digest(content.data) != row["digest"]:
                 raise SoraError(
-                    f"{shard} is damaged: the latent of {row['id']} is not what was written; delete the shard and run "
-                    "`data cache` again"
+                    f"{self._name(row)} is damaged: the latent of {row['id']} is not what was written; delete the "
+                    "shard and run `data cache` again"
                 )
             if seen is not None:
                 seen.add(row["offset"])
         flat = torch.from_numpy(content).view(DTYPES[row["dtype"]])
         if flat.numel() != math.prod(row["shape"]):
-            raise SoraError(f"{shard} and its table disagree on {row['id']}; make the cache anew")
+            raise SoraError(f"{self._name(row)} and its table disagree on {row['id']}; make the cache anew")
         return flat.reshape(row["shape"]).float()
 
-    def _opened(self, path: Path) -> tuple[_OpenShard, set[int]]:
+    def _name(self, row: Mapping[str, Any]) -> str:
+        return f"{self.root}/shards/{row['shard']}"
+
+    def _opened(self, name: str) -> tuple[_OpenShard, set[int]]:
         """A shard, and where the latents begin that were found to be whole since it last changed."""
-        found = path.stat()
+        path = f"{self._folder}{name}"
+        found = os.stat(path)
         state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
         with self._lock:
-            known, seen = self._verified.get(path.name, ((), set()))
+            known, seen = self._verified.get(name, ((), set()))
             if known != state:
-                self._open.pop(path.name, None)
-                self._verified[path.name] = state, (seen := set())
-            if path.name not in self._open:
-                self._open[path.name] = _OpenShard(path)
-            self._open.move_to_end(path.name)
+                self._open.pop(name, None)
+                self._verified[name] = state, (seen := set())
+            if name not in self._open:
+                self._open[name] = _OpenShard(path)
+            self._open.move_to_end(name)
             if len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)
-            return self._open[path.name], seen
+            return self._open[name], seen
 
 
 class _OpenShard:
     """A file that is open for reading, closed when nobody holds it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDONLY)
 
     def read(self, offset: int, size: int) -> UInt8[np.ndarray, " bytes"]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import fsspec
 import pyarrow.parquet
 import pytest
 import torch
@@ -213,6 +214,20 @@ def test_a_latent_is_verified_once_and_again_if_its_file_has_changed(
     content[-1] ^= 1
     shard.write_bytes(content)
     load(made, 0)
+    with pytest.raises(SoraError, match="the latent of clip 2 is not what was written"):
+        load(made, 2)
+
+
+def test_a_latent_from_a_store_is_verified_whenever_it_is_read(tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    write(tmp_path)
+    for path in tmp_path.rglob("*.*"):
+        store.pipe(f"/latents/{path.relative_to(tmp_path)}", path.read_bytes())
+    made = SOURCES.create("latents", root="memory://latents", split="train", seed=0)
+    assert torch.equal(load(made, 2).video, latents_of()[2])
+    content = bytearray(store.cat("/latents/shards/train-00000000.safetensors"))
+    content[-1] ^= 1
+    store.pipe("/latents/shards/train-00000000.safetensors", bytes(content))
     with pytest.raises(SoraError, match="the latent of clip 2 is not what was written"):
         load(made, 2)
 
