@@ -176,10 +176,8 @@ def decoding(folder: Path, scale: Scale) -> list[str]:
                 rows.append((name, f"{per_window:.1f}", f"{value / best:.2f}", str(most), f"{mean:.2f}"))
             shown = f"{scale.width} x {scale.height}" if size is None else f"scaled to {size[1]} x {size[0]}"
             header = ("", "CPU ms a window", "of the fastest peer", "largest difference", "mean difference")
-            title = f"## A keyframe every {keyframes} frames, {shown}"
-            about = (
-                f"{scale.frames} frames at {rate:.2f} Mbit/s; {scale.windows} random windows of {scale.window} frames."
-            )
+            title = f"## {rate:.1f} Mbit/s, a keyframe every {keyframes} frames, {shown}"
+            about = f"{scale.windows} random windows of {scale.window} of {scale.frames} frames."
             missing = f" Absent: {'; '.join(absent)}." if absent else ""
             sections.append(f"{title}\n\n{about}{missing}\n\n{markdown_table(header, rows)}")
     return sections
