@@ -76,10 +76,29 @@ def _run(indices: Int[Tensor, "tiles length"]) -> slice | None:
     return slice(first, last + 1) if len(indices) == 1 and last - first + 1 == indices.numel() else None
 
 
-def _chosen(x: Tensor, indices: Int[Tensor, "tiles length"]) -> Float[Tensor, "rows heads length head_dim"]:
-    run = _run(indices)
-    rows = take(x, indices.flatten()) if run is None else x[:, run]
+def _chosen(
+    x: Tensor, indices: Int[Tensor, "tiles length"], buffer: Tensor | None = None
+) -> Float[Tensor, "rows heads length head_dim"]:
+    """Rows of ``x``: itself where they are neighbours, or copies, which go to the buffer if there is one."""
+    run, flat = _run(indices), indices.flatten()
+    if run is not None:
+        rows = x[:, run]
+    elif buffer is None:
+        rows = take(x, flat)
+    else:
+        rows = buffer[: len(x) * len(flat)].view(len(x), len(flat), *x.shape[2:])
+        if len(x) == 1:
+            torch.index_select(x[0], 0, flat, out=rows[0])
+        else:
+            torch.index_select(x, 1, flat, out=rows)
     return rows.reshape(-1, indices.shape[1], *x.shape[2:]).transpose(1, 2)
+
+
+def _buffers(k: Tensor, v: Tensor, tiles: list[Any], text: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Room for the keys and values of any of the tiles: memory that is taken once costs less than taken for each."""
+    words = 0 if text is None else text.shape[1]
+    most = len(k) * max(keys.numel() + len(keys) * words for _, keys, _ in tiles)
+    return k.new_empty(most, *k.shape[2:]), v.new_empty(most, *v.shape[2:])
 
 
 def _with_text(keys: Tensor, k: Tensor, text: Tensor | None) -> Tensor:
@@ -102,7 +121,7 @@ def _bias(pattern: Tensor | None, text: Tensor | None, shape: torch.Size, dtype:
         seen = pattern[None, None]
     else:
         return None
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
+    return torch.where(seen, torch.zeros((), dtype=dtype), torch.full((), float("-inf"), dtype=dtype))
 
 
 @torch.library.custom_op(_LIBRARY, mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)")
@@ -112,11 +131,13 @@ def _fused(
     """What the queries find, and the logarithms of their sums of exponentials, ``[batch, tokens, heads]``."""
     mixed = torch.empty(q.shape, dtype=q.dtype)
     sums = torch.empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
-    for some_queries, some_keys, pattern in _tiles(queries, keys, patterns, parts, len(q)):
+    tiles = list(_tiles(queries, keys, patterns, parts, len(q)))
+    room_k, room_v = _buffers(k, v, tiles, text)
+    for some_queries, some_keys, pattern in tiles:
         bias = _bias(pattern, text, some_keys.shape, q.dtype)
         some_keys = _with_text(some_keys, k, text)
         found, logarithms = _forward(
-            _chosen(q, some_queries), _chosen(k, some_keys), _chosen(v, some_keys), attn_mask=bias
+            _chosen(q, some_queries), _chosen(k, some_keys, room_k), _chosen(v, some_keys, room_v), attn_mask=bias
         )
         for whole, part in ((mixed, found.transpose(1, 2)), (sums, logarithms.transpose(1, 2))):
             whole.index_copy_(1, some_queries.flatten(), part.reshape(len(q), -1, *part.shape[2:]))
@@ -141,13 +162,15 @@ def _fused_backward(
     """The gradients of queries, keys and values; those of keys are added up in float32 at least."""
     grad_q = torch.empty(q.shape, dtype=q.dtype)
     grad_k, grad_v = (torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (k, v))
-    for some_queries, some_keys, pattern in _tiles(queries, keys, patterns, parts, len(q)):
+    tiles = list(_tiles(queries, keys, patterns, parts, len(q)))
+    room_k, room_v = _buffers(k, v, tiles, text)
+    for some_queries, some_keys, pattern in tiles:
         bias = _bias(pattern, text, some_keys.shape, q.dtype)
         some_keys = _with_text(some_keys, k, text)
         part_q, part_mixed, part_gradient = (_chosen(x, some_queries) for x in (q, mixed, gradient))
         part_sums = take(sums, some_queries.flatten()).reshape(-1, some_queries.shape[1], sums.shape[2])
         found = _backward(
-            part_gradient, part_q, _chosen(k, some_keys), _chosen(v, some_keys), part_mixed,
+            part_gradient, part_q, _chosen(k, some_keys, room_k), _chosen(v, some_keys, room_v), part_mixed,
             part_sums.transpose(1, 2), 0.0, False, attn_mask=bias,
         )  # fmt: skip
         part_q, part_k, part_v = (x.transpose(1, 2).reshape(len(q), -1, *q.shape[2:]) for x in found)
