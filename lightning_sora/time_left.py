@@ -27,7 +27,7 @@ def seconds_left(
         stage: index of the one that runs.
         done: share of it, in [0, 1].
         before: seconds that the stages before it took here, together.
-        within: seconds since it began.
+        within: seconds that ``done`` took.
         prior: above 0.
 
     Example:
@@ -45,41 +45,56 @@ def seconds_left(
 class TimeLeft:
     """Follows a job through its stages and says how long the rest will take.
 
+    A stage of which nothing was heard yet is taken to be on schedule; when it tells of itself for the first time, what
+    it took to begin is left out of its pace.
+
     Args:
         measured: name of each stage, in order -> seconds that it took where it was measured.
         clock: seconds, from any moment on.
 
     Example:
-        >>> job = TimeLeft({"fit": 90.0, "test": 30.0})
-        >>> job.begin("fit")
-        >>> job.advance(0.5)
+        >>> job = TimeLeft({"fit": 90.0, "test": 30.0}, clock=lambda: 0.0)
         >>> job.line()
-        'fit 50 %; whole job: about 1 min left'
+        'fit 0 %; whole job: about 2 min left'
     """
 
     def __init__(self, measured: Mapping[str, float], clock: Callable[[], float] = time.monotonic) -> None:
         if not measured or min(measured.values()) <= 0:
             raise SoraError(f"stages {dict(measured)} must each have taken more than 0 seconds")
         self.names, self.measured, self.clock = list(measured), list(measured.values()), clock
-        self.stage, self.done = 0, 0.0
-        self.started = self.begun = clock()
+        self.started = clock()
+        self.begin(self.names[0])
+
+    @property
+    def name(self) -> str:
+        """The present stage."""
+        return self.names[self.stage]
 
     def begin(self, name: str) -> None:
         """Enters a stage; those before it are over."""
         self.stage, self.done, self.begun = self.names.index(name), 0.0, self.clock()
+        self.heard: tuple[float, float] | None = None  # when the stage first told of itself, and of what share
 
     def advance(self, done: float) -> None:
         """Takes note of the share of the present stage that is done."""
         self.done = done
+        if self.heard is None:
+            self.heard = self.clock(), done
 
     def seconds(self) -> float:
         """Seconds left of the whole job."""
-        now = self.clock()
-        return seconds_left(self.measured, self.stage, self.done, self.begun - self.started, now - self.begun)
+        now, before = self.clock(), self.begun - self.started
+        if self.heard is None:
+            left = seconds_left(self.measured, self.stage, 0.0, before, 0.0)
+            return left - min(now - self.begun, self.measured[self.stage])
+        since, share = self.heard
+        rest = [*self.measured[: self.stage], self.measured[self.stage] * (1 - share), *self.measured[self.stage + 1 :]]
+        done = (self.done - share) / (1 - share) if share < 1 else 0.0
+        return seconds_left(rest, self.stage, done, before, now - since)
 
     def line(self) -> str:
         """Where the job is, and the time left, for people."""
-        return f"{self.names[self.stage]} {100 * self.done:.0f} %; whole job: about {duration(self.seconds())} left"
+        return f"{self.name} {100 * self.done:.0f} %; whole job: about {duration(self.seconds())} left"
 
     @contextmanager
     def told(self, tell: Callable[[str], None], every: float = 15.0) -> Iterator[None]:

@@ -193,13 +193,6 @@ class LitModule(pl.LightningModule):
     def on_test_batch_end(self, outputs: Any, batch: SpacetimeBatch, *args: Any) -> None:
         self.report_skipped(batch)
 
-    @property
-    def logger_reads_this_step(self) -> bool:
-        """Whether what the present training step logs goes to the loggers: once in ``trainer.log_every_n_steps``."""
-        trainer: Any = self.trainer
-        every = trainer.log_every_n_steps
-        return bool(every) and (trainer.global_step + 1) % every == 0
-
     def log_by_source(self, name: str, values: Float[Tensor, " clips"], batch: SpacetimeBatch) -> None:
         """Logs the mean over a batch's clips of each source of a mixture, as ``name_source``."""
         for source in dict.fromkeys(batch.sources):

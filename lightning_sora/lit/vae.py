@@ -138,8 +138,7 @@ class LitVAE(LitModule):
             self.statistics.update(posterior.mean)
             pairs.append((video, made))
         for name, value in terms.items():
-            if name in ("loss", "reconstruction") or self.logger_reads_this_step:  # each call costs about 1 % of a step
-                self.log(f"train/{name}", value.detach(), prog_bar=name == "reconstruction", batch_size=len(batch))
+            self.log(f"train/{name}", value.detach(), prog_bar=name == "reconstruction", batch_size=len(batch))
         self.adopt_statistics()  # at every step, so that every checkpoint is scaled
         if self.automatic_optimization:
             return terms["loss"]

@@ -28,14 +28,39 @@ def test_on_a_machine_of_another_speed_the_estimate_comes_to_what_is_left(slow: 
     for name, seconds in MEASURED.items():
         job.begin(name)
         for tenth in range(11):
-            job.advance(tenth / 10)
             work = ended + seconds * tenth / 10
             clock.now = 1000.0 + slow * work
+            job.advance(tenth / 10)
             # The prior's share of the pace, on all that is left.
             error = abs(slow - 1) * PRIOR / (work + PRIOR) * (total - work)
             assert job.seconds() == pytest.approx(slow * (total - work), abs=error + 1e-6)
         ended += seconds
     assert job.seconds() == pytest.approx(0)
+
+
+def test_what_a_stage_takes_to_begin_is_not_taken_for_its_pace() -> None:
+    clock = Clock()
+    job = TimeLeft({"fit": 200.0, "test": 50.0}, clock)
+    job.begin("fit")
+    clock.now += 60
+    assert job.seconds() == 190  # on schedule, as far as is known
+    job.advance(0.01)
+    assert job.seconds() == pytest.approx(0.99 * 200 + 50)
+    clock.now += 99
+    job.advance(0.505)
+    assert job.seconds() == pytest.approx(99 + 50)
+
+
+def test_a_stage_that_tells_nothing_is_not_late_before_its_time() -> None:
+    clock = Clock()
+    job = TimeLeft({"fit": 100.0, "sample": 30.0}, clock)
+    clock.now += 500
+    job.begin("sample")
+    late = (500 + PRIOR) / (100 + PRIOR)
+    clock.now += 10
+    assert job.seconds() == pytest.approx(30 * late - 10)
+    clock.now += 1000
+    assert job.seconds() == pytest.approx(30 * late - 30)
 
 
 def test_a_stage_goes_on_at_its_own_pace_and_later_ones_at_that_of_the_job() -> None:
@@ -48,6 +73,7 @@ def test_a_standstill_makes_the_time_left_grow() -> None:
     clock = Clock()
     job = TimeLeft(MEASURED, clock)
     job.begin("first")
+    job.advance(0.1)
     early = job.seconds()
     clock.now += 60
     assert job.seconds() > early
