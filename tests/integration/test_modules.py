@@ -10,6 +10,7 @@ import torch
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lit import LitDiT, LitVAE
+from lightning_sora.lit.callbacks import Progress
 from lightning_sora.lit.ema import ExponentialMovingAverage
 from tests.integration.conftest import VAE, make_data, make_dit, make_vae
 
@@ -44,6 +45,20 @@ def test_latents_that_are_kept_change_no_loss(make_trainer: Callable[..., pl.Tra
         runs.append(losses.values)
     assert runs[0] == runs[1]
     assert encoded == [4] * 6 + [4] * 2  # eight clips in batches of four
+
+
+def test_listeners_hear_the_share_of_a_training_and_of_a_test(
+    make_trainer: Callable[..., pl.Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[float] = []
+    monkeypatch.setattr(Progress, "listeners", [shares.append])
+    trainer = make_trainer(callbacks=[Progress()], enable_progress_bar=True, max_steps=4)
+    vae = make_vae()
+    trainer.fit(vae, make_data())
+    assert shares == [0.25, 0.5, 0.75, 1.0]
+    shares.clear()
+    trainer.test(vae, make_data(batch_size=1), verbose=False)
+    assert shares == [0.25, 0.5, 0.75, 1.0]
 
 
 def test_the_average_follows_its_recurrence_and_gives_the_weights_back() -> None:

@@ -43,11 +43,18 @@ class Progress(TQDMProgressBar):
             bar.n = step
             bar.set_postfix(self.get_metrics(trainer, pl_module))
 
-    def on_test_batch_end(self, trainer: pl.Trainer, *arguments: Any, **named: Any) -> None:
-        super().on_test_batch_end(trainer, *arguments, **named)
-        bar = self.test_progress_bar
-        if bar.total:
-            self._tell(min(1.0, bar.n / bar.total))
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        counts: Any = trainer.num_test_batches
+        self._tell((sum(counts[:dataloader_idx]) + batch_idx + 1) / sum(counts))
 
     def _tell(self, share: float) -> None:
         for listener in self.listeners:
