@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-# Before torch is loaded. Two threads that wait passively cost 5 % more CPU time than one; spinning ones are 6 % faster
-# than these on a quiet machine, and 20 to 50 times slower on a busy one.
+# Before torch is loaded. Two threads that wait passively cost 5 to 6 % more CPU time than one; spinning ones are 6 %
+# faster than these on a quiet machine, and 30 times slower on a busy one.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from lightning_sora.cli import main
-from lightning_sora.time_left import TimeLeft, duration
+from lightning_sora.time_left import TimeLeft
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = "outputs/world_dit/checkpoints/last.ckpt"
@@ -43,8 +43,9 @@ STEPS = {
         "sample", f"--ckpt={CHECKPOINT}", *(f"--prompt={p}" for p in PROMPTS), "--out=outputs/world_dit/demo",
     ),
 }  # fmt: skip
-#: Seconds that each command took on the machine of `benchmarks/results/demo_*`: what the time left is first judged by.
-MEASURED = {"start": 45.0, "fit VAE": 170.0, "fit DiT": 330.0, "test": 25.0, "sample": 6.0}
+#: What the time left begins with: about the CPU seconds in `benchmarks/results/demo_*`, at the recipes' steps.
+#: "start" is what comes before the first step: imports, the recipe, rendering.
+MEASURED = {"start": 40.0, "fit VAE": 107.0, "fit DiT": 294.0, "test": 38.0, "sample": 5.0}
 SHOWN = {
     "val/psnr": "VAE reconstruction, PSNR (dB)",
     "val/ssim": "VAE reconstruction, SSIM",
@@ -94,7 +95,6 @@ def demo() -> None:
     os.chdir(ROOT)
     begun = time.perf_counter()
     job = TimeLeft(MEASURED)
-    print(f"fits, tests and samples in about {duration(job.seconds())} on two quiet cores with AVX2", flush=True)
     with job.told(lambda line: tqdm.write(f"[demo] {line}", file=sys.stderr)):
         from lightning_sora.lit.callbacks import Progress  # takes seconds
 
