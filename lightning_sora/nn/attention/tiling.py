@@ -42,7 +42,7 @@ Rule = Callable[[Coordinates, Coordinates, TokenGrid], Bool[Tensor, "*_"]]
 
 #: What a key of a tile costs beside its scores, in queries: gathering it, and starting on it. Measured on a CPU.
 KEY_COST = 40
-#: Larger tiles win nothing.
+#: Larger tiles gain nothing, and their pairs are looked at together when a plan is made.
 MOST_QUERIES = 1024
 #: Where tiles are sized up, as parts of each axis: in the middle, in a corner, and between them.
 SAMPLES = ((0.5, 0.5, 0.5), (0.0, 0.0, 0.0), (0.25, 0.75, 0.25))
