@@ -18,6 +18,7 @@ import math
 import multiprocessing
 import os
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -151,6 +152,7 @@ def timings(
     blocks: dict[str, tuple[str, str | None]], tokens: int, heads: int, repeats: int
 ) -> dict[str, dict[str, float]]:
     """CPU seconds per call of each block, alone and whole; nothing for those that do not fit into the limit."""
+    print(f"timing {tokens:,} tokens", file=sys.stderr)
     layout = layout_of(tokens)
     calls: dict[str, dict[str, Call]] = {"alone": {}, "block": {}}
     with memory_limit(LIMIT_GIB):

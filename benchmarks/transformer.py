@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,6 +229,7 @@ PEERS = {"Wan": wan, "LTX": ltx, "CogVideoX": cogvideox, "HunyuanVideo": hunyuan
 
 def compare(size: Size, peers: dict[str, Callable[[Size], Candidate]]) -> str:
     """A table of one size, and under it how ours stand beside the fastest peer of each kind."""
+    print(f"timing {size}", file=sys.stderr)
     candidates = {name: ours(size, kind) for kind, name in KINDS.items()}
     candidates |= {name: make(size) for name, make in peers.items()}
     seconds = interleaved(

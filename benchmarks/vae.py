@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -169,6 +170,7 @@ class Candidate:
 
 def compare(size: Size, peers: dict[str, tuple[str, Callable[[int], nn.Module]]]) -> str:
     """A table of one size, and under it how ours stand beside the fastest peer of each kind."""
+    print(f"timing {size}", file=sys.stderr)
     candidates = {f"ours: {kind}": Candidate(kind, make(size.width), True) for kind, make in OURS.items()}
     candidates["ours: demo"] = Candidate("patches, factorised", VAES.create(DEMO), True)
     candidates |= {name: Candidate(kind, make(size.width), False) for name, (kind, make) in peers.items()}
