@@ -49,7 +49,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param(spec, check, marks=[pytest.mark.slow, pytest.mark.release] if check in LONG else [])
 
 
-@pytest.mark.parametrize(("spec", "check"), cases())
+@pytest.mark.parametrize(("spec", "check"), list(cases()))
 def test_contract(spec: str, check: str) -> None:
     with plain_annotations() if check == "compiles" else nullcontext():
         CHECKS[check](spec)

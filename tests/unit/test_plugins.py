@@ -24,13 +24,6 @@ def block(folder: Path, name: str, body: str = "    pass\n") -> Path:
     return file
 
 
-@pytest.fixture(autouse=True)
-def _nothing_stays(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(plugins, "_LOADED", {})
-    with ATTENTION.temporary():
-        yield
-
-
 def test_a_file_is_run_once_and_remembered(tmp_path: Path) -> None:
     file = block(tmp_path, "once")
     (first,), (second,) = plugins.load_plugins([file]), plugins.load_plugins([str(file)])
