@@ -12,9 +12,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from lightning_sora import plugins
-from lightning_sora.nn.attention import ATTENTION
-
 # Whoever starts the tests in the background has Ctrl-C ignored, and every process of theirs inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
@@ -23,6 +20,10 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _plugins_of_one_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test loads as a plugin is unknown to the next one, which may run in the same process or not."""
+    # Not above: annotations are checked in modules that are imported after pytest is set up.
+    from lightning_sora import plugins
+    from lightning_sora.nn.attention import ATTENTION
+
     monkeypatch.setattr(plugins, "_LOADED", {})
     with ATTENTION.temporary():
         yield
