@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	touch $@
 
-demo: setup  ## fit a VAE, fit a DiT on its latents, test, sample: 9 minutes of CPU time on cores held to AVX2
+demo: setup  ## fit a VAE, fit a DiT on its latents, test, sample: 6 minutes on two quiet cores held to AVX2
 	$(BIN)/python benchmarks/demo.py
 
 check: setup lint types  ## what every edit should pass

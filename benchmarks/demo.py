@@ -44,9 +44,9 @@ STEPS = {
         "sample", f"--ckpt={CHECKPOINT}", *(f"--prompt={p}" for p in PROMPTS), "--out=outputs/world_dit/demo",
     ),
 }  # fmt: skip
-#: What the time left begins with: about the CPU seconds in `benchmarks/results/demo_*`, at the recipes' steps.
+#: What the time left begins with: about the seconds in `benchmarks/results/demo_*`.
 #: "start" is what comes before the first step: imports, the recipe, rendering.
-MEASURED = {"start": 40.0, "fit VAE": 107.0, "fit DiT": 294.0, "test": 38.0, "sample": 5.0}
+MEASURED = {"start": 25.0, "fit VAE": 85.0, "fit DiT": 220.0, "test": 19.0, "sample": 3.0}
 SHOWN = {
     "val/psnr": "VAE reconstruction, PSNR (dB)",
     "val/ssim": "VAE reconstruction, SSIM",
