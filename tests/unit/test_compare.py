@@ -21,6 +21,9 @@ from lightning_sora.commands.compare import verdicts_of
 from lightning_sora.errors import SoraError
 from lightning_sora.tracking import store
 
+# A study of many runs is written for these.
+pytestmark = pytest.mark.slow
+
 METRIC = "val/denoising_error"
 #: arm -> seed -> value; None is a trial that failed, a missing seed one that was not run.
 VALUES: dict[str, dict[int, float | None]] = {
@@ -86,7 +89,6 @@ def study(kept: Store) -> Study:
     return read_study(kept.uri, ["toy"])
 
 
-@pytest.mark.slow
 def test_a_sqlite_store_is_read_directly_and_both_ways_agree(kept: Store) -> None:
     direct, api = open_reader(kept.uri), ClientReader(kept.uri)
     assert isinstance(direct, SqliteReader)

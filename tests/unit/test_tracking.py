@@ -16,6 +16,9 @@ from lightning_sora.tracking import store
 from lightning_sora.tracking.flatten import VALUE_LENGTH
 from lightning_sora.tracking.outbox import Outbox
 
+# Whole trainings.
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 seed_everything: 5
 vars: {width: 4}
@@ -148,7 +151,6 @@ def test_the_stored_recipe_run_again_gives_the_same_losses(client, fit, tmp_path
     assert torch.load(aside / "last.ckpt", weights_only=True)["run_id"] == first.info.run_id
 
 
-@pytest.mark.slow
 def test_resuming_rejoins_the_run_and_tells_what_changed(client, fit, tmp_path):
     assert fit("--trainer.max_steps=4") == 0
     # What the user writes wins over what the checkpoint remembers.
@@ -178,7 +180,6 @@ def test_resuming_rejoins_the_run_and_tells_what_changed(client, fit, tmp_path):
     assert only_run(client).info.status == "FINISHED"
 
 
-@pytest.mark.slow
 def test_a_resumed_fit_can_begin_a_run_of_its_own(client, fit):
     assert fit("--trainer.max_steps=2") == 0
     first = only_run(client)
@@ -191,7 +192,6 @@ def test_a_resumed_fit_can_begin_a_run_of_its_own(client, fit):
 # How runs end before their time.
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_signal_keeps_a_checkpoint_from_which_the_run_goes_on_exactly(client, fit, capsys, name, status):
     assert fit("--trainer.default_root_dir=whole", "--tracking.enabled=false") == 0
@@ -250,7 +250,6 @@ def test_two_fits_at_once_in_one_folder_are_refused(client, fit, capsys):
 # The store.
 
 
-@pytest.mark.slow
 def test_a_server_that_is_not_there_is_told_at_once(fit, capsys):
     assert fit("--tracking.uri=http://127.0.0.1:9") == 2
     (line,) = [text for text in capsys.readouterr().err.splitlines() if "error:" in text]
