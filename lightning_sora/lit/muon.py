@@ -60,20 +60,21 @@ def orthogonalize(
                 [0., 1.]])
     """
     x = update.to(dtype)
-    transposed = x.shape[-2] > x.shape[-1]
-    x = (x.mT if transposed else x).contiguous()
     norm = torch.linalg.matrix_norm(x, keepdim=True) * safety_factor
     x = x / (norm + scale_eps_for_ns(eps, update.shape) if scale_eps else norm.clamp(min=eps))
-    x = (_on_gram_matrix if _gram_pays(x, coefficients) else _plainly)(x, coefficients)
-    return x.mT if transposed else x
+    if _gram_pays(x, coefficients):
+        return _on_gram_matrix(x, coefficients)
+    tall = x.shape[-2] > x.shape[-1]
+    x = _plainly(x.mT.contiguous() if tall else x, coefficients)
+    return x.mT if tall else x
 
 
-def _gram_pays(x: Float[Tensor, "*batch short long"], coefficients: Triples) -> bool:
+def _gram_pays(x: Float[Tensor, "*batch rows columns"], coefficients: Triples) -> bool:
     """Whether the Gram matrix takes fewer products, and keeps its precision.
 
     A singular value of zero has an eigenvalue of rounding size there, which each iteration multiplies by ``a ** 2``.
     """
-    short, long, steps = *x.shape[-2:], len(coefficients)
+    (short, long), steps = sorted(x.shape[-2:]), len(coefficients)
     plainly = steps * (2 * short**2 * long + short**3)
     on_gram = 2 * short**2 * long + (4 * steps - 3) * short**3
     amplified = math.prod(a * a for a, _, _ in coefficients[:-1]) * torch.finfo(x.dtype).eps
@@ -87,15 +88,20 @@ def _plainly(x: Float[Tensor, "*batch short long"], coefficients: Triples) -> Fl
     return x
 
 
-def _on_gram_matrix(x: Float[Tensor, "*batch short long"], coefficients: Triples) -> Float[Tensor, "*batch short long"]:
-    gram, whole = _symmetric(x, x.mT), None
+def _on_gram_matrix(
+    x: Float[Tensor, "*batch rows columns"], coefficients: Triples
+) -> Float[Tensor, "*batch rows columns"]:
+    tall = x.shape[-2] > x.shape[-1]
+    gram, whole = _symmetric(x.mT, x) if tall else _symmetric(x, x.mT), None
     for index, (a, b, c) in enumerate(coefficients):
         factor = _polynomial(gram, b, c)
         factor.diagonal(dim1=-2, dim2=-1).add_(a)
         whole = factor if whole is None else _symmetric(factor, whole)
         if index + 1 < len(coefficients):
             gram = _symmetric(_symmetric(factor, gram), factor)
-    return x if whole is None else whole @ x
+    if whole is None:
+        return x
+    return x @ whole if tall else whole @ x
 
 
 def _polynomial(gram: Float[Tensor, "*batch n n"], b: float, c: float) -> Float[Tensor, "*batch n n"]:
