@@ -18,7 +18,9 @@ Rows = list[Float[Tensor, "tokens latent_dim"]]
 class LatentMemory:
     """Keeps latent rows by clip and grid, of batches whose clips have equal pixels at every visit.
 
-    What was kept stays: once the limit is reached, further clips are encoded whenever they come.
+    What was kept stays: once the limit is reached, further clips are encoded whenever they come. Each is encoded by
+    itself: on some CPUs the rounding of a convolution depends on the batch, and a fit that goes on from a checkpoint
+    meets a clip in other company than the fit that met it an epoch before.
 
     Args:
         limit: bytes that all rows together may take.
@@ -36,14 +38,12 @@ class LatentMemory:
         """The rows of each clip of a batch, kept ones where there are such.
 
         Args:
-            encode: makes the rows of a batch; called with the clips that are missing, if any.
+            encode: makes the rows of a batch; called with each clip that is missing, or with a batch that is not kept.
         """
         if not batch.unchanging:
             return encode(batch)
         keys = list(zip(batch.ids, batch.layout.grids, strict=True))
-        missing = [place for place, key in enumerate(keys) if key not in self._rows]
-        part = batch if len(missing) == len(batch) else batch.select(missing) if missing else None
-        made = dict(zip(missing, encode(part), strict=True)) if part is not None else {}
+        made = {i: encode(batch.select([i]))[0] for i, key in enumerate(keys) if key not in self._rows}
         found = [made[place] if place in made else self._rows[key] for place, key in enumerate(keys)]
         for place, rows in made.items():
             size = rows.numel() * rows.element_size()

@@ -44,7 +44,7 @@ def test_latents_that_are_kept_change_no_loss(make_trainer: Callable[..., pl.Tra
         make_trainer(callbacks=[losses], max_steps=6).fit(dit, make_data())
         runs.append(losses.values)
     assert runs[0] == runs[1]
-    assert encoded == [4] * 6 + [4] * 2  # eight clips in batches of four
+    assert encoded == [1] * 24 + [1] * 8  # eight clips, each by itself
 
 
 def test_listeners_hear_the_share_of_a_training_and_of_a_test(
