@@ -2,10 +2,12 @@
 
     python -m benchmarks.operators [--quick] [--blocks SPEC ...] [--tokens 1024 4096 16384] [--out FILE.md]
 
-For each number of tokens (longer and longer videos of 16x16 tokens a frame): time over that of `full`, the share of
-the pairs of `full` that the block declares, and what the first call costs more than later ones (the plan), for four
-layers of one model. Over all sizes: the exponents with which time and declared pairs grow. Full attention is timed
-under its kernels too. Float32, eager, heads of 64.
+For each number of tokens: time over that of `full`, the share of the pairs of `full` that the block declares, and what
+the first call costs more than later ones (the plan), for four layers of one model. Over all sizes: the exponents with
+which time and declared pairs grow. A video grows in two ways, in frames (16x16 tokens each) or in the size of its 16
+frames: blocks whose field spans an axis, such as `temporal` and `spatial`, are linear in the one and quadratic in the
+other, so that sparse blocks are timed in both. A block that alternates from layer to layer is timed over its turns.
+Full attention is timed under its kernels too. Float32, eager, heads of 64; by default as many as DiT-S has.
 
 A plan is measured in a process of its own, at the smallest width, where nothing else weighs. What would need more than
 the memory limit is reported as such.
@@ -24,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,15 +42,25 @@ from lightning_sora.randomness import generator
 from lightning_sora.spacetime import TokenGrid, TokenLayout
 
 HEAD_DIM, LAYERS = 64, 4
-GRIDS = {64: (4, 4, 4), 128: (8, 4, 4), 256: (4, 8, 8), 1024: (4, 16, 16), 4096: (16, 16, 16), 16384: (64, 16, 16)}
+LONGER = {64: (4, 4, 4), 128: (8, 4, 4), 256: (4, 8, 8), 1024: (4, 16, 16), 4096: (16, 16, 16), 16384: (64, 16, 16)}
+LARGER = {128: (8, 4, 4), 256: (8, 4, 8), 1024: (16, 8, 8), 4096: (16, 16, 16), 16384: (16, 32, 32)}
+WAYS = {"longer": LONGER, "larger": LARGER}
+TURNS = {"axial": 3, "skiparse": 2, "window": 2}  # layers after which a block is the same again
+SPARSE = 0.1  # share of pairs below which a block is timed in both ways of growing
 KERNELS = ("sdpa", "matmul")
 LIMIT_GIB = 4.0
 
 Call = Callable[[], object]
 
 
-def layout_of(tokens: int) -> TokenLayout:
-    return TokenLayout.uniform(TokenGrid(*GRIDS[tokens]), 1)
+def layout_of(tokens: int, way: str = "longer") -> TokenLayout:
+    return TokenLayout.uniform(TokenGrid(*WAYS[way][tokens]), 1)
+
+
+def turns_of(spec: str, width: int, heads: int, kernel: str | None = None) -> list[AttentionBlock]:
+    """The layers of a model that differ from each other."""
+    count = TURNS.get(spec.partition("(")[0], 1)
+    return [create_attention(spec, width, heads, layer=i, depth=LAYERS, kernel=kernel) for i in range(count)]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -68,24 +81,27 @@ def memory_limit(gib: float) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
-def operator_calls(block: AttentionBlock, layout: TokenLayout) -> dict[str, Call]:
-    """The operator alone, from queries, keys and values to what is mixed, and the block around it."""
-    x = torch.randn(*layout.shape, block.dim, generator=generator(0, "x"))
-    rope = rotary(layout.coordinates()[:, 1:], block.dim // block.num_heads)
+def operator_calls(blocks: Sequence[AttentionBlock], layout: TokenLayout) -> dict[str, Call]:
+    """The operator alone, from queries, keys and values to what is mixed, and the block around it, of all turns."""
+    first = blocks[0]
+    x = torch.randn(*layout.shape, first.dim, generator=generator(0, "x"))
+    rope = rotary(layout.coordinates()[:, 1:], first.dim // first.num_heads)
     with torch.no_grad():
-        projected = block.project(x, rope)
+        projected = first.project(x, rope)
     q, k, v = (part.contiguous().requires_grad_() for part in projected)
     x.requires_grad_()
     weights = torch.randn(v.shape, generator=generator(0, "weights"))
 
     def alone() -> None:
-        q.grad = k.grad = v.grad = None
-        block.attend(q, k, v, layout).backward(weights)
+        for block in blocks:
+            q.grad = k.grad = v.grad = None
+            block.attend(q, k, v, layout).backward(weights)
 
     def whole() -> None:
-        x.grad = None
-        block.zero_grad(set_to_none=True)
-        block(x, layout, rope).backward(weights.flatten(2))
+        for block in blocks:
+            x.grad = None
+            block.zero_grad(set_to_none=True)
+            block(x, layout, rope).backward(weights.flatten(2))
 
     return {"alone": alone, "block": whole}
 
@@ -148,17 +164,15 @@ def in_a_process(task: Callable[[], Any], limit: float = LIMIT_GIB) -> Any:
         process.join()
 
 
-def timings(
-    blocks: dict[str, tuple[str, str | None]], tokens: int, heads: int, repeats: int
-) -> dict[str, dict[str, float]]:
-    """CPU seconds per call of each block, alone and whole; nothing for those that do not fit into the limit."""
-    print(f"timing {tokens:,} tokens", file=sys.stderr)
-    layout = layout_of(tokens)
+def timings(blocks: Blocks, tokens: int, way: str, heads: int, repeats: int) -> dict[str, dict[str, float]]:
+    """CPU seconds per layer of each block, alone and whole; nothing for those that do not fit into the limit."""
+    print(f"timing {tokens:,} tokens, {way}", file=sys.stderr)
+    layout, turns = layout_of(tokens, way), {}
     calls: dict[str, dict[str, Call]] = {"alone": {}, "block": {}}
     with memory_limit(LIMIT_GIB):
         for name, (spec, kernel) in blocks.items():
-            block = create_attention(spec, heads * HEAD_DIM, heads, layer=0, depth=LAYERS, kernel=kernel)
-            made = operator_calls(block, layout)
+            made_of = turns_of(spec, heads * HEAD_DIM, heads, kernel)
+            turns[name], made = len(made_of), operator_calls(made_of, layout)
             try:
                 made["alone"]()
             except (RuntimeError, MemoryError) as error:
@@ -167,17 +181,15 @@ def timings(
                 continue
             for what, call in made.items():
                 calls[what][name] = call
-        warmup = int(tokens <= 4096)
-        return {
-            what: interleaved(some, repeats=repeats, warmup=warmup, least=0.05 if repeats > 1 else 0.0)
-            for what, some in calls.items()
-        }
+        warmup, least = int(tokens <= 4096), 0.05 if repeats > 1 else 0.0
+        seconds = {what: interleaved(some, repeats=repeats, warmup=warmup, least=least) for what, some in calls.items()}
+    return {what: {name: value / turns[name] for name, value in some.items()} for what, some in seconds.items()}
 
 
 @cache
-def declared(spec: str, tokens: int) -> int:
-    """Query-key pairs that a block declares."""
-    return create_attention(spec, HEAD_DIM, 1, layer=0, depth=LAYERS).pairs(layout_of(tokens))
+def declared(spec: str, tokens: int, way: str = "longer") -> float:
+    """Query-key pairs that a block declares, per layer."""
+    return fmean(block.pairs(layout_of(tokens, way)) for block in turns_of(spec, HEAD_DIM, 1))
 
 
 def exponent(values: Sequence[float], tokens: Sequence[int]) -> float:
@@ -185,6 +197,7 @@ def exponent(values: Sequence[float], tokens: Sequence[int]) -> float:
     return math.log(values[-1] / values[0]) / math.log(tokens[-1] / tokens[0])
 
 
+Blocks = dict[str, tuple[str, str | None]]
 Found = dict[int, dict[str, dict[str, float]]]
 TOO_MUCH = f"> {LIMIT_GIB:.0f} GiB"
 
@@ -193,21 +206,30 @@ def pages(specs: Sequence[str], sizes: Sequence[int], heads: int, repeats: Seque
     """The tables: one per size, and one of the exponents."""
     # Plans first: what this process has freed, its children would use without a trace.
     plans = {(spec, n): in_a_process(partial(plan_cost, spec, n)) for n in sizes for spec in specs}
-    blocks: dict[str, tuple[str, str | None]] = {spec: (spec, None) for spec in specs}
+    blocks: Blocks = {spec: (spec, None) for spec in specs}
     blocks |= {f"full, {kernel} kernel": ("full", kernel) for kernel in KERNELS}
-    found: Found = {n: timings(blocks, n, heads, count) for n, count in zip(sizes, repeats, strict=True)}
-    sections = []
-    for n in sizes:
-        rows = []
-        for name, (spec, _) in blocks.items():
-            plan = plans[name, n] if name in specs else ()
-            costs = (TOO_MUCH, "-") if plan is None else (f"{plan[0]:.2f}", f"{plan[1]:.0f}") if plan else ("-", "-")
-            rows.append((name, *figures(name, declared(spec, n) / declared("full", n), found[n]), *costs))
-        grid = "x".join(map(str, GRIDS[n]))
-        sections.append(f"## {n:,} tokens ({grid})\n\n{markdown_table(HEADER, rows)}")
+    found: Found = {n: timings(blocks, n, "longer", heads, count) for n, count in zip(sizes, repeats, strict=True)}
+    sections = [section(blocks, n, "longer", found[n], plans) for n in sizes]
     if len(sizes) > 1:
-        sections.append(exponents(blocks, sizes, found))
+        sections.append(exponents(blocks, sizes, "longer", found))
+        few = {name: block for name, block in blocks.items() if name == "linear" or is_sparse(block[0], sizes[-1])}
+        wide = {n: timings(few, n, "larger", heads, count) for n, count in zip(sizes, repeats, strict=True)}
+        sections.append(exponents(few, sizes, "larger", wide))
     return sections
+
+
+def is_sparse(spec: str, tokens: int) -> bool:
+    return declared(spec, tokens) < SPARSE * declared("full", tokens)
+
+
+def section(blocks: Blocks, n: int, way: str, found: dict[str, dict[str, float]], plans: dict[Any, Any]) -> str:
+    """The table of one size."""
+    rows = []
+    for name, (spec, _) in blocks.items():
+        plan = plans.get((name, n), ())
+        costs = (TOO_MUCH, "-") if plan is None else (f"{plan[0]:.2f}", f"{plan[1]:.0f}") if plan else ("-", "-")
+        rows.append((name, *figures(name, declared(spec, n) / declared("full", n), found), *costs))
+    return f"## {n:,} tokens ({'x'.join(map(str, WAYS[way][n]))})\n\n{markdown_table(HEADER, rows)}"
 
 
 HEADER = (
@@ -225,24 +247,25 @@ def figures(name: str, share: float, found: dict[str, dict[str, float]]) -> tupl
     return (*of_operator, f"{1e3 * whole:,.1f}", f"{whole / full_block:.3f}")
 
 
-def exponents(blocks: dict[str, tuple[str, str | None]], sizes: Sequence[int], found: Found) -> str:
+def exponents(blocks: Blocks, sizes: Sequence[int], way: str, found: Found) -> str:
     """The table of how time and declared pairs grow, of the blocks that fit into the limit at every size."""
     rows = []
     for name, (spec, _) in blocks.items():
         if all(name in found[n]["alone"] for n in sizes):
             grown = [[found[n][what][name] for n in sizes] for what in ("alone", "block")]
-            grown.append([declared(spec, n) for n in sizes])
+            grown.append([declared(spec, n, way) for n in sizes])
             rows.append((name, *(f"{exponent(values, sizes):.2f}" for values in grown)))
     table = markdown_table(("block", "time alone", "time of the block", "pairs"), rows)
-    return f"## Exponents over tokens, {sizes[0]:,} to {sizes[-1]:,}\n\n{table}"
+    grids = ", ".join("x".join(map(str, WAYS[way][n])) for n in sizes)
+    return f"## Exponents over tokens, {way} videos: {grids}\n\n{table}"
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two tiny sizes, to see that it runs")
     parser.add_argument("--blocks", nargs="+", metavar="SPEC", help="default: every registered block")
-    parser.add_argument("--tokens", nargs="+", type=int, choices=sorted(GRIDS), help="default: 1024 4096 16384")
-    parser.add_argument("--heads", type=int, default=2, help="of 64; default 2")
+    parser.add_argument("--tokens", nargs="+", type=int, choices=sorted(LARGER), help="default: 1024 4096 16384")
+    parser.add_argument("--heads", type=int, default=6, help="of 64; default 6")
     parser.add_argument("--out", type=Path, help="write the page here too")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -26,12 +26,16 @@ class Groups:
     """A partition of the tokens of a batch, ready for attention.
 
     Attributes:
-        segments: per distinct group length, the flat token indices ``[groups, length]``.
+        order: flat token indices, group by group, groups of one length together.
+        inverse: where each token stands in that order.
+        segments: per distinct group length, the part of the order that it has, ``[groups, length]``.
         contiguous: the tokens lie in group order already, in groups of one length.
         ends: where each group starts when segments lie end to end, and the end: int32, as variable-length kernels
             want it.
     """
 
+    order: Int[Tensor, " tokens"]
+    inverse: Int[Tensor, " tokens"]
     segments: tuple[Int[Tensor, "_ _"], ...]
     contiguous: bool
     ends: Int[Tensor, " groups_plus_one"]
@@ -43,10 +47,11 @@ class Groups:
 
     @property
     def nbytes(self) -> int:
-        return self.ends.nbytes + sum(s.nbytes for s in self.segments)
+        return self.ends.nbytes + self.order.nbytes + self.inverse.nbytes
 
     def to(self, device: torch.device) -> Groups:
-        return Groups(tuple(s.to(device) for s in self.segments), self.contiguous, self.ends.to(device))
+        order, inverse, ends = (x.to(device) for x in (self.order, self.inverse, self.ends))
+        return Groups(order, inverse, _segments(order, [s.shape for s in self.segments]), self.contiguous, ends)
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,13 @@ def _partition(layout: TokenLayout, key: GroupKey) -> Groups:
     for part in parts:
         by_length.setdefault(len(part), []).append(part)
     contiguous = len(by_length) == 1 and bool((order == torch.arange(layout.total)).all())
-    lengths = torch.tensor([0, *(len(part) for rows in by_length.values() for part in rows)])
+    shapes = [(len(rows), length) for length, rows in by_length.items()]
+    lengths = torch.tensor([0, *(length for count, length in shapes for _ in range(count))])
+    order = torch.cat([part for rows in by_length.values() for part in rows])
     ends = lengths.cumsum(0, dtype=torch.int32)
-    return Groups(tuple(torch.stack(rows) for rows in by_length.values()), contiguous, ends)
+    return Groups(order, torch.argsort(order), _segments(order, shapes), contiguous, ends)
+
+
+def _segments(order: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Int[Tensor, "_ _"], ...]:
+    parts = order.split([count * length for count, length in shapes])
+    return tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))

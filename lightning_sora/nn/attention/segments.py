@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Int, Shaped
@@ -20,7 +21,7 @@ def gather(x: Tokens, groups: Groups) -> list[Segment]:
     if groups.contiguous:
         return [x.reshape(-1, groups.segments[0].shape[1], *x.shape[2:])]
     sizes = [segment.numel() for segment in groups.segments]
-    parts = take(x, _order(groups)).split(sizes, dim=1)
+    parts = permute(x, groups.order, groups.inverse).split(sizes, dim=1)
     return [
         part.reshape(-1, segment.shape[1], *x.shape[2:]) for part, segment in zip(parts, groups.segments, strict=True)
     ]
@@ -33,6 +34,30 @@ def take(
     return x[0].index_select(0, indices)[None] if len(x) == 1 else x.index_select(1, indices)
 
 
+class _Permute(torch.autograd.Function):
+    """Rows in another order. The gradient is the inverse order: autograd's own would add rows to zeros, at thrice the
+    price."""
+
+    @staticmethod
+    def forward(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        return take(x, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
+        order, inverse = ctx.saved_tensors
+        return permute(gradients[0], inverse, order), None, None
+
+
+def permute(x: Tokens, order: Int[Tensor, " tokens"], inverse: Int[Tensor, " tokens"]) -> Tokens:
+    """The tokens of every row in another order, with the order that undoes it."""
+    moved: Tensor = _Permute.apply(x, order, inverse)
+    return moved
+
+
 def scatter(segments: Sequence[Segment], groups: Groups, shape: tuple[int, int]) -> Tokens:
     """The inverse of :func:`gather`.
 
@@ -42,19 +67,18 @@ def scatter(segments: Sequence[Segment], groups: Groups, shape: tuple[int, int])
     rest = segments[0].shape[2:]
     if groups.contiguous:
         return segments[0].reshape(*shape, *rest)
-    mixed = torch.cat([segment.reshape(shape[0], -1, *rest) for segment in segments], dim=1)
-    return torch.empty_like(mixed).index_copy(1, _order(groups), mixed)
+    parts = [segment.reshape(shape[0], -1, *rest) for segment in segments]
+    return permute(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), groups.inverse, groups.order)
 
 
 def varlen_groups(q: Tokens, k: Tokens, v: Tokens, groups: Groups) -> Tokens:
     """Attention within groups of all lengths by one call of the variable-length kernel."""
-    order = _order(groups)
     rows = torch.arange(len(q), dtype=torch.int32, device=q.device)[:, None] * q.shape[1]
     ends = torch.cat([(rows + groups.ends[:-1]).flatten(), groups.ends[-1:] * len(q)])
     longest = max(segment.shape[1] for segment in groups.segments)
-    flat_q, flat_k, flat_v = (take(x, order).flatten(0, 1) for x in (q, k, v))
+    flat_q, flat_k, flat_v = (permute(x, groups.order, groups.inverse).flatten(0, 1) for x in (q, k, v))
     mixed = kernels.varlen_flat(flat_q, flat_k, flat_v, (ends, ends), (longest, longest)).unflatten(0, q.shape[:2])
-    return torch.empty_like(mixed).index_copy(1, order, mixed)
+    return permute(mixed, groups.inverse, groups.order)
 
 
 def segment_clips(groups: Groups, layout: TokenLayout, device: torch.device) -> list[Int[Tensor, " _"]]:
@@ -68,7 +92,3 @@ def segment_clips(groups: Groups, layout: TokenLayout, device: torch.device) -> 
         return [clip.index_select(0, segment[:, 0]) for segment in groups.segments]
     clips = torch.arange(layout.clips, device=device)
     return [clips.repeat_interleave(len(segment)) for segment in groups.segments]
-
-
-def _order(groups: Groups) -> Tensor:
-    return torch.cat([segment.flatten() for segment in groups.segments])
