@@ -15,10 +15,12 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import TracebackType
 from typing import NoReturn
 
 from lightning_sora import __version__
 from lightning_sora.errors import SoraError
+from lightning_sora.redaction import RedactedStream, redact
 
 PROGRAM = "lightning-sora"
 
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before torch is loaded: threads that wait by spinning are many times slower where cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        with _own_signal_handlers():
+        with _own_signal_handlers(), _no_secrets_printed():
             return _dispatch(arguments)
     except SoraError as problem:
         _say(f"error: {problem}")
@@ -119,7 +121,25 @@ def _help() -> str:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{PROGRAM}: {' '.join(text.split())}\n")
+    sys.stderr.write(f"{PROGRAM}: {redact(' '.join(text.split()))}\n")
+
+
+@contextmanager
+def _no_secrets_printed() -> Iterator[None]:
+    # Also by libraries and their logs; an error that is a bug is printed after this, by the hook.
+    sys.excepthook = _print_error
+    outer = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = outer
+
+
+def _print_error(kind: type[BaseException], problem: BaseException, traceback: TracebackType | None) -> None:
+    from traceback import format_exception
+
+    sys.stderr.write(redact("".join(format_exception(kind, problem, traceback))))
 
 
 @contextmanager
