@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_sora.errors import SoraError
+from lightning_sora.tracking.logger import find_tracker
 
 log = logging.getLogger(__name__)
 
@@ -131,11 +132,13 @@ class Checkpoint(LightningCheckpoint):
         before, step = self._seen_step, trainer.global_step
         self._seen_step = step
         if self.keep_every_n_steps and step // self.keep_every_n_steps > before // self.keep_every_n_steps:
+            _tell_step(trainer)
             self._save_last(trainer)
             milestone = self._folder / f"step_{step:08d}.ckpt"
             self._copy_last(trainer, milestone)
             self.milestones.append(str(milestone))
         elif self.every_n_steps and step // self.every_n_steps > before // self.every_n_steps:
+            _tell_step(trainer)
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -220,6 +223,13 @@ class Checkpoint(LightningCheckpoint):
 def is_dry_run(trainer: pl.Trainer) -> bool:
     """Whether ``trainer.fast_dev_run`` is on: then nothing is kept."""
     return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def _tell_step(trainer: pl.Trainer) -> None:
+    # Lightning does so after the callbacks: too late for a process that dies once the checkpoint is there.
+    tracker = find_tracker(trainer.loggers)
+    if tracker is not None and not is_dry_run(trainer):
+        tracker.log_step(trainer)
 
 
 def _part(target: Path) -> Path:

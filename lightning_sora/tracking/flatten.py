@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lightning_sora.redaction import redacted
+
 KEY_LENGTH = 250
 VALUE_LENGTH = 500
 _NOT_ALLOWED = re.compile(r"[^\w\-. :/]")
@@ -17,10 +19,10 @@ def flatten(recipe: Mapping[str, Any]) -> dict[str, str]:
 
     ``init_args`` is left out of names, so that ``model.init_args.dim`` is ``model.dim``. Lists of
     plain values are one JSON text; lists of sections are numbered. Unset values are left out.
-    Values longer than ``VALUE_LENGTH`` end in a note of their full length: the recipe that is
+    Secrets are replaced. Values longer than ``VALUE_LENGTH`` end in a note of their full length: the recipe that is
     stored beside them is whole.
     """
-    return {key[:KEY_LENGTH]: _cut(value) for key, value in _leaves(recipe, "")}
+    return {key[:KEY_LENGTH]: _cut(value) for key, value in _leaves(redacted(recipe), "")}
 
 
 def metric_name(name: str) -> str:

@@ -8,28 +8,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import lightning.pytorch as pl
+from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_sora.errors import SoraError
 from lightning_sora.memory import peak_memory_gib
+from lightning_sora.redaction import redact, redacted
 from lightning_sora.tracking import provenance, store
 from lightning_sora.tracking.flatten import flatten, metric_name
-from lightning_sora.tracking.outbox import Outbox
+from lightning_sora.tracking.outbox import Outbox, replay_earlier
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 TAG_LENGTH = 5000
 DIGEST_LENGTH = 36
-ROWS_BEFORE_FLUSH = 1000
 
 
 class MLflowTracker(Logger):
     """Keeps a run in mlflow: recipe, code, data, metrics, galleries and checkpoints.
 
-    The run begins at the first use. After that, nothing that goes wrong with the store stops the
-    training (see ``Outbox``).
+    The run begins at the first use. After that, nothing that goes wrong with the store stops or slows the training:
+    records are on disk at once, and a thread sends them (see ``Outbox``). Passwords and other secrets are replaced
+    in all of them (see ``redact``).
 
     Args:
         uri: address of the store; None means ``MLFLOW_TRACKING_URI``, or else ``sqlite:///mlflow.db``.
@@ -69,8 +72,8 @@ class MLflowTracker(Logger):
         self._from_step = self._last_step = 0
         self._advanced = False
         self._known_params: dict[str, str] = {}
-        self._rows: list[tuple[str, float, int, int]] = []
-        self._flushed_at = self._began_at = time.monotonic()
+        self._told: dict[str, tuple[int, str]] = {}
+        self._began_at = time.monotonic()
         self._checkpoint_callback: Any = None
 
     def prepare(self, root: Path, seed: int | bool, from_run: str | None = None, from_step: int = 0) -> MLflowTracker:
@@ -105,15 +108,18 @@ class MLflowTracker(Logger):
     def _begin(self) -> None:
         client = store.connect(self.uri)
         self._began_at = time.monotonic()
+        replay_earlier(client, self._spools, store.identity(self.uri))
         if self._from_run is not None and not (self.rejoin and self._join(client, self._from_run)):
             self._tags.setdefault("resumed_from.run_id", self._from_run)
         if self._run_id is None:
             experiment = store.experiment_id(client, self.uri, self.experiment_name)
-            tags = {"mlflow.user": _user(), "mlflow.source.name": "lightning-sora", **self._tags}
+            tags = redacted({"mlflow.user": _user(), "mlflow.source.name": "lightning-sora", **self._tags})
             self._run_id = client.create_run(experiment, run_name=self.run_name, tags=tags).info.run_id
-        self._outbox = Outbox(client, self._run_id, self._root / "tracking")
-        self._outbox.replay_earlier()
         self._client = client
+        if self.rejoined:
+            self._sender.status("RUNNING")
+            if self._tags:
+                self._sender.tags(self._tags)
 
     def _join(self, client: MlflowClient, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException
@@ -127,9 +133,6 @@ class MLflowTracker(Logger):
         self._run_id, self.run_name = run_id, run.info.run_name
         self._earlier_status = run.info.status
         self._known_params = dict(run.data.params)
-        client.update_run(run_id, status="RUNNING")
-        for key, value in self._tags.items():
-            client.set_tag(run_id, key, value)
         return True
 
     @property
@@ -155,9 +158,17 @@ class MLflowTracker(Logger):
         return str(self._root)
 
     @property
+    def _spools(self) -> Path:
+        return self._root / "tracking"
+
+    @property
     def _sender(self) -> Outbox:
-        _ = self.experiment
-        assert self._outbox is not None
+        client = self.experiment
+        if self._outbox is None:
+            assert self._run_id is not None
+            self._outbox = Outbox(
+                client, self._run_id, self._spools, store.identity(self.uri), every=self.flush_seconds
+            )
         return self._outbox
 
     @rank_zero_only
@@ -176,26 +187,45 @@ class MLflowTracker(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Takes values in; they are sent together, every ``flush_seconds``."""
+        """Takes values in; they are sent together, every ``flush_seconds``. Told again, a value is the same point."""
         now = int(time.time() * 1000)
         self._last_step = max(int(step or 0), self._from_step)
         self._advanced = True
-        self._rows += [(metric_name(name), float(value), now, self._last_step) for name, value in metrics.items()]
-        if len(self._rows) >= ROWS_BEFORE_FLUSH or time.monotonic() - self._flushed_at >= self.flush_seconds:
-            self.flush()
-
-    @rank_zero_only
-    def flush(self) -> None:
-        """Sends the metrics that wait."""
-        rows, self._rows = self._rows, []
-        self._flushed_at = time.monotonic()
+        values = {metric_name(name): float(value) for name, value in metrics.items()}
+        told = {name: (self._last_step, repr(value)) for name, value in values.items()}
+        rows = [(n, v, now, self._last_step) for n, v in values.items() if self._told.get(n) != told[n]]
+        self._told |= told
         if rows:
             self._sender.metrics(rows)
 
     @rank_zero_only
+    def log_step(self, trainer: pl.Trainer) -> None:
+        """Takes in the values of a training step before lightning tells them: a checkpoint of the step is due."""
+        connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop
+        if loop._should_accumulate() or not connector.should_update_logs:
+            return
+        values: dict[str, Any] = convert_tensors_to_scalars(connector.metrics["log"])
+        step = values.pop("step", None)
+        if step is None:
+            values.setdefault("epoch", trainer.current_epoch)
+        self.log_metrics(values, loop._batches_that_stepped if step is None else int(step))
+
+    @rank_zero_only
+    def sync(self) -> None:
+        """Returns once everything that was told is on disk, whatever becomes of this process."""
+        if self._outbox is not None:
+            self._outbox.sync()
+
+    @rank_zero_only
+    def flush(self) -> None:
+        """Has the metrics that wait sent now, without waiting for it."""
+        if self._outbox is not None:
+            self._outbox.hurry()
+
+    @rank_zero_only
     def log_tags(self, tags: Mapping[str, Any]) -> None:
         """Records tags; a new value replaces an old one."""
-        self._sender.tags({key: str(value)[:TAG_LENGTH] for key, value in tags.items()})
+        self._sender.tags({key: redact(str(value))[:TAG_LENGTH] for key, value in tags.items()})
 
     @rank_zero_only
     def log_text(self, text: str, artifact: str) -> None:
@@ -205,7 +235,6 @@ class MLflowTracker(Logger):
     @rank_zero_only
     def log_files(self, path: str | Path, folder: str) -> None:
         """Stores a file, or everything in a folder, under an artifact folder such as ``samples/step_000100``."""
-        self.flush()
         self._sender.files(Path(path), folder)
 
     @rank_zero_only
@@ -309,7 +338,6 @@ class MLflowTracker(Logger):
         }
         advanced = self._advanced
         self.log_metrics(spent, self._last_step)
-        self.flush()
         self._keep_checkpoints(copy=succeeded)
         if self._earlier_status is not None and (self._stage != "fit" or not advanced):
             # Scoring a checkpoint, or failing to go on from it, changes nothing of how its training ended.
@@ -317,6 +345,7 @@ class MLflowTracker(Logger):
         else:
             self._sender.status("FINISHED" if succeeded else (self.outcome or "FAILED"))
         self._sender.close()
+        self._outbox = None  # another, where the run goes on after all
 
     def _keep_checkpoints(self, copy: bool) -> None:
         callback = self._checkpoint_callback

@@ -110,6 +110,8 @@ class RunRecorder(pl.Callback):
     ) -> None:
         tracker = find_tracker(trainer.loggers)
         checkpoint["run_id"] = tracker.run_id if tracker is not None else None
+        if tracker is not None:  # what led to it must not be lost where it is kept
+            tracker.sync()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         tracker = find_tracker(trainer.loggers)

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from lightning_sora.errors import SoraError
+from lightning_sora.redaction import HIDDEN, redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient as MlflowClient
@@ -18,10 +20,10 @@ if TYPE_CHECKING:
 SQLITE = "sqlite:///"
 #: Folder beside a sqlite store where artifacts go.
 ARTIFACTS = "mlruns"
-# mlflow's own defaults hang for minutes on a server that is not there.
+# mlflow's own defaults hang for minutes on a server that is not there. These give up after about 20 s: twice 10 s.
 _PATIENCE = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
@@ -31,20 +33,37 @@ def resolve_uri(uri: str | None = None) -> str:
     """The address of the store: what is given, else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` here.
 
     ``./mlflow.db`` is also where mlflow's own commands look by default. A relative sqlite path
-    is made absolute.
+    is made absolute. The user and password of an http address move to ``MLFLOW_TRACKING_USERNAME`` and
+    ``MLFLOW_TRACKING_PASSWORD`` of this process, where mlflow finds them.
 
     Raises:
-        SoraError: a plain folder, which mlflow no longer writes to.
+        SoraError: a plain folder, which mlflow no longer writes to; ``***`` for a password, as records have it.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
     if uri.startswith(SQLITE):
         return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).expanduser().absolute()}"
+    if f"{HIDDEN}@" in uri:
+        raise SoraError(
+            f"tracking uri {uri!r} lacks its password, which is kept in no record; write ${{oc.env:NAME}} in its place, "
+            "or set MLFLOW_TRACKING_URI or, for http, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    parts = urlsplit(uri)
+    if parts.scheme in ("http", "https") and parts.username:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+        return identity(uri)
     if uri.startswith("file:") or "://" not in uri:
         raise SoraError(
             f"tracking uri {uri!r} is a folder, which mlflow no longer supports; "
             "write sqlite:///PATH/mlflow.db or http(s)://HOST:PORT"
         )
     return uri
+
+
+def identity(uri: str) -> str:
+    """Which store it is: its address without user and password."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.netloc else uri
 
 
 def database_path(uri: str) -> Path | None:
@@ -131,6 +150,6 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def brief(problem: BaseException, length: int = 200) -> str:
-    """The first words of an error, on one line."""
-    text = " ".join(str(problem).split()) or type(problem).__name__
+    """The first words of an error, on one line, without secrets."""
+    text = redact(" ".join(str(problem).split())) or type(problem).__name__
     return text if len(text) <= length else f"{text[:length]}..."

@@ -14,7 +14,7 @@ import yaml
 from lightning_sora.cli import main
 from lightning_sora.tracking import store
 from lightning_sora.tracking.flatten import VALUE_LENGTH
-from lightning_sora.tracking.outbox import Outbox
+from lightning_sora.tracking.outbox import replay_earlier
 
 # Whole trainings.
 pytestmark = pytest.mark.slow
@@ -287,7 +287,7 @@ def test_what_a_dead_store_missed_is_sent_by_the_next_run(client, tmp_path):
     waiting = {"kind": "metrics", "rows": [["a", 1.5, 0, 3]], "run_id": run}
     refused = {"kind": "files", "path": str(tmp_path / "gone"), "folder": "x", "run_id": run}
     (tmp_path / f"spool-{run}.jsonl").write_text(json.dumps(waiting) + "\n" + json.dumps(refused) + "\n")
-    Outbox(client, "another", tmp_path).replay_earlier()
+    replay_earlier(client, tmp_path)
     assert [(m.step, m.value) for m in client.get_metric_history(run, "a")] == [(3, 1.5)]
     # What can never be sent is not tried for ever.
     assert not list(tmp_path.glob("spool-*"))

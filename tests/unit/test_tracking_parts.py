@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
-import json
-import logging
 import os
 import sqlite3
 import subprocess
@@ -18,7 +15,6 @@ import torch
 from lightning_sora.errors import SoraError
 from lightning_sora.tracking import provenance, store
 from lightning_sora.tracking.flatten import flatten, metric_name
-from lightning_sora.tracking.outbox import Outbox
 
 
 @pytest.mark.slow
@@ -56,38 +52,6 @@ def test_the_environment_names_the_store(monkeypatch, tmp_path):
     assert store.resolve_uri("sqlite:///x.db") == f"sqlite:///{Path.cwd() / 'x.db'}"
     with pytest.raises(SoraError, match="no longer supports"):
         store.resolve_uri("mlruns")
-
-
-class _Server(http.server.BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-def test_records_wait_on_disk_while_the_server_is_away(tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    from mlflow import MlflowClient
-
-    server = http.server.HTTPServer(("127.0.0.1", 0), _Server)
-    port = server.server_port
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    outbox = Outbox(MlflowClient(f"http://127.0.0.1:{port}"), "run", tmp_path)
-    outbox.metrics([("a", 1.0, 0, 0)])
-    assert not outbox.spool.exists()
-
-    server.shutdown()
-    server.server_close()
-    thread.join()
-    with caplog.at_level(logging.WARNING):
-        outbox.metrics([("a", 2.0, 0, 1)])
-        outbox.tags({"k": "v"})
-    assert "does not take records" in caplog.text
-    assert [json.loads(line)["kind"] for line in outbox.spool.read_text().splitlines()] == ["metrics", "tags"]
 
 
 def test_flattened_names_are_those_of_the_command_line():

@@ -24,6 +24,8 @@ class ToyModel(pl.LightningModule):
         signal_at: int | None = None,
         signal_name: str = "SIGINT",
         fail_at: int | None = None,
+        die_at: int | None = None,
+        die_with: str = "",
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -40,6 +42,11 @@ class ToyModel(pl.LightningModule):
         if step == self.hparams["fail_at"]:
             raise ArithmeticError("a bug")
         return loss
+
+    def on_train_batch_end(self, *_: object) -> None:
+        # After the callbacks, the one that keeps checkpoints among them.
+        if self.trainer.global_step == self.hparams["die_at"] and os.path.exists(self.hparams["die_with"]):
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def validation_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
         # Best in the middle of training, so that best and last differ.
