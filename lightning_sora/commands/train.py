@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
-import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -32,14 +31,17 @@ from lightning_sora.commands.recipes import (
     merged_vars,
     plugin_files,
     recipe_files,
+    refuse_hidden,
     with_plugins,
     with_quoted_specs,
+    without_secrets,
 )
 from lightning_sora.data.reading import reader_died
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.callbacks import ClipScores, Costs, PredictionWriter, Progress
 from lightning_sora.lit.module import check_module, read_checkpoint
 from lightning_sora.plugins import load_packages, load_plugins, loaded
+from lightning_sora.redaction import remember_interpolations
 from lightning_sora.tracking import Checkpoint, MLflowTracker, RunRecorder, StopBetweenSteps
 
 TERMINATED = 143
@@ -126,6 +128,16 @@ def parsing() -> Iterator[None]:
 class OneLineRecipeParser(LightningArgumentParser):
     """The recipe parser, with errors of one line instead of the usage of a hundred."""
 
+    #: The recipe as it was last, merged from its files and flags, before interpolations were resolved.
+    unresolved = ""
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        # The parser writes out what it is about to resolve.
+        text: str = super().dump(*args, **kwargs)
+        if "${" in text:
+            self.unresolved = text
+        return text
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # asked by another parser, which tries alternatives
             super().error(message, ex)
@@ -144,6 +156,7 @@ class SoraCLI(LightningCLI):
         arguments = with_quoted_specs(with_plugins(arguments))
         self.arguments, self.stopper = arguments, stopper
         self.files = recipe_files(arguments)
+        remember_interpolations([*arguments, *(file.read_text() for file in self.files)])
         load_packages()
         load_plugins(plugin_files(self.files, arguments))
         self._from_run: str | None = None
@@ -189,6 +202,7 @@ class SoraCLI(LightningCLI):
         try:
             with merged_vars(self.files, self.arguments) as arguments:
                 self.config = parser.parse_args(arguments)
+            refuse_hidden(self.config[command].as_dict())
         except OmegaConfBaseException as problem:
             raise SoraError(_explain_interpolation(problem)) from problem
 
@@ -241,10 +255,11 @@ class SoraCLI(LightningCLI):
         parser = self._parser(command)
         if config.trainer.enable_checkpointing is False:
             parser.callback_keys = [key for key in parser.callback_keys if key != "checkpoint"]
-        resolved = parser.dump(config, skip_unset=False)
+        unresolved = getattr(parser, "unresolved", "") or getattr(self.parser, "unresolved", "")
+        resolved, recipe = without_secrets(parser.dump(config, skip_unset=False), unresolved)
         recorder = RunRecorder(
             resolved=resolved,
-            recipe=yaml.safe_load(resolved),
+            recipe=recipe,
             sources={f"{index}_{file.name}": file.read_text() for index, file in enumerate(self.files)},
             command=("lightning-sora", *self.arguments),
             plugins={name: plugin.source for name, plugin in loaded().items()},

@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     uri = resolve_uri(args.uri)
     database = database_path(uri)
     if database is None:
+        if not uri.startswith("http"):
+            raise SoraError(f"{uri} is a database without pages; start `mlflow server --backend-store-uri ...` on it")
         sys.stdout.write(f"{uri} has its own pages: {uri.rstrip('/')}/\n")
         return 0
     if not database.is_file():
