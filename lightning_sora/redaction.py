@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 #: What stands in the place of a secret.
@@ -25,23 +25,25 @@ _NAMES = (
 )
 # A password may hold a slash, as keys of stores do; "host:80/a@b" has none.
 _USERINFO = re.compile(
-    r"(://(?:\$\{[^}\s]*\}|[^\s/?#:@'\"$])*:)(?!\d{1,5}/)(?!\*\*\*@|\$\{[^}\s]*\}@)(?:[^\s/]+|\S+?)(?=@)"
+    r"(:/{1,2}(?:\$\{[^}\s]*\}|[^\s/?#:@'\"$])*:)(?!\d{1,5}/)(?!\*\*\*@|\$\{[^}\s]*\}@)(?:[^\s/]{1,500}|\S{1,500}?)(?=@)"
 )
-_TOKEN_AS_USER = re.compile(r"((?:https?|ftp)://)(?!\*\*\*@)[^\s/?#:@'\"$]+(?=@)")
-_QUERY = re.compile(
-    rf"([?&;](?:[\w.\-]{{0,80}}(?:signature|token|credential|{_NAMES})|sig|key|auth)=)(?!\*\*\*|\$\{{)[^&;\s#'\"]+",
-    re.IGNORECASE,
-)
+_TOKEN_AS_USER = re.compile(r"((?:https?|ftp):/{1,2})(?!\*\*\*@)[^\s/?#:@'\"$]+(?=@)")
+_QUERY = re.compile(r"([?&;]([\w.\-]{1,100})=)(?!\*\*\*|\$\{)[^&;\s#'\"]+")
+_QUERY_NAME = re.compile(rf".*(?:signature|token|credential|{_NAMES})|sig|key|auth", re.IGNORECASE)
 _QUOTED = re.compile(rf"((?:{_NAMES})['\"]?\s*[=:]\s*(?P<quote>['\"]))(?!\$\{{)(?:(?!(?P=quote)).)+", re.I)
-_FLAG = re.compile(rf"(--[\w.\-]{{0,200}}(?:{_NAMES})(?:=|\s+))(?![-'\"]|\$\{{|\*\*\*)\S+", re.IGNORECASE)
+_FLAG = re.compile(r"((?<![\w\-])--([\w.\-]{1,200})(?:=|\s+))(?![-'\"]|\$\{|\*\*\*)\S+")
+# A line of YAML, also in a comment, and not an annotation in code.
 _LINE = re.compile(
-    rf"^([ \t]*[\w.\-]{{0,80}}(?:{_NAMES})[ \t]*:[ \t]+)(?!['\"|>&\[{{]|\$\{{|null\s*$|\*\*\*)\S.*$", re.I | re.M
+    rf"^([ \t]*(?:#[^\n:]{{0,100}}?)?[\w.\-]{{0,80}}(?:{_NAMES})[ \t]*:[ \t]+)"
+    r"(?!['\"|>&\[{]|\$\{|null[ \t]*$|\*\*\*|.*(?: = |,[ \t]*$))\S.*$",
+    re.IGNORECASE | re.MULTILINE,
 )
 _SECRET_KEY = re.compile(rf"(?:.*[._\-])?(?:\w*(?:{_NAMES})|token)", re.IGNORECASE)
 _SECRET_VARIABLE = re.compile(
     r"PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN(?![A-Z])|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CONNECTION_STRING", re.I
 )
 _INTERPOLATION = re.compile(r"\$\{\s*oc\.env:\s*([A-Za-z_]\w*)")
+_WHOLE = re.compile(r"\$\{oc\.env:([A-Za-z_]\w*)\}")
 _interpolated: set[str] = set()
 
 
@@ -49,13 +51,17 @@ def redact(text: str) -> str:
     """The text with every secret in it replaced: by ``***``, or by the interpolation that it came from."""
     text = _USERINFO.sub(rf"\1{HIDDEN}", text)
     text = _TOKEN_AS_USER.sub(rf"\1{HIDDEN}", text)
-    text = _QUERY.sub(rf"\1{HIDDEN}", text)
+    text = _QUERY.sub(lambda found: _named(found, _QUERY_NAME), text)
     text = _QUOTED.sub(rf"\1{HIDDEN}", text)
-    text = _FLAG.sub(rf"\1{HIDDEN}", text)
+    text = _FLAG.sub(lambda found: _named(found, _SECRET_KEY), text)
     text = _LINE.sub(rf"\1'{HIDDEN}'", text)
     for pattern, replacement in _known(tuple(_variables())):
         text = pattern.sub(lambda _, replacement=replacement: replacement, text)  # type: ignore[misc]
     return text
+
+
+def _named(found: re.Match[str], names: re.Pattern[str]) -> str:
+    return f"{found[1]}{HIDDEN}" if names.fullmatch(found[2]) else found[0]
 
 
 def redacted(value: Any) -> Any:
@@ -64,8 +70,8 @@ def redacted(value: Any) -> Any:
         return redact(value)
     if isinstance(value, Mapping):
         return {redacted(key): _of_key(str(key), item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, bytes):
-        return [redacted(item) for item in value]
+    if type(value) in (list, tuple):
+        return type(value)(redacted(item) for item in value)
     return value
 
 
@@ -78,6 +84,21 @@ def remember_interpolations(texts: Iterable[str]) -> None:
     """Takes note of the environment variables that recipes name, whose values then are shown by that name."""
     for text in texts:
         _interpolated.update(_INTERPOLATION.findall(text))
+
+
+def from_environment(value: Any) -> Any:
+    """Nested mappings and sequences with the variables that ``redacted`` named replaced by their values.
+
+    Raises:
+        KeyError: a variable is not set.
+    """
+    if isinstance(value, str):
+        return _WHOLE.sub(lambda found: os.environ[found[1]], value)
+    if isinstance(value, Mapping):
+        return {key: from_environment(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(from_environment(item) for item in value)
+    return value
 
 
 def in_environment(value: Any, name: str = "LIGHTNING_SORA_SECRET") -> Any:
@@ -97,8 +118,8 @@ def in_environment(value: Any, name: str = "LIGHTNING_SORA_SECRET") -> Any:
             else in_environment(item, name)
             for key, item in value.items()
         }
-    if isinstance(value, Sequence) and not isinstance(value, bytes):
-        return [in_environment(item, name) for item in value]
+    if type(value) in (list, tuple):
+        return type(value)(in_environment(item, name) for item in value)
     return value
 
 

@@ -18,6 +18,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.lit.ema import ExponentialMovingAverage
 from lightning_sora.lit.optimizers import SCHEDULES, create_optimizer
 from lightning_sora.lit.precision import warn_of_slow_bfloat16
+from lightning_sora.redaction import from_environment
 from lightning_sora.registry import Spec
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid
 
@@ -304,6 +305,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from problem
     if not isinstance(checkpoint, dict) or "module" not in checkpoint:
         raise SoraError(f"{path} is not a checkpoint of lightning_sora; give one that `lightning-sora fit` wrote")
+    try:
+        checkpoint["hyper_parameters"] = from_environment(checkpoint.get("hyper_parameters", {}))
+    except KeyError as missing:
+        raise SoraError(f"{path} was trained with a value of the environment: set {missing} as it was then") from None
     return checkpoint
 
 

@@ -16,18 +16,24 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_sora.errors import SoraError
+from lightning_sora.redaction import redacted
 from lightning_sora.tracking.logger import find_tracker
 
 log = logging.getLogger(__name__)
+
+_ARGUMENTS = (pl.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, pl.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target and renames: a reader sees the old file or the new one, never a part.
 
-    Lightning's own writes to TMPDIR first, from where a move may be a copy.
+    Lightning's own writes to TMPDIR first, from where a move may be a copy. Secrets among hyper-parameters are
+    replaced.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        arguments = {key: redacted(checkpoint[key]) for key in _ARGUMENTS if key in checkpoint}
+        checkpoint = {**checkpoint, **arguments}
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return

@@ -44,8 +44,8 @@ def resolve_uri(uri: str | None = None) -> str:
         return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).expanduser().absolute()}"
     if f"{HIDDEN}@" in uri:
         raise SoraError(
-            f"tracking uri {uri!r} lacks its password, which is kept in no record; write ${{oc.env:NAME}} in its place, "
-            "or set MLFLOW_TRACKING_URI or, for http, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            f"tracking uri {uri!r} lacks its password, which no record keeps; write ${{oc.env:NAME}} in its place, or "
+            "set MLFLOW_TRACKING_URI or, for http, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https") and parts.username:

@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"nn", "spacetime"},
     "metrics": {"spacetime", "world"},
     "data": {"spacetime", "randomness", "world", "media"},
-    "lit": {"models", "nn", "diffusion", "metrics", "spacetime", "randomness", "media"},
+    "lit": {"models", "nn", "diffusion", "metrics", "spacetime", "randomness", "media", "redaction"},
     "tracking": {"media", "redaction"},
     "ablation": {"tracking"},
     "cli": {"*"},
