@@ -45,6 +45,7 @@ _SECRET_VARIABLE = re.compile(
 _INTERPOLATION = re.compile(r"\$\{\s*oc\.env:\s*([A-Za-z_]\w*)")
 _WHOLE = re.compile(r"\$\{oc\.env:([A-Za-z_]\w*)\}")
 _interpolated: set[str] = set()
+_literal: set[str] = set()
 
 
 def redact(text: str) -> str:
@@ -55,6 +56,8 @@ def redact(text: str) -> str:
     text = _QUOTED.sub(rf"\1{HIDDEN}", text)
     text = _FLAG.sub(lambda found: _named(found, _SECRET_KEY), text)
     text = _LINE.sub(rf"\1'{HIDDEN}'", text)
+    for secret in _literal:
+        text = text.replace(secret, HIDDEN)
     for pattern, replacement in _known(tuple(_variables())):
         text = pattern.sub(lambda _, replacement=replacement: replacement, text)  # type: ignore[misc]
     return text
@@ -84,6 +87,18 @@ def remember_interpolations(texts: Iterable[str]) -> None:
     """Takes note of the environment variables that recipes name, whose values then are shown by that name."""
     for text in texts:
         _interpolated.update(_INTERPOLATION.findall(text))
+
+
+def remember_secrets(value: Any) -> None:
+    """Takes note of what nested mappings call a secret: it is replaced from now on wherever it occurs."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if _of_key(str(key), item) == HIDDEN and len(item) >= SECRET_LENGTH:
+                _literal.add(item)
+            remember_secrets(item)
+    elif isinstance(value, list):
+        for item in value:
+            remember_secrets(item)
 
 
 def from_environment(value: Any) -> Any:

@@ -30,6 +30,7 @@ from lightning_sora.commands.recipes import (
     check_recipe,
     merged_vars,
     plugin_files,
+    read_recipe,
     recipe_files,
     refuse_hidden,
     with_plugins,
@@ -38,10 +39,11 @@ from lightning_sora.commands.recipes import (
 )
 from lightning_sora.data.reading import reader_died
 from lightning_sora.errors import SoraError
+from lightning_sora.lifeline import end_with_starter
 from lightning_sora.lit.callbacks import ClipScores, Costs, PredictionWriter, Progress
 from lightning_sora.lit.module import check_module, read_checkpoint
 from lightning_sora.plugins import load_packages, load_plugins, loaded
-from lightning_sora.redaction import remember_interpolations
+from lightning_sora.redaction import remember_interpolations, remember_secrets
 from lightning_sora.tracking import Checkpoint, MLflowTracker, RunRecorder, StopBetweenSteps
 
 TERMINATED = 143
@@ -72,6 +74,7 @@ def run(arguments: Sequence[str]) -> int:
         KeyboardInterrupt: Ctrl-C during training, once a checkpoint is kept.
     """
     stopper = StopBetweenSteps()
+    end_with_starter()
     try:
         with parsing():
             SoraCLI(list(arguments), stopper)
@@ -157,6 +160,8 @@ class SoraCLI(LightningCLI):
         self.arguments, self.stopper = arguments, stopper
         self.files = recipe_files(arguments)
         remember_interpolations([*arguments, *(file.read_text() for file in self.files)])
+        for file in self.files:
+            remember_secrets(read_recipe(file))
         load_packages()
         load_plugins(plugin_files(self.files, arguments))
         self._from_run: str | None = None

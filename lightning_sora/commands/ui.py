@@ -10,12 +10,14 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import Any
 
 from lightning_sora.errors import SoraError
+from lightning_sora.lifeline import end_group, guard
 from lightning_sora.tracking.store import database_path, resolve_uri
 
 FIRST_PORT = 5000
@@ -55,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        watch = guard(server)
         try:
             _wait(server, f"http://{args.host}:{port}/health")
             if server.poll() is None:
@@ -65,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
             return 0  # the usual way to leave
         finally:
             _end(server)
+            watch.kill()
+            watch.wait()
         log.seek(0)
         last = log.read().decode(errors="replace").strip().splitlines()[-1:] or ["it gave no reason"]
     raise SoraError(f"mlflow ended with status {server.returncode}: {last[0]}; try `{' '.join(command[2:])}`")
@@ -116,11 +121,7 @@ def _wait(server: subprocess.Popen[bytes], address: str) -> None:
 
 def _end(server: subprocess.Popen[bytes]) -> None:
     # Its workers are in its group and would outlive it.
-    with suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired):
-        server.wait(timeout=10)
-        return
-    with suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGKILL)
+    ending = threading.Thread(target=end_group, args=(server.pid,))
+    ending.start()
     server.wait()
+    ending.join()

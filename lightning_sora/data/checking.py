@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning_sora.data import decode
 from lightning_sora.data.places import MediaPath
+from lightning_sora.lifeline import end_with_parent
 
 #: The decoded file, or why it is unfit.
 Answer = decode.VideoInfo | str
@@ -98,6 +99,7 @@ class _Worker:
 
 def _serve(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    end_with_parent()  # also out of a decoder that hangs
     while True:
         try:
             path = pipe.recv()

@@ -17,6 +17,7 @@ from lightning_sora.data.reading import PlannedClips
 from lightning_sora.data.sizes import SIZES, Limits, SizePolicy
 from lightning_sora.data.sources import SOURCES, Source
 from lightning_sora.errors import SoraError
+from lightning_sora.lifeline import end_with_parent
 from lightning_sora.randomness import generator
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch
 
@@ -154,6 +155,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             # fork is not safe once decoders or threads have run.
             multiprocessing_context="forkserver" if self.num_workers else None,
+            worker_init_fn=end_with_parent,
             pin_memory=torch.cuda.is_available(),
             # Its own generator, so that starting an epoch draws nothing from the global one.
             generator=generator(self.seed, "loader", split),

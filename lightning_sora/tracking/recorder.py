@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_sora.lifeline import end_with_parent
 from lightning_sora.tracking.checkpoint import is_dry_run
 from lightning_sora.tracking.logger import MLflowTracker, find_tracker
 
@@ -44,6 +45,7 @@ class RunRecorder(pl.Callback):
         self.plugins = plugins
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        end_with_parent()  # a rank that the strategy has spawned
         if is_dry_run(trainer) or not trainer.is_global_zero:
             return
         stage = str(getattr(stage, "value", stage))  # lightning passes an enum

@@ -6,10 +6,11 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "lightning_sora"
 FILES = sorted(PACKAGE.rglob("*.py"))
-BASE = {"errors", "redaction", "registry", "randomness", "media", "plugins", "memory", "time_left"}
+BASE = {"errors", "lifeline", "redaction", "registry", "randomness", "media", "plugins", "memory", "time_left"}
 
 # room -> the rooms it may import; every room may import errors, registry and memory.
 ALLOWED: dict[str, set[str]] = {
+    "lifeline": set(),
     "redaction": set(),
     "errors": {"redaction"},
     "registry": set(),
@@ -24,9 +25,9 @@ ALLOWED: dict[str, set[str]] = {
     "diffusion": {"spacetime", "randomness"},
     "models": {"nn", "spacetime"},
     "metrics": {"spacetime", "world"},
-    "data": {"spacetime", "randomness", "world", "media"},
+    "data": {"spacetime", "randomness", "world", "media", "lifeline"},
     "lit": {"models", "nn", "diffusion", "metrics", "spacetime", "randomness", "media", "redaction"},
-    "tracking": {"media", "redaction"},
+    "tracking": {"media", "redaction", "lifeline"},
     "ablation": {"tracking"},
     "cli": {"*"},
     "commands": {"*"},
