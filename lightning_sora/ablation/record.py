@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_sora.ablation import study
 from lightning_sora.ablation.plan import Plan
 from lightning_sora.errors import SoraError
+from lightning_sora.redaction import redact, redacted
 from lightning_sora.tracking import store
 
 if TYPE_CHECKING:
@@ -149,8 +150,8 @@ class AblationRecord:
         }
         design = {kind: dict(getattr(self.design, kind)) for kind in ("plan", "recipe", "data", "code")}
         # The design last of the files, its tag last of all: a sitting that is killed before leaves nothing half said.
-        self.client.log_text(self.run_id, file, "ablation.yaml")
-        self.client.log_text(self.run_id, json.dumps(content, indent=1, default=str), PLAN_FILE)
+        self.client.log_text(self.run_id, redact(file), "ablation.yaml")
+        self.client.log_text(self.run_id, json.dumps(redacted(content), indent=1, default=str), PLAN_FILE)
         self.client.log_text(self.run_id, json.dumps(design, indent=1, sort_keys=True), "design.json")
         for key, value in tags.items():
             self.client.set_tag(self.run_id, key, value)
@@ -161,8 +162,8 @@ class AblationRecord:
                 arm.name, {study.ROLE: "arm", study.ARM: arm.name, study.PARENT: self.run_id}
             )
             self.arm_runs[arm.name] = run.info.run_id
-            self.client.set_tag(run.info.run_id, study.VALUE, arm.value)
-            adjusted = {key: str(value) for key, value in arm.adjusted.items()}
+            self.client.set_tag(run.info.run_id, study.VALUE, redact(arm.value))
+            adjusted = {key: redact(str(value)) for key, value in arm.adjusted.items()}
             self.client.set_tag(run.info.run_id, study.ADJUSTED, json.dumps(adjusted))
             self.client.update_run(run.info.run_id, status="RUNNING")
 
@@ -203,7 +204,7 @@ class AblationRecord:
         open_run = runs[0] if runs and runs[0].info.status != "FINISHED" else None
         if open_run is None:
             open_run = self._create(f"{trial.arm}-seed{trial.seed}", self.tags_of(trial))
-        self.client.set_tag(open_run.info.run_id, REASON, reason[:1000])
+        self.client.set_tag(open_run.info.run_id, REASON, redact(reason)[:1000])
         self.client.update_run(open_run.info.run_id, status="FAILED")
 
     def end(self, arms_ended: Mapping[str, bool], interrupted: bool = False) -> None:

@@ -16,6 +16,7 @@ import yaml
 
 from lightning_sora.ablation.plan import Plan, read_plan
 from lightning_sora.errors import SoraError
+from lightning_sora.redaction import in_environment, redact
 
 TRIAL_FILE, RECIPE_FILE = "trial.json", "recipe.yaml"
 
@@ -214,7 +215,8 @@ class _Sitting:
             recipe["plugins"] = [str(Path(file).absolute()) for file in self.args.plugins]
         training.folder.mkdir(parents=True, exist_ok=True)
         file = training.folder / RECIPE_FILE
-        file.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+        # Passwords go to the trial by its environment, not by its file.
+        file.write_text(yaml.safe_dump(in_environment(recipe), sort_keys=False, allow_unicode=True))
         return file.absolute()
 
     def _judge(self, record: Any) -> None:
@@ -299,5 +301,5 @@ def _seeds(text: str) -> list[int]:
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{redact(text)}\n")
     sys.stdout.flush()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_sora.commands.arguments import whole
 from lightning_sora.errors import SoraError
+from lightning_sora.redaction import redacted
 
 if TYPE_CHECKING:
     from lightning_sora.data.datamodule import SpacetimeDataModule
@@ -136,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
               "data": fingerprints, "clips": totals, "recipe": what,
               "text": args.text or before.get("text")}  # fmt: skip
     # Last: a cache without it is not finished.
-    write_whole(args.out / HEADER, json.dumps(header, indent=1, sort_keys=True).encode())
+    write_whole(args.out / HEADER, json.dumps(redacted(header), indent=1, sort_keys=True).encode())
     print(f"{args.out}: train on it with --data.source=latents --data.root={args.out}")
     return 0
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning_sora.commands.arguments import positive, usable_device, whole
 from lightning_sora.errors import SoraError
+from lightning_sora.redaction import redacted
 
 
 def add_parser(subparsers: Any) -> None:
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         {"prompt": short, **({"expanded": rich} if args.expand else {})}
         for short, rich in zip(asked, prompts, strict=True)
     ]
-    written[-1].write_text(json.dumps(told, indent=1, ensure_ascii=False))
+    written[-1].write_text(json.dumps(redacted(told), indent=1, ensure_ascii=False))
     sys.stdout.write("".join(f"{path}\n" for path in written))
     return 0
 

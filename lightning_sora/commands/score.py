@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_sora.commands.arguments import positive, usable_device, whole
 from lightning_sora.errors import SoraError
+from lightning_sora.redaction import redacted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -284,7 +285,7 @@ def _check_same(scorer: Scorer, sides: Mapping[bool, Sequence[Video]], earlier: 
         counts["real"] = len(scorer.reference.ids)
     fields = scorer.fields(counts, [video.content for video in sides.get(True, ())])
     # Through JSON, as the earlier ones went.
-    now = ProtocolCard(json.loads(json.dumps(fields, default=str)))
+    now = ProtocolCard(json.loads(json.dumps(redacted(fields), default=str)))
     ProtocolCard(earlier["protocol"]).check_same(now, f"{path} and these scores")
 
 
@@ -296,5 +297,5 @@ def _print_difference(scores: Scores, earlier: Mapping[str, Any]) -> None:
 
 def _write(path: Path, record: Mapping[str, Any]) -> None:
     partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(record, indent=1, sort_keys=True, default=str) + "\n")
+    partial.write_text(json.dumps(redacted(record), indent=1, sort_keys=True, default=str) + "\n")
     partial.replace(path)

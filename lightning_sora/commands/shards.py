@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_sora.errors import SoraError
+from lightning_sora.redaction import redacted
 
 if TYPE_CHECKING:
     from lightning_sora.ablation.engines import Job
@@ -50,7 +51,7 @@ def claim(folder: Path, identity: Mapping[str, Any], remedy: str, *, name: str =
         SoraError: it is the home of another; the first field that differs is named, and ``remedy``.
     """
     path = folder / name
-    wanted = json.loads(json.dumps(identity))
+    wanted = json.loads(json.dumps(redacted(identity)))
     if path.is_file():
         try:
             found = json.loads(path.read_text())

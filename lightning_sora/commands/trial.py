@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lightning_sora.ablation.engines import Job
 from lightning_sora.memory import reset_peak_memory
+from lightning_sora.redaction import RedactedStream, redact
 
 
 def run_job(job: Job) -> tuple[int, str]:
@@ -33,7 +34,7 @@ def run_job(job: Job) -> tuple[int, str]:
                 status = main(list(command))
             except Exception as problem:  # a bug, told with its traceback in the log
                 traceback.print_exc()
-                return 1, f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
+                return 1, redact(f"{type(problem).__name__}: {' '.join(str(problem).split())}")[:330]
             if status:
                 sys.stderr.flush()
                 return status, _last_error(job.log, begun)
@@ -59,11 +60,12 @@ def printed_to(path: Path) -> Iterator[None]:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     outer = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = os.fdopen(os.dup(1), "w", buffering=1), os.fdopen(os.dup(2), "w", buffering=1)
+    streams = [RedactedStream(os.fdopen(os.dup(number), "w", buffering=1)) for number in (1, 2)]
+    sys.stdout, sys.stderr = streams  # type: ignore[assignment]
     try:
         yield
     finally:
-        for stream in (sys.stdout, sys.stderr):
+        for stream in streams:
             stream.close()
         sys.stdout, sys.stderr = outer
         for number, descriptor in zip((1, 2), kept, strict=True):

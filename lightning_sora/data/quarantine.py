@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lightning_sora.errors import SoraError
+from lightning_sora.redaction import redact
 
 log = logging.getLogger(__name__)
 
 
 def write_quarantine(path: Path, reasons: Mapping[str, str]) -> None:
     """Writes one JSON object a line: the file, relative to the folder that was checked, and the reason."""
-    lines = [json.dumps({"file": file, "reason": reason}, ensure_ascii=False) for file, reason in reasons.items()]
+    lines = [json.dumps({"file": _name(file), "reason": reason}, ensure_ascii=False) for file, reason in reasons.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     # Names need not be valid text.
@@ -31,7 +32,8 @@ def banned_among(names: Iterable[str], path: str | None) -> dict[str, str]:
     listed = read_quarantine(path)
     found, met = {}, set()
     for name in names:
-        entry = next((one for one in (name, name.rpartition("#")[0]) if one in listed), None)
+        named = _name(name)
+        entry = next((one for one in (named, named.rpartition("#")[0]) if one in listed), None)
         if entry is not None:
             found[name] = listed[entry]
             met.add(entry)
@@ -39,6 +41,11 @@ def banned_among(names: Iterable[str], path: str | None) -> dict[str, str]:
     if strangers:
         log.warning("%d entries of %s are no clips of this source, such as %r", len(strangers), path, strangers[0])
     return found
+
+
+def _name(file: str) -> str:
+    # Passwords and signatures of URLs are no part of what a file is.
+    return redact(file) if "://" in file else file
 
 
 def read_quarantine(path: str | None) -> dict[str, str]:

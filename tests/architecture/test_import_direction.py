@@ -25,10 +25,10 @@ ALLOWED: dict[str, set[str]] = {
     "diffusion": {"spacetime", "randomness"},
     "models": {"nn", "spacetime"},
     "metrics": {"spacetime", "world"},
-    "data": {"spacetime", "randomness", "world", "media", "lifeline"},
+    "data": {"spacetime", "randomness", "world", "media", "lifeline", "redaction"},
     "lit": {"models", "nn", "diffusion", "metrics", "spacetime", "randomness", "media", "redaction"},
     "tracking": {"media", "redaction", "lifeline"},
-    "ablation": {"tracking"},
+    "ablation": {"tracking", "redaction"},
     "cli": {"*"},
     "commands": {"*"},
 }
