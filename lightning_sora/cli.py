@@ -129,7 +129,7 @@ def _no_secrets_printed() -> Iterator[None]:
     # Also by libraries and their logs; an error that is a bug is printed after this, by the hook.
     sys.excepthook = _print_error
     outer = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
     try:
         yield
     finally:

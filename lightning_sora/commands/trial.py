@@ -61,7 +61,7 @@ def printed_to(path: Path) -> Iterator[None]:
         os.dup2(file.fileno(), 2)
     outer = sys.stdout, sys.stderr
     streams = [RedactedStream(os.fdopen(os.dup(number), "w", buffering=1)) for number in (1, 2)]
-    sys.stdout, sys.stderr = streams  # type: ignore[assignment]
+    sys.stdout, sys.stderr = streams
     try:
         yield
     finally:

@@ -15,7 +15,9 @@ log = logging.getLogger(__name__)
 
 def write_quarantine(path: Path, reasons: Mapping[str, str]) -> None:
     """Writes one JSON object a line: the file, relative to the folder that was checked, and the reason."""
-    lines = [json.dumps({"file": _name(file), "reason": reason}, ensure_ascii=False) for file, reason in reasons.items()]
+    lines = [
+        json.dumps({"file": _name(file), "reason": reason}, ensure_ascii=False) for file, reason in reasons.items()
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     # Names need not be valid text.

@@ -12,7 +12,7 @@ from typing import IO, Any
 Record = dict[str, Any]
 
 #: What a record of each kind must hold, besides its kind and its run.
-PARTS = {
+PARTS: dict[str, dict[str, type]] = {
     "metrics": {"rows": list},
     "params": {"values": dict},
     "tags": {"values": dict},
