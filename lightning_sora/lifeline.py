@@ -18,14 +18,11 @@ LOOK_SECONDS = 1.0
 PATIENCE_SECONDS = 10.0
 
 
-def end_with_parent(worker: int = 0) -> None:
+def end_with_parent() -> None:
     """Ends this process of ``multiprocessing`` once the one that made it is dead.
 
     torch's own watch looks at the parent in the system's sense, which is the fork server: it lives as long as one of
     its children does, and they as long as it.
-
-    Args:
-        worker: what a ``DataLoader`` tells its ``worker_init_fn``.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -13,11 +13,10 @@ from torch.utils.data import DataLoader
 
 from lightning_sora.data.blend import CaptionBlend
 from lightning_sora.data.plan import BatchPlan, PlanSampler
-from lightning_sora.data.reading import PlannedClips
+from lightning_sora.data.reading import PlannedClips, start_reader
 from lightning_sora.data.sizes import SIZES, Limits, SizePolicy
 from lightning_sora.data.sources import SOURCES, Source
 from lightning_sora.errors import SoraError
-from lightning_sora.lifeline import end_with_parent
 from lightning_sora.randomness import generator
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch
 
@@ -155,7 +154,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             # fork is not safe once decoders or threads have run.
             multiprocessing_context="forkserver" if self.num_workers else None,
-            worker_init_fn=end_with_parent,
+            worker_init_fn=start_reader,
             pin_memory=torch.cuda.is_available(),
             # Its own generator, so that starting an epoch draws nothing from the global one.
             generator=generator(self.seed, "loader", split),

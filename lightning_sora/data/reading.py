@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -15,7 +16,9 @@ from lightning_sora.data.blend import CaptionBlend
 from lightning_sora.data.plan import PlannedBatch
 from lightning_sora.data.sources import Clip, DecodeError, Source
 from lightning_sora.errors import SoraError
+from lightning_sora.lifeline import end_with_parent
 from lightning_sora.randomness import generator
+from lightning_sora.redaction import RedactedStream
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid, TokenLayout, patchify
 
 #: What torch says of a loader's worker that is gone.
@@ -30,6 +33,12 @@ def reader_died(problem: BaseException) -> bool:
     if isinstance(problem, (ConnectionError, EOFError)):
         return any(frame.name == "_try_get_data" for frame in traceback.extract_tb(problem.__traceback__))
     return isinstance(problem, RuntimeError) and _GONE.search(str(problem)) is not None
+
+
+def start_reader(worker: int) -> None:
+    """Makes a process that reads clips end with the training, and print no secret, such as a part of a URL."""
+    end_with_parent()
+    sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
 
 
 class _Read(NamedTuple):

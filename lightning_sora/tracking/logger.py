@@ -106,27 +106,37 @@ class MLflowTracker(Logger):
         return self._client
 
     def _begin(self) -> None:
+        from mlflow.exceptions import MlflowException
+
         client = store.connect(self.uri)
         self._began_at = time.monotonic()
         replay_earlier(client, self._spools, store.identity(self.uri))
-        if self._from_run is not None and not (self.rejoin and self._join(client, self._from_run)):
-            self._tags.setdefault("resumed_from.run_id", self._from_run)
-        if self._run_id is None:
-            experiment = store.experiment_id(client, self.uri, self.experiment_name)
-            tags = redacted({"mlflow.user": _user(), "mlflow.source.name": "lightning-sora", **self._tags})
-            self._run_id = client.create_run(experiment, run_name=self.run_name, tags=tags).info.run_id
+        try:
+            self._join_or_create(client)
+        except (MlflowException, OSError) as problem:
+            raise store.unusable(self.uri, problem) from problem
         self._client = client
         if self.rejoined:
             self._sender.status("RUNNING")
             if self._tags:
                 self._sender.tags(self._tags)
 
+    def _join_or_create(self, client: MlflowClient) -> None:
+        if self._from_run is not None and not (self.rejoin and self._join(client, self._from_run)):
+            self._tags.setdefault("resumed_from.run_id", self._from_run)
+        if self._run_id is None:
+            experiment = store.experiment_id(client, self.uri, self.experiment_name)
+            tags = redacted({"mlflow.user": _user(), "mlflow.source.name": "lightning-sora", **self._tags})
+            self._run_id = client.create_run(experiment, run_name=self.run_name, tags=tags).info.run_id
+
     def _join(self, client: MlflowClient, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException
 
         try:
             run = client.get_run(run_id)
-        except MlflowException:
+        except MlflowException as problem:
+            if problem.error_code != "RESOURCE_DOES_NOT_EXIST":  # it may well be there
+                raise
             return False
         if run.info.lifecycle_stage != "active":
             return False
@@ -281,8 +291,8 @@ class MLflowTracker(Logger):
         assert self._run_id is not None
         try:
             return {item.path for item in self._client.list_artifacts(self._run_id, folder)}
-        except (MlflowException, OSError):
-            return set()
+        except (MlflowException, OSError) as problem:  # as if there were none, what is there would be written over
+            raise store.unusable(self.uri, problem) from problem
 
     @rank_zero_only
     def log_provenance(self) -> None:

@@ -147,6 +147,9 @@ def replay_earlier(client: MlflowClient, folder: Path, store: str = "") -> None:
             spool = Spool(path)
         except (BlockingIOError, FileNotFoundError):
             continue
+        except OSError as problem:
+            log.warning("records of an earlier run in %s cannot be sent: %s", path, problem)
+            continue
         sender = _Sender(client, spool, store, earlier=True)
         sent = sender.send(last=True)
         sender.rest()

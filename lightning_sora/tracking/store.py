@@ -108,10 +108,15 @@ def connect(uri: str) -> MlflowClient:
             client.search_experiments(max_results=1)
             return client
     except (MlflowException, OSError) as problem:
-        raise SoraError(
-            f"the mlflow store {uri} cannot be used ({brief(problem)}); start it, set tracking.uri or "
-            "MLFLOW_TRACKING_URI to one that runs, or train without it by --tracking.enabled=false"
-        ) from problem
+        raise unusable(uri, problem) from problem
+
+
+def unusable(uri: str, problem: BaseException) -> SoraError:
+    """The error of a run that cannot begin because of its store."""
+    return SoraError(
+        f"the mlflow store {uri} cannot be used ({brief(problem)}); start it, set tracking.uri or "
+        "MLFLOW_TRACKING_URI to one that runs, or train without it by --tracking.enabled=false"
+    )
 
 
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:

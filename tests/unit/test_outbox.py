@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_sora.errors import SoraError
 from lightning_sora.tracking.outbox import Outbox, replay_earlier
 from lightning_sora.tracking.spool import Spool
 
@@ -185,6 +186,28 @@ def test_a_damaged_line_is_set_aside_and_the_others_are_sent(server, tmp_path, c
     (aside,) = tmp_path.iterdir()
     assert aside.name == "damaged-old.jsonl"
     assert aside.read_bytes().strip() == damage.strip()
+
+
+def test_what_cannot_be_opened_is_said_and_left(server, tmp_path, caplog):
+    (tmp_path / "spool-a.jsonl").mkdir()
+    (tmp_path / "spool-b.jsonl").write_bytes(metrics("b", 1.0))
+    with caplog.at_level(logging.WARNING):
+        replay_earlier(client_of(server.uri), tmp_path)
+    assert server.values == [1.0]
+    assert "spool-a.jsonl cannot be sent" in caplog.text
+
+
+def test_a_passing_failure_does_not_make_a_resumed_fit_begin_another_run(server, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    from lightning_sora.tracking import MLflowTracker
+
+    monkeypatch.setattr(MlflowClient, "search_experiments", lambda *_, **__: [])
+    # The server of these tests answers no GET: 501, as a gateway may.
+    tracker = MLflowTracker(uri=server.uri).prepare(tmp_path, seed=0, from_run="old")
+    with pytest.raises(SoraError, match="cannot be used"):
+        tracker.log_tags({"a": 1})
+    assert server.asked == []
 
 
 def test_a_spool_that_another_process_writes_is_left_to_it(server, tmp_path):
