@@ -94,7 +94,8 @@ def connect(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # how it makes its tables
+    # How it makes its tables; and errors at length, which are raised as well.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     database = database_path(uri)
     try:
         if database is None:
