@@ -41,7 +41,7 @@ def end_with_starter() -> None:
     """
     starter = os.environ.get(STARTER)
     os.environ[STARTER] = str(os.getpid())
-    if starter == str(os.getppid()):
+    if "LOCAL_RANK" in os.environ and starter == str(os.getppid()):
         threading.Thread(target=_watch, args=(int(starter),), name="lifeline", daemon=True).start()
 
 

@@ -27,12 +27,12 @@ if __name__ == "__main__":
 """
 # What a rank is to the first one, and what hangs in a collective does not hear.
 RANKS = """
-import signal, subprocess, sys, time
+import os, subprocess, sys, time
 from lightning_sora.lifeline import end_with_starter
 
 end_with_starter()
 if len(sys.argv) == 1:
-    subprocess.Popen([sys.executable, __file__, "rank"])
+    subprocess.Popen([sys.executable, __file__, "rank"], env={**os.environ, "LOCAL_RANK": "1"})
 else:
     print("started", flush=True)
 time.sleep(600)
@@ -81,7 +81,8 @@ def test_what_is_killed_leaves_no_process_behind(tmp_path, program, count):
     file.write_text(program)
     mark = f"LIFELINE_TEST={tmp_path}"
     environment = {**os.environ, "LIFELINE_TEST": str(tmp_path)}
-    environment.pop("LIGHTNING_SORA_STARTER", None)
+    for name in ("LIGHTNING_SORA_STARTER", "LOCAL_RANK"):
+        environment.pop(name, None)
     killed = subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, env=environment)
     try:
         assert killed.stdout is not None
