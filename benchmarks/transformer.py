@@ -4,8 +4,9 @@
 
 All have the same width, heads, depth and tokens, text of the same length, and an MLP of the same size (two matrices of
 4 x width, or three of 8/3). A peer is compared with the model of ours that attends as it does: Wan and LTX see text by
-cross-attention, CogVideoX and HunyuanVideo in one sequence with the video, Latte alternates between space and time.
-Peers come from diffusers; without it, ours are timed alone and the page says so.
+cross-attention, CogVideoX and HunyuanVideo in one sequence with the video, Latte alternates between space and time and
+shows text to its spatial layers alone: it is compared with ours less the text of the temporal layers. Peers come from
+diffusers; without it, ours are timed alone and the page says so.
 """
 
 from __future__ import annotations
@@ -33,7 +34,12 @@ CHANNELS, PATCH = 16, 2
 ROW = CHANNELS * PATCH**2
 TEXT_DIM, TEXT_TOKENS = 64, 16
 
-KINDS = {"cross": "ours, cross", "joint": "ours, joint", "factorised": "ours, spatial, temporal"}
+KINDS = {
+    "cross": "ours, cross",
+    "joint": "ours, joint",
+    "factorised": "ours, spatial, temporal",
+    "factorised, text in space": "ours, spatial, temporal, text in space",
+}
 
 
 @dataclass(frozen=True)
@@ -108,10 +114,13 @@ def ours(size: Size, kind: str) -> Candidate:
         depth=size.depth,
         num_heads=size.heads,
         text_dim=TEXT_DIM,
-        attention="spatial, temporal" if kind == "factorised" else "full",
+        attention="spatial, temporal" if kind.startswith("factorised") else "full",
         mlp_ratio=8 / 3,
         conditioning="joint" if kind == "joint" else "cross",
     )
+    if kind == "factorised, text in space":
+        for block in net.blocks[1::2]:
+            block.cross = None  # type: ignore[assignment]
     for parameter in net.parameters():
         if not parameter.detach().any():  # what starts at zero would make all that it feeds zero
             nn.init.normal_(parameter, std=0.02)
@@ -221,7 +230,7 @@ def latte(size: Size) -> Candidate:
         video_length=size.grid.frames,
     )
     video, text, t = size.video(), size.text(), torch.full((size.clips,), 500)
-    return Candidate("factorised", net, lambda: net(video, t, text, return_dict=False)[0])
+    return Candidate("factorised, text in space", net, lambda: net(video, t, text, return_dict=False)[0])
 
 
 PEERS = {"Wan": wan, "LTX": ltx, "CogVideoX": cogvideox, "HunyuanVideo": hunyuan, "Latte": latte}
