@@ -3,6 +3,9 @@
 ``tags`` is a list of words; ``short`` a sentence of a small vocabulary; ``dense`` tells everything
 in varied words; ``alt`` tells the subject and little else, as texts beside pictures on the web do.
 A key chooses the wording; key 0 is the plainest.
+
+Where the camera moves so that something goes another way in the picture than on the ground (a cube that moves left, and
+a camera that turns left faster), its motion is told as one "across the ground"; else both are the same.
 """
 
 from __future__ import annotations
@@ -10,9 +13,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
+import torch
+
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import stream_seed
+from lightning_sora.world.config import DIRECTIONS
 from lightning_sora.world.facts import Facts, ObjectFacts
+from lightning_sora.world.motion import camera_path, positions
 
 # The first wording of each is the plainest.
 SHORT_MOTIONS: dict[str, tuple[str, ...]] = {
@@ -71,6 +78,10 @@ SIZE_WORDS: dict[str, tuple[str, ...]] = {
 SURFACES = ("glossy", "shiny", "smooth", "polished")
 COUNTS = ("no", "one", "two", "three", "four")
 
+ON_GROUND = "across the ground"
+"""Said of motions that the picture does not show as they are told."""
+LOOKS = 17  # moments of a motion at which the picture is compared with what is told
+
 Choose = Callable[[Sequence[str]], str]
 
 
@@ -92,7 +103,10 @@ def _heading(thing: ObjectFacts) -> str:
 
 
 def _tags(facts: Facts, choose: Choose) -> str:
-    groups = [[thing.size, thing.color, thing.shape, thing.motion.replace("_", " ")] for thing in facts.objects]
+    groups = [
+        [thing.size, thing.color, thing.shape, _motion(thing, facts, thing.motion.replace("_", " "))]
+        for thing in facts.objects
+    ]
     groups.append([f"camera {facts.camera.motion.replace('_', ' ')}"])
     if facts.occluder is not None:
         groups.append(["wall"])
@@ -104,7 +118,7 @@ def _tags(facts: Facts, choose: Choose) -> str:
 def _short(facts: Facts, choose: Choose) -> str:
     told = []
     for thing in facts.objects:
-        motion = choose(SHORT_MOTIONS[thing.motion]).format(way=_heading(thing))
+        motion = _motion(thing, facts, choose(SHORT_MOTIONS[thing.motion]))
         told.append(f"{choose(('a', 'the'))} {thing.size} {thing.color} {thing.shape} {motion}")
     # A camera at rest goes without saying.
     if facts.camera.motion != "static":
@@ -120,7 +134,7 @@ def _dense(facts: Facts, choose: Choose) -> str:
     sentences = [f"{scene} {light} carries {COUNTS[count]} {noun}"]
     for thing in facts.objects:
         size, surface = choose(SIZE_WORDS[thing.size]), choose(SURFACES)
-        motion = choose(DENSE_MOTIONS[thing.motion]).format(way=_heading(thing))
+        motion = _motion(thing, facts, choose(DENSE_MOTIONS[thing.motion]))
         sentences.append(f"A {size}, {surface} {thing.color} {thing.shape} {_place(thing, facts)} {motion}")
     if facts.occluder is not None and all(thing.motion != "behind" for thing in facts.objects):
         sentences.append(choose(("A grey wall stands on the ground", "There is also an upright grey wall")))
@@ -140,9 +154,27 @@ def _alt(facts: Facts, choose: Choose) -> str:
     """About half of what a short caption tells: true as far as it goes (DALL-E 3, Betker et al. 2023, section 2)."""
     thing = facts.objects[0]
     words = [choose(("", "", thing.size)), choose(("", thing.color)), choose((thing.shape, thing.shape, "thing"))]
-    motion = choose(("", "", choose(SHORT_MOTIONS[thing.motion]).format(way=_heading(thing))))
+    motion = choose(("", "", _motion(thing, facts, choose(SHORT_MOTIONS[thing.motion]))))
     opening = choose(("", "", "clip of ", "video 3d "))
     return f"{opening}{' '.join(word for word in ('a', *words, motion) if word)}"
+
+
+def _motion(thing: ObjectFacts, facts: Facts, wording: str) -> str:
+    """A wording of the object's motion that says whose it is, where that is not what is seen."""
+    told = wording.format(way=_heading(thing))
+    return told if ON_GROUND in told or _seen_as_told(thing, facts) else f"{told} {ON_GROUND}"
+
+
+def _seen_as_told(thing: ObjectFacts, facts: Facts) -> bool:
+    """Whether an object that leads somewhere does so in the picture too, at every moment: sideways, and in size."""
+    if facts.camera.motion == "static" or not (thing.motion in DIRECTIONS or thing.motion == "behind"):
+        return True
+    times = torch.linspace(0, facts.duration, LOOKS)
+    camera = camera_path(facts.camera, times, facts.duration)
+    spot, depth = camera.project(positions(thing, times, facts.duration), 2, 2)
+    across, size = spot[:, 0].diff(), (1 / (camera.tangent * depth)).diff()
+    sideways, away = thing.heading
+    return bool((across * sideways >= 0).all() and (size * away <= 0).all() and (depth > 0).all())
 
 
 def _place(thing: ObjectFacts, facts: Facts) -> str:

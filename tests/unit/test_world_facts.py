@@ -6,11 +6,15 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from lightning_sora.errors import SoraError
-from lightning_sora.world import COLORS, LEVELS, SHAPES, World, WorldConfig
+from lightning_sora.metrics.caption_facts import recovered
+from lightning_sora.metrics.evaluator.text import vocabulary
+from lightning_sora.world import COLORS, LEVELS, SHAPES, Facts, World, WorldConfig
+from lightning_sora.world.config import DIRECTIONS
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -107,6 +111,74 @@ def test_captions_name_the_direction_as_the_viewer_sees_it() -> None:
         facts = world.facts(index)
         said = {word for word in words if word in world.caption(facts, "short", key=index)}
         assert said == set(facts.objects[0].motion.split("_"))
+
+
+def pinhole(facts: Facts, points: np.ndarray, share: float) -> np.ndarray:
+    """Right and depth of world points as a camera sees them, written out: only its horizontal turn matters to them."""
+    kind, _, way = facts.camera.motion.partition("_")
+    swing = (share - 0.5) * (-1 if way in ("left", "down", "out") else 1)
+    pitch, fov = np.radians(facts.camera.pitch), np.radians(facts.camera.fov)
+    distance = facts.camera.distance * (1 - 0.4 * swing * (kind == "dolly"))
+    round_, turn = np.radians(-50 * swing) * (kind == "orbit"), 0.45 * swing * fov * (kind == "pan")
+    look = pitch - 0.35 * swing * fov * (kind == "tilt")
+
+    def forward(yaw: float, down: float) -> np.ndarray:
+        return np.array([np.sin(yaw) * np.cos(down), np.cos(yaw) * np.cos(down), -np.sin(down)])
+
+    eye = np.array(facts.camera.target) - distance * forward(round_, pitch)
+    yaw = round_ + turn
+    depth = (points - eye) @ forward(yaw, look)
+    focal = (1.6**swing if kind == "zoom" else 1.0) / np.tan(fov / 2)
+    right = (points - eye) @ np.array([np.cos(yaw), -np.sin(yaw), 0.0])
+    return np.array([focal * right / depth, focal / depth])
+
+
+@pytest.mark.parametrize("style", ["tags", "short", "dense", "alt"])
+def test_no_caption_tells_a_motion_that_the_picture_contradicts(style: str) -> None:
+    """Where something goes another way in the picture than on the ground, the caption says that it means the ground."""
+    told = on_ground = 0
+    for level in ("simple", "medium", "hard"):
+        world = World(level, seed=5)
+        for index in range(120):
+            facts = world.facts(index)
+            text = world.caption(facts, style, key=index + 1).lower()
+            said_of = {thing.color: clause for thing in facts.objects
+                       if len(found := text.split(thing.color, 1)) == 2
+                       for clause in [re.split(r"camera|wall|[.]|" + "|".join(COLORS), found[1])[0]]}  # fmt: skip
+            for thing in facts.objects:
+                words = set(re.findall("[a-z]+", said_of.get(thing.color, ""))) & {"left", "right", "away", "toward"}
+                if thing.motion not in DIRECTIONS or not words:
+                    continue
+                ends = [np.array([*thing.center, 0.9 * thing.radius]) + np.array([*thing.heading, 0]) * thing.travel * s
+                        for s in (-0.5, 0.5)]  # fmt: skip
+                (x0, near0), (x1, near1) = (pinhole(facts, end, share) for end, share in zip(ends, (0, 1), strict=True))
+                seen = {"left": x1 < x0, "right": x1 > x0, "away": near1 < near0, "toward": near1 > near0}
+                said = [word for word in thing.motion.split("_") if word in words]
+                if "across the ground" in said_of[thing.color]:
+                    on_ground += 1
+                else:
+                    told += 1
+                    assert all(seen[word] for word in said), (level, index, text)
+    assert told > 20
+    assert on_ground > 2
+
+
+@pytest.mark.parametrize("style", ["tags", "short", "dense"])
+def test_whose_motion_is_told_is_read_back_and_known_to_the_evaluator(style: str) -> None:
+    world, known = World("hard"), set(vocabulary())
+    for index in range(40):
+        facts = world.facts(index)
+        text = world.caption(facts, style, key=index)
+        assert recovered(text, facts.as_dict())["motion"] == 1, text
+        assert {"across", "the", "ground"} <= known
+
+
+def test_a_camera_at_rest_leaves_captions_as_they_are() -> None:
+    world = World("medium")
+    for index in range(40):
+        facts = world.facts(index)
+        still = replace(facts, camera=replace(facts.camera, motion="static"))
+        assert "across the ground" not in world.caption(still, "short", key=index)
 
 
 def test_the_wording_varies_with_the_key() -> None:
