@@ -71,12 +71,14 @@ def ladder(level: str, side: int) -> list[tuple[str, list[str]]]:
     render: Callable[[Facts], torch.Tensor] = lambda f: world.render(f, FRAMES, side, side, FPS)  # noqa: E731
     clips, others = [render(f) for f in facts[:COUNT]], [render(f) for f in facts[COUNT:]]
     extractor = EXTRACTORS.create("world")
-    real = extractor(clips)
+    real = extractor(clips, [FPS] * COUNT)
 
     def distance(made: Clips, paired: bool = True) -> str:
         metric = FrechetVideoDistance(extractor)
         metric.add(real, [f"c{i}" for i in range(COUNT)], real=True)
-        metric.add(extractor(list(made)), [f"{'c' if paired else 'd'}{i}" for i in range(COUNT)], real=False)
+        metric.add(
+            extractor(list(made), [FPS] * len(made)), [f"{'c' if paired else 'd'}{i}" for i in range(COUNT)], real=False
+        )
         found = metric.compute()
         if paired:
             return f"{found['value']:.4g}"

@@ -49,7 +49,11 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--clip-model", metavar="PATH", help="name or directory of a CLIP, for clip_score")
     parser.add_argument("--frames", type=whole, default=16, help="of each clip (default: %(default)s)")
-    parser.add_argument("--fps", type=positive, help="resample to this rate; default: frames as they are recorded")
+    parser.add_argument(
+        "--fps",
+        type=positive,
+        help="resample to this rate; default: frames as recorded, all at one rate",
+    )
     parser.add_argument(
         "--offset", choices=("first", "center"), default="first", help="where clips begin (default: %(default)s)"
     )
@@ -71,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         SoraError: bad input; but for files that change meanwhile, before any network runs.
     """
-    from lightning_sora.commands.score_videos import find_videos
+    from lightning_sora.commands.score_videos import common_rate, find_videos, note_sizes
     from lightning_sora.metrics.protocol import ClipProtocol
     from lightning_sora.metrics.reference import ReferenceStatistics
     from lightning_sora.metrics.scoring import METRICS, Scorer, check_metrics
@@ -94,6 +98,10 @@ def run(args: argparse.Namespace) -> int:
         for real, folder in ((True, args.real), (False, args.generated))
         if folder is not None
     }
+    if protocol.fps is None:
+        scorer.recorded_at(common_rate(sides))
+    if scorer.distances:
+        note_sizes(sides)
     scorer.load()
     if earlier is not None:
         _check_same(scorer, sides, earlier, args.compare)

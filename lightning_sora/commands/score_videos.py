@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from lightning_sora.data import decode
 from lightning_sora.data.captions import read_sidecar, read_tables
 from lightning_sora.data.sources.folder import find_media
 from lightning_sora.errors import SoraError
-from lightning_sora.metrics.protocol import ClipProtocol
+from lightning_sora.metrics.protocol import ClipProtocol, nominal_rate
 
+ALIKE = 1.05  # times a rate is still that rate: a GIF of 8 frames per second has 8.33, its delays being hundredths
 LISTED = 5  # files named in a refusal
 LOOKED_AT = (16, 16)  # pixels that a clip is scaled to when it is only asked whether it can be read
 
@@ -30,6 +32,7 @@ class Video:
         id: its path in the folder.
         start: seconds.
         fps: that of the protocol, or the file's own.
+        size: (height, width) of its frames.
         content: SHA-256 of the file.
         caption: empty where none is needed.
     """
@@ -38,6 +41,7 @@ class Video:
     id: str
     start: float
     fps: float
+    size: tuple[int, int]
     content: str
     caption: str
 
@@ -87,6 +91,43 @@ def find_videos(folder: Path, protocol: ClipProtocol, least: int, captions: bool
     return found
 
 
+def common_rate(sides: Mapping[bool, Sequence[Video]]) -> float:
+    """The one rate at which all videos of all sides (real and generated) were recorded: that of most real ones.
+
+    Raises:
+        SoraError: they have several: the same number of frames is then another length of time.
+    """
+    rates = {real: Counter(nominal_rate(video.fps) for video in videos) for real, videos in sides.items()}
+    different = sorted({rate for counts in rates.values() for rate in counts})
+    if different[-1] > ALIKE * different[0]:
+        told = "; ".join(
+            f"{'real' if real else 'generated'} videos: "
+            + ", ".join(f"{count} at {rate:g}" for rate, count in sorted(counts.items())[:LISTED])
+            + (" ..." if len(counts) > LISTED else "")
+            for real, counts in rates.items()
+        )
+        raise SoraError(
+            f"the videos have several frame rates ({told} fps), so that as many frames are not as many seconds; give "
+            f"--fps {different[0]:g} to resample all to one rate"
+        )
+    return rates[max(rates)].most_common(1)[0][0]  # of the real ones, where there are some
+
+
+def note_sizes(sides: Mapping[bool, Sequence[Video]]) -> None:
+    """Says where real and generated videos differ in size, which a distance sees as blur or as another shape."""
+    sizes = {real: Counter(video.size for video in videos).most_common() for real, videos in sides.items()}
+    if len(sizes) == 2 and {size for size, _ in sizes[True]} != {size for size, _ in sizes[False]}:
+        told = [
+            ", ".join(f"{height}x{width}" for (height, width), _ in sizes[real][:LISTED])
+            + (" ..." if len(sizes[real]) > LISTED else "")
+            for real in (True, False)
+        ]
+        note(
+            f"note: real videos are {told[0]}, generated ones {told[1]} (height x width): each is resized to the "
+            "extractor, and the difference counts in a distance"
+        )
+
+
 def _captions(folder: Path, names: Sequence[str], tables: Sequence[Path], files: Sequence[str]) -> dict[str, str]:
     notes = read_tables(folder, tables, set(files))
     texts = {n: (notes[n].caption if n in notes else read_sidecar(folder / n)) or "" for n in names}
@@ -126,7 +167,7 @@ def _look_at_all(
                 content = hashlib.file_digest(file, "sha256").hexdigest()
         except decode.DecodeError as problem:
             return str(problem).removeprefix(f"{path}: ")
-        return Video(path, name, start, rate, content, texts.get(name, ""))
+        return Video(path, name, start, rate, (info.height, info.width), content, texts.get(name, ""))
 
     # Threads will do: decoding runs outside the interpreter's lock.
     pool = ThreadPoolExecutor(os.cpu_count())

@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.lit.module import LitModule
+from lightning_sora.metrics.clip_score import ChanceCLIPScore
 from lightning_sora.metrics.evaluator.accuracy import ReadingAccuracy
 from lightning_sora.metrics.evaluator.network import Perception, WorldEvaluator
 from lightning_sora.metrics.evaluator.reading import save_evaluator
@@ -80,7 +81,7 @@ class LitEvaluator(LitModule):
         initialize(self.network, seed, "network.")
         self.contrast, self.degraded = contrast, degraded
         self._patch = PatchSize(*patch)
-        self.accuracy = ReadingAccuracy(tuple(levels))
+        self.accuracy, self.chance = ReadingAccuracy(tuple(levels)), ChanceCLIPScore(embedding)
         self._count = CountedFlops()
 
     @property
@@ -161,8 +162,8 @@ class LitEvaluator(LitModule):
         loss = torch.stack(list(self.losses(seen, true).values())).sum()
         self.accuracy.update(seen, true, [name.split("-", 1)[0] for name in batch.ids])
         similar = (seen.embedding * texts).sum(1)
-        values = {f"{split}/loss": loss, f"{split}/clip_score": 100 * similar.mean(),
-                  f"{split}/clip_score_shuffled": 100 * (seen.embedding * texts.roll(1, 0)).sum(1).mean()}  # fmt: skip
+        self.chance.update(seen.embedding, texts)
+        values = {f"{split}/loss": loss, f"{split}/clip_score": 100 * similar.mean()}
         self.log_dict(values, batch_size=len(batch), on_step=False, on_epoch=True, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
@@ -179,7 +180,9 @@ class LitEvaluator(LitModule):
     def _log_accuracy(self, split: str) -> dict[str, Tensor]:
         found = self.accuracy.compute()
         self.log_dict({f"{split}/{name}": value for name, value in found.items()})
+        self.log_dict({f"{split}/{name}": value for name, value in self.chance.compute().items()})
         self.accuracy.reset()
+        self.chance.reset()
         return found
 
 

@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from lightning_sora.errors import SoraError
 from lightning_sora.metrics.adherence import PromptAdherence, asked_codes, judge, read_codes
 from lightning_sora.metrics.clip_means import ClipMeans
-from lightning_sora.metrics.clip_score import VideoCLIPScore
+from lightning_sora.metrics.clip_score import ChanceCLIPScore, VideoCLIPScore
 from lightning_sora.metrics.distances import FrechetVideoDistance, KernelVideoDistance
 from lightning_sora.metrics.evaluator.reading import TrainedEvaluator, frames_read, load_evaluator
 from lightning_sora.metrics.evaluator.vocabulary import FPS, MIN_FRAMES
-from lightning_sora.metrics.extractors import EXTRACTORS
+from lightning_sora.metrics.extractors import EXTRACTORS, Extractor
 from lightning_sora.metrics.extractors.clip import CLIPEncoder
 from lightning_sora.metrics.temporal import motion_smoothness, temporal_flickering
 from lightning_sora.metrics.world_scores import WORLD_SCORES, world_scores, world_warping_error
@@ -26,6 +27,7 @@ from lightning_sora.spacetime import SpacetimeBatch
 log = logging.getLogger(__name__)
 
 WORLD = "world"
+KERNEL = "(x y / d + 1)^3, unbiased, all pairs but of a clip and the one made for its caption"
 LEAST_CLIPS = 16
 """For a distance: with fewer, it is all bias."""
 ALWAYS = ("temporal_flickering", "motion_smoothness")
@@ -48,6 +50,7 @@ class ReconstructionJudge(nn.Module):
             self.__dict__["extractor"] = EXTRACTORS.create(extractor)
             self.rfvd = FrechetVideoDistance(self.__dict__["extractor"])
         self.means = ClipMeans(("warping_error", "warping_error_real"))
+        self._rates: set[float] = set()  # of the clips of the test
 
     def place(self, device: torch.device) -> None:
         """Moves the extractor, which is hidden from the module that the trainer moves."""
@@ -58,19 +61,27 @@ class ReconstructionJudge(nn.Module):
         """Refuses too few clips; see :meth:`GenerationJudge.check`."""
         _check_count(self.spec, clips)
 
+    def check_length(self, frames: int, fps: float | None) -> None:
+        """Refuses clips that are too short; see :meth:`GenerationJudge.check_length`."""
+        if self.spec is not None:
+            _check_length(self.__dict__["extractor"], frames, fps)
+
     def card(self) -> dict[str, Any]:
         """What moves the scores, for the protocol."""
-        return {} if self.spec is None else {"extractor": self.__dict__["extractor"].card()}
+        if self.spec is None:
+            return {}
+        return {"extractor": self.__dict__["extractor"].card(), "fps": sorted(self._rates)}
 
     def update(self, batch: SpacetimeBatch, made: Sequence[Tensor]) -> dict[str, dict[str, float]]:
         """Adds clips; returns scores of single clips by name and clip id."""
         real = [video.cpu() for video in batch.videos()]
         if self.spec is not None:
             extractor = self.__dict__["extractor"]
-            taken = [i for i, clip in enumerate(real) if extractor.takes(len(clip))]
-            names = [batch.ids[i] for i in taken]
-            self.rfvd.add(extractor([real[i] for i in taken]), names, real=True)
-            self.rfvd.add(extractor([made[i] for i in taken]), names, real=False)
+            taken = [i for i, clip in enumerate(real) if extractor.takes(len(clip), batch.fps[i])]
+            names, rates = [batch.ids[i] for i in taken], [batch.fps[i] for i in taken]
+            self.rfvd.add(extractor([real[i] for i in taken], rates), names, real=True)
+            self.rfvd.add(extractor([made[i] for i in taken], rates), names, real=False)
+            self._rates |= {round(rate, 3) for rate in rates}
         scores: dict[str, dict[str, float]] = {}
         for name, clip, other, fact, fps in zip(
             batch.ids, real, made, batch.facts or (), batch.fps, strict=batch.facts is not None
@@ -114,12 +125,14 @@ class GenerationJudge(nn.Module):
             # Hidden from the module tree: neither trained, nor saved with the model.
             self.__dict__["extractor"] = EXTRACTORS.create(extractor)
             self.fvd, self.fvd_vae = (FrechetVideoDistance(self.__dict__["extractor"]) for _ in range(2))
-            self.kvd = KernelVideoDistance(self.__dict__["extractor"])
+            # A clip and the one that was made for its caption are alike: no pair of independent clips.
+            self.kvd = KernelVideoDistance(self.__dict__["extractor"], paired=True)
         if clip is not None and clip != WORLD:
             self.clip = VideoCLIPScore(CLIPEncoder(clip))
+        self.chance = ChanceCLIPScore(self.evaluator.width) if clip == WORLD else None
         self._told = False
         self.adherence = PromptAdherence()
-        self.means = ClipMeans((*ALWAYS, "clip_score", "clip_score_shuffled", *WORLD_SCORES))
+        self.means = ClipMeans((*ALWAYS, "clip_score", *WORLD_SCORES))
 
     @property
     def evaluator(self) -> TrainedEvaluator:
@@ -152,7 +165,7 @@ class GenerationJudge(nn.Module):
             SoraError: too few frames for the extractor or the evaluator.
         """
         if self.spec is not None:
-            self.__dict__["extractor"].check_length(frames)
+            _check_length(self.__dict__["extractor"], frames, fps)
         if self.clip_spec == WORLD and fps is not None and frames_read(frames, fps) < MIN_FRAMES:
             raise SoraError(
                 f"model.clip=world reads clips of at least {(MIN_FRAMES - 1) / FPS:g} s, and these are shorter; raise "
@@ -184,7 +197,7 @@ class GenerationJudge(nn.Module):
         found: dict[str, Any] = {"temporal": list(ALWAYS)}
         if self.spec is not None:
             found["extractor"] = self.__dict__["extractor"].card()
-            found["distance"] = {"covariance": "N - 1", "kernel": "(x y / d + 1)^3, unbiased"}
+            found["distance"] = {"covariance": "N - 1", "kernel": KERNEL}
         if self.clip_spec is not None:
             found["clip_score"] = (
                 {"model": WORLD, "weights": self.evaluator.digest} if self.clip_spec == WORLD else self.clip.card()
@@ -203,9 +216,10 @@ class GenerationJudge(nn.Module):
         """
         if self.spec is not None:
             real = [video.cpu() for video in batch.videos()]
-            taken = [i for i, clip in enumerate(real) if self.__dict__["extractor"].takes(len(clip))]
+            extractor = self.__dict__["extractor"]
+            taken = [i for i, clip in enumerate(real) if extractor.takes(len(clip), batch.fps[i])]
             real, shown, decoded = ([clips[i] for i in taken] for clips in (real, generated, reconstructed))
-            self._add_distances(real, shown, decoded, [batch.ids[i] for i in taken])
+            self._add_distances(real, shown, decoded, batch.select(taken))
         scores: dict[str, dict[str, float]] = {}
         for name, video in zip(batch.ids, generated, strict=True):
             if len(video) > 1:
@@ -221,18 +235,18 @@ class GenerationJudge(nn.Module):
         if self.clip_spec not in (None, WORLD):
             self.clip.update(list(generated), list(batch.captions))
         self.means.add({n: torch.tensor(list(v.values())) for n, v in scores.items() if n in self.means.names})
-        return {name: values for name, values in scores.items() if "shuffled" not in name}
+        return scores
 
     def _add_distances(
-        self, real: list[Tensor], generated: Sequence[Tensor], reconstructed: Sequence[Tensor], ids: Sequence[str]
+        self, real: list[Tensor], generated: Sequence[Tensor], reconstructed: Sequence[Tensor], batch: SpacetimeBatch
     ) -> None:
-        extractor = self.__dict__["extractor"]
-        of_real, of_generated = extractor(real), extractor(list(generated))
+        extractor, ids, fps = self.__dict__["extractor"], batch.ids, batch.fps
+        of_real, of_generated = extractor(real, fps), extractor(list(generated), fps)
         for metric in (self.fvd, self.kvd):
             metric.add(of_real, ids, real=True)
             metric.add(of_generated, ids, real=False)
         self.fvd_vae.add(of_real, ids, real=True)
-        self.fvd_vae.add(extractor(list(reconstructed)), ids, real=False)
+        self.fvd_vae.add(extractor(list(reconstructed), fps), ids, real=False)
 
     def _read(self, batch: SpacetimeBatch, generated: Sequence[Tensor]) -> dict[str, dict[str, float]]:
         facts: Sequence[Mapping[str, Any]] = batch.facts or ()
@@ -244,13 +258,11 @@ class GenerationJudge(nn.Module):
             for score, value in world_scores(reading, fact).items():
                 if not fact.get("cropped"):  # where things were to be seen, a cut picture does not tell
                     found.setdefault(score, {})[name] = value
-        if self.clip_spec == WORLD:
+        if self.chance is not None:
             texts = self.evaluator.embed_texts(batch.captions)
-            cosines = 100 * torch.stack([reading.embedding for reading in readings]) @ texts.T
-            found["clip_score"] = dict(zip(batch.ids, cosines.diagonal().tolist(), strict=True))
-            if len(batch) > 1:
-                others = cosines.roll(1, 1).diagonal()
-                found["clip_score_shuffled"] = dict(zip(batch.ids, others.tolist(), strict=True))
+            clips = torch.stack([reading.embedding for reading in readings])
+            found["clip_score"] = dict(zip(batch.ids, (100 * (clips * texts).sum(1)).tolist(), strict=True))
+            self.chance.update(clips, texts)
         return found
 
     def prompt_scores(self, videos: Sequence[Tensor], prompts: Sequence[str], fps: float) -> dict[str, float]:
@@ -276,9 +288,9 @@ class GenerationJudge(nn.Module):
         found: dict[str, Tensor] = dict(self.means.compute())
         if self.clip_spec not in (None, WORLD):
             found |= self.clip.compute()
-        with warnings.catch_warnings():  # of clips of which nothing is known, none was judged
-            warnings.filterwarnings("ignore", message="The ``compute`` method of metric PromptAdherence")
-            rates = self.adherence.compute()
+        if self.chance is not None:
+            found |= _computed(self.chance)
+        rates = _computed(self.adherence)
         if float(rates["clips"]) > 0:
             found |= {f"adherence_{name}": value for name, value in rates.items()}
             found["adherence"] = found.pop("adherence_mean")
@@ -308,6 +320,18 @@ def _check_count(spec: str | None, clips: int) -> None:
             f"a Fréchet distance between {clips} clips is all bias; test on at least {LEAST_CLIPS} clips, or set "
             "model.extractor=null"
         )
+
+
+def _check_length(extractor: Extractor, frames: int, fps: float | None) -> None:
+    if fps is not None or not extractor.by_seconds:  # else each clip's own rate tells
+        extractor.check_length(frames, fps)
+
+
+def _computed(metric: Metric) -> dict[str, Tensor]:
+    """Also before any update: of clips of which nothing is known, none was judged."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
+        return metric.compute()
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -95,6 +95,12 @@ class LitVAE(LitModule):
     def patch(self) -> PatchSize:
         return self.vae.stride
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if getattr(data, "frames", None) is not None and stage == "test":
+            self.judge.check_length(data.frames, data.fps)
+
     def check_batch(self, batch: SpacetimeBatch) -> None:
         """Refuses latents, and patches that are no multiple of the VAE's stride.
 

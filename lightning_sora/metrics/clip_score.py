@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torchmetrics import Metric
 
 from lightning_sora.errors import SoraError
 from lightning_sora.metrics.clip_means import EncodedClips
@@ -102,3 +103,50 @@ class VideoCLIPScore(EncodedClips):
             "frames": "all" if self.frames is None else self.frames,
             "scale": "2.5 max(cos, 0)" if self.paper else "100 cos",
         }
+
+
+class ChanceCLIPScore(Metric):
+    """The CLIP score that chance gives: the mean of 100 cos(clip, caption) over all clips and all captions of others.
+
+    The sum over all pairs is the product of two sums, less that of the clips' own pairs: so it is exact, and no
+    name, order, batch or number of ranks changes it.
+
+    Args:
+        width: of the embeddings.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    clips: Tensor
+    captions: Tensor
+    own: Tensor
+    count: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        for name, shape in (("clips", (width,)), ("captions", (width,)), ("own", ()), ("count", ())):
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, clips: Float[Tensor, "clips width"], captions: Float[Tensor, "captions width"]) -> None:
+        """Adds clips with their captions, both as embeddings of unit length, row by row.
+
+        Raises:
+            SoraError: not one caption per clip, or another width.
+        """
+        if clips.shape != captions.shape or clips.shape[1:] != self.clips.shape:
+            raise SoraError(
+                f"clips {tuple(clips.shape)} and captions {tuple(captions.shape)} must be as many embeddings, of "
+                f"width {len(self.clips)}; give one caption for each clip"
+            )
+        clips, captions = (rows.detach().double().to(self.clips.device) for rows in (clips, captions))
+        self.clips += clips.sum(0)
+        self.captions += captions.sum(0)
+        self.own += (clips * captions).sum()
+        self.count += len(clips)
+
+    def compute(self) -> dict[str, Tensor]:
+        """``clip_score_shuffled``, in [-100, 100]; nothing of fewer than two clips, which have no other's caption."""
+        if self.count < 2:
+            return {}
+        pairs = self.count * (self.count - 1)
+        return {"clip_score_shuffled": 100 * (self.clips @ self.captions - self.own) / pairs}

@@ -55,17 +55,20 @@ class ClipSetMetric(ClipListMetric):
     def extractor(self) -> Extractor:
         return self._extractor[0]
 
-    def update(self, clips: Sequence[Clip], ids: Sequence[str], *, real: bool) -> None:
+    def update(
+        self, clips: Sequence[Clip], ids: Sequence[str], *, real: bool, fps: Sequence[float] | None = None
+    ) -> None:
         """Adds clips to one side.
 
         Args:
             clips: display values 0 to 255.
             ids: one per clip; a clip is told by its id alone, on whichever rank it is.
+            fps: frames per second of each clip, for an extractor that goes by seconds.
 
         Raises:
             SoraError: what the extractor cannot take.
         """
-        self.add(self.extractor(clips), ids, real=real)
+        self.add(self.extractor(clips, fps), ids, real=real)
 
     def add(self, features: Float[Tensor, "clips width"], ids: Sequence[str], *, real: bool) -> None:
         """Adds clips whose features are known."""
@@ -220,11 +223,16 @@ class JEDi(MomentsMetric):
 class KernelVideoDistance(ClipSetMetric):
     """KVD: the unbiased cubic-kernel MMD^2 between features, over all pairs; see :func:`kernel_distance`.
 
-    Features are kept, and sorted by clip id before anything is summed.
+    Features are kept, and sorted by clip id before anything is summed. No name changes the value.
+
+    Args:
+        paired: the sides hold the same ids, and those of one id belong together, such as a clip and its reconstruction:
+            they are not compared with each other, and are left out together by the jackknife.
     """
 
-    def __init__(self, extractor: Extractor, expected: int | None = None) -> None:
+    def __init__(self, extractor: Extractor, expected: int | None = None, paired: bool = False) -> None:
         super().__init__(extractor, expected)
+        self.pairs = paired
         for side in SIDES:
             self.add_list(f"{side}_features", torch.zeros((0, extractor.width), dtype=torch.float64))
 
@@ -235,17 +243,19 @@ class KernelVideoDistance(ClipSetMetric):
         """``value``, its interval ``low`` to ``high``, ``stderr``, all float64.
 
         Raises:
-            SoraError: too few clips, clips given twice, or another number than expected.
+            SoraError: too few clips, clips given twice, another number than expected, or no pairs where ``paired``.
         """
-        features, groups = [], []
         for side in SIDES:
             self.check_ids(side)
-            ids = self.collected(f"{side}_ids").cpu()
-            order = ids.argsort()
-            features.append(self.collected(f"{side}_features").cpu()[order])
-            groups.append(ids[order] % GROUPS)
-        estimate = kernel_estimate(features[0], features[1], groups[0], groups[1], paired=self.paired())
+        if self.pairs and not self.paired():
+            raise SoraError("a paired kernel distance needs the same ids on both sides; give a partner for each clip")
+        estimate = kernel_estimate(self.features("real"), self.features("generated"), paired=self.pairs)
         return {name: value for name, value in _as_tensors(estimate).items() if name != "unbiased"}
+
+    def features(self, side: str) -> Float[Tensor, "clips width"]:
+        """Of one side, in the order of the clips' hashed ids."""
+        order = self.collected(f"{side}_ids").cpu().argsort()
+        return self.collected(f"{side}_features").cpu()[order]
 
 
 def _as_tensors(estimate: Estimate) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
@@ -55,31 +55,45 @@ def kernel_distance(
 def kernel_estimate(
     first: Float[Tensor, "clips width"],
     second: Float[Tensor, "others width"],
-    groups: Int[Tensor, " clips"],
-    other_groups: Int[Tensor, " others"],
     confidence: float = 0.95,
     paired: bool = False,
 ) -> Estimate:
-    """The same with the interval of a delete-group jackknife; ``paired`` as in ``frechet_estimate``.
+    """The same with the interval of a delete-one jackknife, which no name and no order of clips changes.
+
+    Args:
+        paired: as in :func:`kernel_distance`; pairs are left out together. Else the sides are independent.
 
     Raises:
-        SoraError: as :func:`kernel_distance`, or fewer than two groups on a side.
+        SoraError: as :func:`kernel_distance`, or fewer than three clips on a side.
     """
     first, second = check_features(first), check_features(second)
+    n, m = len(first), len(second)
     value = float(kernel_distance(first, second, paired=paired))
+    if min(n, m) < 3:
+        raise SoraError(f"the interval of a kernel distance needs at least 3 clips a side, got {n} and {m}; give more")
+    across = polynomial_kernel(first, second)
+    own, own_without = zip(
+        *(_mean_without_each(polynomial_kernel(side, side)) for side in (first, second)), strict=True
+    )
     if paired:
-        sizes, without = [], []
-        for group in groups.unique().tolist():
-            sizes.append(int((groups == group).sum()))
-            kept = groups != group, other_groups != group
-            without.append(float(kernel_distance(first[kept[0]], second[kept[1]], paired=True)))
-        return jackknife(value, [(sizes, without)], confidence)
+        between = _mean_without_each(across)[1]
+        return jackknife(value, [([1] * n, (own_without[0] + own_without[1] - 2 * between).tolist())], confidence)
+    sides = []
+    for this, kernel in ((1, across.T), (0, across)):
+        # Without one clip of this side: its own pairs and the pairs across change, the other's own do not.
+        between = (kernel.sum() - kernel.sum(1)) / ((len(kernel) - 1) * kernel.shape[1])
+        sides.append(([1] * len(kernel), (own_without[this] + own[1 - this] - 2 * between).tolist()))
+    return jackknife(value, sides, confidence)
 
-    def side(features: Tensor, own: Tensor, other: Tensor) -> tuple[list[int], list[float]]:
-        sizes = [int((own == group).sum()) for group in own.unique().tolist()]
-        return sizes, [float(kernel_distance(features[own != group], other)) for group in own.unique().tolist()]
 
-    return jackknife(value, [side(second, other_groups, first), side(first, groups, second)], confidence)
+def _mean_without_each(
+    kernel: Float[Tensor, "clips clips"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, " clips"]]:
+    """The mean off the diagonal, and the same without each clip."""
+    count = len(kernel)
+    off = kernel - kernel.diag().diag()
+    left = off.sum() - off.sum(0) - off.sum(1)
+    return off.sum() / (count * (count - 1)), left / ((count - 1) * (count - 2))
 
 
 def jedi_distance(real: Moments, generated: Moments) -> Float[Tensor, ""]:

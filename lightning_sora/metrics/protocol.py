@@ -61,11 +61,13 @@ class ClipProtocol:
         frames: of the clip.
         fps: frames per second that it is resampled to, by timestamps; None takes the frames as they are recorded.
         offset: where it begins: with the video ("first"), or so that its middle is the video's ("center").
+        recorded: the rate of frames that are taken as they are recorded, once it is known; see :func:`nominal_rate`.
     """
 
     frames: int = 16
     fps: float | None = None
     offset: str = "first"
+    recorded: float | None = None
 
     def __post_init__(self) -> None:
         if self.frames < 1 or (self.fps is not None and self.fps <= 0):
@@ -73,9 +75,19 @@ class ClipProtocol:
         if self.offset not in OFFSETS:
             raise SoraError(f"unknown offset {self.offset!r}; choose one of: {', '.join(OFFSETS)}")
 
+    @property
+    def rate(self) -> float | None:
+        """Frames per second of the clips; None where it is not known."""
+        return self.fps or self.recorded
+
     def as_fields(self) -> dict[str, Any]:
         """For a card."""
-        return {"frames": self.frames, "fps": self.fps, "offset": self.offset}
+        return {"frames": self.frames, "fps": self.rate, "resampled": self.fps is not None, "offset": self.offset}
+
+
+def nominal_rate(fps: float) -> float:
+    """The rate that a recording is meant to have: the whole number within 1 % (30 for 29.97), or itself."""
+    return float(round(fps)) if abs(fps - round(fps)) <= 0.01 * fps else round(fps, 2)
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from lightning_sora.errors import SoraError
 from lightning_sora.metrics.clip_means import ClipMeans
 from lightning_sora.metrics.clip_score import VideoCLIPScore
 from lightning_sora.metrics.distances import (
-    GROUPS,
     ClipSetMetric,
     FrechetVideoDistance,
     JEDi,
@@ -130,6 +130,7 @@ class Scorer:
         self._means: dict[str, Callable[[Clip, str], float]] = {}
         self._clips: dict[bool, dict[str, dict[str, float]]] = {real: {} for real in (True, False)}
         self._contents: list[str] = []
+        self._copies: Counter[tuple[bool, str]] = Counter()
         self._clip_score: VideoCLIPScore | None = None
         self._truncated = 0
         for name in self.metrics:
@@ -164,8 +165,23 @@ class Scorer:
                 f"{kept_out[0]} needs the features of every real clip, which a reference does not keep; drop "
                 f"{kept_out[0]}, or give --real instead of --reference"
             )
-        mine = ProtocolCard({"clip": self.protocol.as_fields()})
-        ProtocolCard({"clip": reference.fields.get("clip")}).check_same(mine, "the reference and these clips")
+        self._check_clips(reference)
+
+    def _check_clips(self, reference: ReferenceStatistics) -> None:
+        mine, theirs = self.protocol.as_fields(), dict(reference.fields.get("clip", {}))
+        if self.protocol.rate is None and not theirs.get("resampled"):  # to be told by the files
+            mine["fps"] = theirs.get("fps")
+        ProtocolCard({"clip": theirs}).check_same(ProtocolCard({"clip": mine}), "the reference and these clips")
+
+    def recorded_at(self, fps: float) -> None:
+        """Tells the rate of clips that are not resampled.
+
+        Raises:
+            SoraError: the reference's clips have another.
+        """
+        self.protocol = replace(self.protocol, recorded=fps)
+        if self.reference is not None:
+            self._check_clips(self.reference)
 
     def load(self) -> None:
         """Loads the networks.
@@ -175,13 +191,7 @@ class Scorer:
         """
         if self.distances and self.extractor is not None:
             network = EXTRACTORS.create(self.extractor)
-            network.check_length(self.protocol.frames)
-            own = getattr(network, "fps", None)  # of an extractor that resamples by itself
-            if own is not None and self.protocol.fps not in (None, own):
-                raise SoraError(
-                    f"{network.title} takes these clips for {own:g} frames per second, but they are cut at "
-                    f"{self.protocol.fps:g}; write --extractor 'world(fps={self.protocol.fps:g})', or --fps {own:g}"
-                )
+            network.check_length(self.protocol.frames, self.protocol.rate)
             network.to(self.device)
             self.network = network
             makers: dict[str, Callable[[], ClipSetMetric]] = {
@@ -221,17 +231,19 @@ class Scorer:
 
         Args:
             clips: display values, as the extractor takes them.
-            ids: one per clip; if both sides have the same ids they are taken for pairs.
-            contents: of real clips, a digest of each one's content: they tell real sets apart.
+            ids: one per clip; the same ids on both sides are taken for pairs, in the intervals of fvd and jedi.
+            contents: a digest of each clip's content: they tell real sets apart.
             captions: of generated clips, for the CLIP score.
 
         Raises:
             SoraError: a clip that a network cannot take.
         """
         if self.network is not None:
-            features = self.network(clips)
-            for metric in self._sets.values():
-                metric.add(features, ids, real=real)
+            rate = self.protocol.rate
+            features = self.network(clips, None if rate is None else [rate] * len(clips))
+            for name, metric in self._sets.items():
+                # By content, where it is told, no name deals clips to halves, nor orders sums. The others tell pairs.
+                metric.add(features, self._by_content(ids, contents, real) if name == "kvd" else ids, real=real)
         if real:
             self._contents += contents
         for name, measure in self._means.items():
@@ -239,6 +251,13 @@ class Scorer:
                 texts = captions or [""] * len(clips)
                 found = {i: measure(c, text) for i, c, text in zip(ids, clips, texts, strict=True)}
                 self._clips[real].setdefault(name, {}).update(found)
+
+    def _by_content(self, ids: Sequence[str], contents: Sequence[str], real: bool) -> Sequence[str]:
+        found = []
+        for content in contents:
+            self._copies[real, content] += 1
+            found.append(f"{content} {self._copies[real, content]}")
+        return found or ids
 
     def statistics(self) -> ReferenceStatistics:
         """The real side, to be kept.
@@ -326,12 +345,9 @@ def _figures(metric: ClipSetMetric) -> dict[str, float]:
             found |= _halves(_jedi_estimate(halves[0], halves[1]))
     if isinstance(metric, KernelVideoDistance):
         found["unbiased"] = found["value"]
-        ids, features = (metric.collected(f"real_{what}").cpu() for what in ("ids", "features"))
-        order = ids.argsort()
-        groups, features = ids[order] % GROUPS, features[order]
-        odd = groups % 2 == 1
-        if all(divisible(groups[half].unique(return_counts=True)[1].tolist()) for half in (odd, ~odd)):
-            found |= _halves(kernel_estimate(features[~odd], features[odd], groups[~odd], groups[odd]))
+        features = metric.features("real")  # in the order of hashes: every second one is a random half
+        if len(features) >= 6:
+            found |= _halves(kernel_estimate(features[::2], features[1::2]))
     return found
 
 

@@ -16,6 +16,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.lit import LitEvaluator
 from lightning_sora.lit.callbacks import ClipScores
 from lightning_sora.lit.clip_cache import ClipCache
+from lightning_sora.lit.judge import GenerationJudge, ReconstructionJudge
 from lightning_sora.metrics.evaluator.reading import load_evaluator
 from tests.integration.conftest import make_dit, make_vae
 
@@ -66,8 +67,8 @@ def test_a_test_gives_the_full_card(make_trainer: Callable[..., pl.Trainer], tmp
 def test_batches_change_no_score(make_trainer: Callable[..., pl.Trainer]) -> None:
     by_eight = scores_of(make_trainer(), make_dit(**JUDGED))
     by_five = scores_of(make_trainer(), make_dit(**JUDGED), batch_size=5)
-    own = {name for name in by_eight if "loss" not in name and "shuffled" not in name}
-    for name in own:  # chance is judged by other captions of the batch
+    assert "test/clip_score_shuffled" in by_eight
+    for name in by_eight.keys() - {n for n in by_eight if "loss" in n}:
         assert by_five[name] == pytest.approx(by_eight[name], rel=2e-3, abs=2e-3), name
 
 
@@ -120,6 +121,7 @@ def test_clips_of_another_model_or_protocol_are_not_taken_up(tmp_path: Path) -> 
     ("options", "changes", "message"),
     [
         ({"extractor": "world"}, {"clips": 8}, "at least 16 clips"),
+        ({"extractor": "world"}, {"frames": 13, "fps": 16.0}, "13 frames at 16 fps .* at least 17"),
         ({"clip": "world"}, {"frames": 5}, "clip=world reads clips of at least 1 s"),
         ({"extractor": "random"}, {"clips": 15}, "between 15 clips is all bias"),
     ],
@@ -163,6 +165,31 @@ def test_a_vae_is_judged_by_distance_and_by_warping_along_the_exact_flow(
     assert found["test/rfvd"] > found["test/rfvd_floor"]  # an untrained VAE
     assert found["test/warping_error_real"] > 0
     assert "test/warping_error" in found
+
+
+def test_distances_see_clips_at_their_own_rate() -> None:
+    """The same motions filmed at twice the rate: the same moments are looked at, and the same distance is found."""
+    found: dict[str, list[float]] = {}
+    for frames, fps in ((17, 8.0), (33, 16.0)):
+        source = data(frames=frames, fps=fps)
+        source.setup("test")
+        of_vae, of_model = ReconstructionJudge("world"), GenerationJudge("world", None)
+        for batch in source.test_dataloader():
+            made = [255 - clip for clip in batch.videos()]
+            of_vae.update(batch, made)
+            of_model.update(batch, made, made)
+        scores = of_model.compute()
+        found[str(fps)] = [
+            float(v) for v in (of_vae.compute()["rfvd"], scores["fvd"], scores["fvd_vae"], scores["kvd"])
+        ]
+        assert of_vae.card()["fps"] == [fps]
+        assert "8 per second" in of_vae.card()["extractor"]["clip"]
+    assert found["16.0"] == pytest.approx(found["8.0"], rel=1e-5)
+
+
+def test_a_vae_refuses_clips_that_its_extractor_cannot_take(make_trainer: Callable[..., pl.Trainer]) -> None:
+    with pytest.raises(SoraError, match=r"13 frames at 16 fps .* at least 17"):
+        make_trainer().test(make_vae(extractor="world"), data(frames=13, fps=16.0))
 
 
 def test_the_evaluator_trains_and_ships_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def test_mixed_files_are_scored_with_their_card(
     assert "same-size floor" in said.out
     assert found["protocol_id"] in said.out
     assert "not verified" in said.err
-    assert found["protocol"]["clip"] == {"frames": 12, "fps": None, "offset": "first"}
+    assert found["protocol"]["clip"] == {"frames": 12, "fps": 8.0, "resampled": False, "offset": "first"}
     assert found["protocol"]["clips"] == {"real": 24, "generated": 18}
     assert found["protocol"]["extractor"]["name"] == "random"
     assert "divisor N - 1" in found["protocol"]["metrics"]["fvd"]
@@ -144,7 +144,7 @@ def test_scores_of_one_protocol_are_compared_and_others_refused(
     assert score("--real", real, "--generated", fake, "--extractor", RANDOM, "--compare", first) == 0
     assert "(+0)" in capsys.readouterr().out
     assert score("--real", real, "--generated", fake, "--extractor", RANDOM, "--compare", first, "--fps", 6) == 2
-    assert "clip.fps: None against 6" in capsys.readouterr().err
+    assert "clip.fps: 8.0 against 6" in capsys.readouterr().err
     assert score("--real", fake, "--generated", fake, "--extractor", RANDOM, "--compare", first) == 2
     assert "clips.real: 24 against 18" in capsys.readouterr().err
     other = paint(tmp_path / "other", 24, first=300)  # as many, of the same names but for the first digit
@@ -316,7 +316,10 @@ def test_real_clips_of_many_codecs(real_clips: Path, tmp_path: Path, capsys: pyt
     for name in good:
         (folder / name).symlink_to(real_clips / name)
     (folder / "again.mp4").symlink_to(real_clips / "part_0.mp4")
-    arguments = ["--real", folder, "--generated", folder, "--metrics", "kvd,jedi,temporal_flickering"]
+    arguments: list[object] = ["--real", folder, "--generated", folder, "--metrics", "kvd,jedi,temporal_flickering"]
+    assert score(*arguments, "--extractor", RANDOM, "--min-clips", 8) == 2
+    assert "1 at 25, 1 at 28, 6 at 30" in capsys.readouterr().err
+    arguments += ["--fps", 15]
     assert score(*arguments, "--extractor", RANDOM, "--min-clips", 8) == 0
     said = capsys.readouterr()
     assert "distances of 8 generated from 8 real clips" in said.out

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
-from lightning_sora.metrics.clip_score import VideoCLIPScore, spaced_frames
+from lightning_sora.metrics.clip_score import ChanceCLIPScore, VideoCLIPScore, spaced_frames
 from lightning_sora.metrics.extractors.clip import CLIPEncoder
 
 WORDS = ["<start>", "<end>", "[UNK]", "a", "red", "blue", "circle", "moves", "right"]
@@ -249,3 +249,27 @@ def test_parameters_that_the_files_lack_are_not_drawn_at_random(folder: Path, tm
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(SoraError, match=r"visual_projection.*would be random"):
         CLIPEncoder(str(tmp_path), captions=False)
+
+
+def test_chance_is_the_mean_over_all_pairs_of_a_clip_and_anothers_caption() -> None:
+    drawn = torch.randn((2, 23, 6), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    clips, captions = F.normalize(drawn, dim=2)
+    cosines = 100 * clips @ captions.T
+    wanted = float(cosines[~torch.eye(23, dtype=torch.bool)].mean())
+    for batch, order in ((23, range(23)), (1, range(23)), (4, range(22, -1, -1))):
+        ranks = [ChanceCLIPScore(6) for _ in range(3)]
+        for i in range(0, 23, batch):
+            some = list(order)[i : i + batch]
+            ranks[i % 2].update(clips[some], captions[some])  # the third has none
+        whole = ranks[0]
+        for name in ("clips", "captions", "own", "count"):
+            setattr(whole, name, sum(getattr(rank, name) for rank in ranks))
+        assert float(whole.compute()["clip_score_shuffled"]) == pytest.approx(wanted, abs=1e-10)
+
+
+def test_one_clip_has_no_others_caption() -> None:
+    chance = ChanceCLIPScore(2)
+    chance.update(torch.eye(2)[:1], torch.eye(2)[:1])
+    assert chance.compute() == {}
+    with pytest.raises(SoraError, match="one caption for each"):
+        chance.update(torch.eye(2), torch.eye(2)[:1])

@@ -206,11 +206,10 @@ def test_the_kernel_distance_of_equal_distributions_is_centred_on_zero() -> None
         x, y = (torch.from_numpy(np.random.RandomState(2 * trial + s).randn(40, 4)) for s in (0, 1))
         values.append(float(kernel_distance(x, y)))
     assert abs(np.mean(values)) < 3 * np.std(values) / 10
-    groups = torch.arange(40) % 8
     covered = 0
     for trial in range(60):
         x, y = (torch.from_numpy(np.random.RandomState(500 + 2 * trial + s).randn(40, 4)) for s in (0, 1))
-        estimate = kernel_estimate(x, y, groups, groups)
+        estimate = kernel_estimate(x, y)
         covered += estimate.low <= 0 <= estimate.high
     assert covered >= 60 * 0.95 - 3 * (60 * 0.95 * 0.05) ** 0.5
 
@@ -227,6 +226,43 @@ def test_pairs_are_not_compared_with_themselves() -> None:
     assert np.mean(naive) < -3 * np.std(naive) / 10
     with pytest.raises(SoraError, match="as many of both"):
         kernel_distance(torch.zeros(3, 2), torch.zeros(4, 2), paired=True)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_the_kernels_interval_leaves_out_one_clip_after_the_other(paired: bool) -> None:
+    x, y = (torch.from_numpy(np.random.RandomState(s).randn(n, 4)) for s, n in ((0, 14), (1, 14 if paired else 9)))
+    value = float(kernel_distance(x, y, paired=paired))
+    without = lambda side, i: torch.cat([side[:i], side[i + 1 :]])  # noqa: E731
+    if paired:
+        left = [float(kernel_distance(without(x, i), without(y, i), paired=True)) for i in range(14)]
+        variance = 13 / 14 * np.square(np.array(left) - np.mean(left)).sum()
+    else:
+        sides = [
+            [float(kernel_distance(without(x, i), y)) for i in range(14)],
+            [float(kernel_distance(x, without(y, i))) for i in range(9)],
+        ]
+        variance = sum((len(s) - 1) / len(s) * np.square(np.array(s) - np.mean(s)).sum() for s in sides)
+    found = kernel_estimate(x, y, paired=paired)
+    assert found.value == value
+    assert found.stderr == pytest.approx(variance**0.5, rel=1e-9)
+    assert found.unbiased == pytest.approx(value, rel=1e-9), "without bias, the jackknife corrects nothing"
+
+
+def test_pairs_of_a_kernel_distance_are_asked_for_not_guessed_from_names() -> None:
+    real, made = torch.randn((2, 12, WIDTH), generator=torch.Generator().manual_seed(0))
+
+    def value(names: list[str], **options: bool) -> float:
+        metric = KernelVideoDistance(Means(), **options)
+        metric.add(real, [f"{i}" for i in range(12)], real=True)
+        metric.add(made, names, real=False)
+        return float(metric.compute()["value"])
+
+    same, others = [f"{i}" for i in range(12)], [f"g{i}" for i in range(12)]
+    assert value(same) == pytest.approx(value(others), rel=1e-12)
+    assert value(same) == pytest.approx(float(kernel_distance(real, made)), rel=1e-12)
+    assert value(same, paired=True) == pytest.approx(float(kernel_distance(real, made, paired=True)), rel=1e-12)
+    with pytest.raises(SoraError, match="the same ids on both sides"):
+        value(others, paired=True)
 
 
 def test_jedi_equals_its_published_example_and_the_kernel_form() -> None:

@@ -123,7 +123,8 @@ def test_a_set_is_at_no_distance_from_itself_and_noise_is() -> None:
 
     same, noisy = against(clips_of(24, 0)), against([255 - clip for clip in clips_of(24, 0)])
     for name in ("fvd", "kvd", "jedi"):
-        assert same[name]["low"] - 1e-9 <= 0 <= same[name]["high"] + 1e-9
+        # Of all pairs of a set with itself those of a clip with itself are the closest: below zero, as the formula is.
+        assert same[name]["value"] < 0 if name == "kvd" else same[name]["low"] - 1e-9 <= 0 <= same[name]["high"] + 1e-9
         assert noisy[name]["value"] > same[name]["value"]
         assert noisy[name]["low"] > 0
 
@@ -144,6 +145,26 @@ def test_neither_the_order_nor_the_batches_matter() -> None:
     assert one.clips == other.clips
     for name, values in one.values.items():
         assert values == pytest.approx(other.values[name], rel=1e-6, abs=1e-7)
+
+
+def test_no_name_changes_a_kernel_distance() -> None:
+    def run(real_name: str, made_name: str, backward: bool = False) -> Any:
+        scorer = loaded("kvd")
+        for real, clips, name in (
+            (True, clips_of(17, 0), real_name),
+            (False, [*clips_of(15, 1), clips_of(1, 1)[0]], made_name),
+        ):
+            order = list(range(len(clips)))[:: -1 if backward else 1]
+            contents = [str(clips[i].sum().item()) for i in order]
+            ids = [name.format(i) for i in order]
+            scorer.add([clips[i] for i in order], ids, real=real, contents=contents)
+        return scorer.result()
+
+    one = run("{}", "{}")
+    assert METRICS["kvd"].definition.endswith("all pairs")
+    for other in (run("r{}", "g{}"), run("{:03d}.mp4", "{:03d}.mp4", backward=True)):
+        assert other.values["kvd"] == pytest.approx(one.values["kvd"], rel=1e-9)
+        assert other.card.id == one.card.id
 
 
 def test_means_over_clips_stand_beside_the_real_ones() -> None:
@@ -192,7 +213,7 @@ def test_the_card_tells_real_sets_and_counts_apart_but_not_names() -> None:
     assert fields == scorer.fields(counts, contents[::-1])
     assert fields["real"] != scorer.fields(counts, [*contents[:-1], "other"])["real"]
     assert fields["clips"] == counts
-    assert fields["clip"] == {"frames": 4, "fps": None, "offset": "first"}
+    assert fields["clip"] == {"frames": 4, "fps": None, "resampled": False, "offset": "first"}
     assert fields["metrics"] == {"fvd": METRICS["fvd"].definition}
     assert fields["extractor"]["verified"] is False
     assert content_ids(contents).tolist() == sorted(content_ids(contents[::-1]).tolist())
@@ -220,10 +241,20 @@ def test_statistics_survive_a_file(tmp_path: Any) -> None:
     assert ReferenceStatistics.load(path).digest == scorer.statistics().digest
 
 
-def test_an_extractor_that_takes_clips_for_another_rate_is_refused() -> None:
-    scorer = Scorer(["fvd"], ClipProtocol(17, fps=4.0), extractor="world")
-    with pytest.raises(SoraError, match=r"for 8 frames per second, but they are cut at 4; .*world\(fps=4\)"):
+def test_an_extractor_that_goes_by_seconds_is_told_the_rate() -> None:
+    with pytest.raises(SoraError, match=r"at 16 fps .* at least 17"):
+        Scorer(["fvd"], ClipProtocol(16, fps=16.0), extractor="world").load()
+    with pytest.raises(SoraError, match="tell the frames per second"):
+        Scorer(["fvd"], ClipProtocol(17), extractor="world").load()
+    features = {}
+    for fps, every in ((8.0, 2), (16.0, 1)):
+        protocol = ClipProtocol(32 // every + 1, fps=fps)
+        clip = torch.arange(33, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 32, 32, 3)[::every]
+        scorer = Scorer(["kvd"], protocol, extractor="world")
         scorer.load()
+        scorer.add([clip], ["one"], real=True)
+        features[fps] = scorer._sets["kvd"].features("real")
+    torch.testing.assert_close(features[8.0], features[16.0])
 
 
 @pytest.mark.parametrize("count", [8, 16])

@@ -1,6 +1,7 @@
 """The Fréchet distance in the evaluator's space: zero where nothing differs, and larger the worse clips get."""
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -8,7 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lightning_sora.errors import SoraError
 from lightning_sora.metrics.distances import FrechetVideoDistance
+from lightning_sora.metrics.evaluator.reading import frames_read
+from lightning_sora.metrics.evaluator.vocabulary import MIN_FRAMES
 from lightning_sora.metrics.extractors import EXTRACTORS
 from lightning_sora.world import Facts, World
 
@@ -38,7 +42,7 @@ def extractor() -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def real(extractor: torch.nn.Module, videos: list[torch.Tensor]) -> torch.Tensor:
     """Features of the clips as they are."""
-    return extractor(videos)
+    return extractor(videos, [8.0] * COUNT)
 
 
 def noisy(video: torch.Tensor, index: int, sigma: float) -> torch.Tensor:
@@ -87,7 +91,7 @@ def test_it_rises_with_corruption(
 ) -> None:
     corrupt, levels = CORRUPTIONS[name]
     made = [[corrupt(v, i, level) for i, v in enumerate(videos)] for level in levels]
-    found = [0.0, *(distance(extractor, real, extractor(clips))["value"] for clips in made)]
+    found = [0.0, *(distance(extractor, real, extractor(clips, [8.0] * COUNT))["value"] for clips in made)]
     assert all(less < more for less, more in itertools.pairwise(found)), found
     assert found[-1] > 3 * found[1]
 
@@ -102,7 +106,7 @@ def test_it_rises_with_the_share_of_wrong_clips(
             return replace(f, objects=(replace(thing, color="pink"),))  # this world has no pink
         return replace(f, objects=(replace(thing, center=(0.0, -60.0), motion="still"),))  # behind the camera
 
-    other = extractor([render(wrong(f)) for f in facts])
+    other = extractor([render(wrong(f)) for f in facts], [8.0] * COUNT)
     found = []
     for share in (0.0, 0.1, 0.25, 0.5, 1.0):
         count = round(share * COUNT)
@@ -111,8 +115,40 @@ def test_it_rises_with_the_share_of_wrong_clips(
 
 
 def test_halves_of_the_world_are_no_distance_apart(extractor: torch.nn.Module) -> None:
-    clips = extractor([render(WORLD.facts(1000 + i)) for i in range(2 * 128)])
+    clips = extractor([render(WORLD.facts(1000 + i)) for i in range(2 * 128)], [8.0] * 256)
     found = distance(extractor, clips[:128], clips[128:])
     assert found["low"] <= 0 <= found["high"]
     assert abs(found["unbiased"]) < found["value"]
     assert found["value"] == pytest.approx(found["bias"], rel=0.5)
+
+
+@pytest.mark.parametrize("fps", [16.0, 24.0, 40.0])
+def test_the_rate_of_the_clips_moves_no_feature(extractor: torch.nn.Module, facts: list[Facts], fps: float) -> None:
+    """The same two seconds of one motion, filmed at a multiple of 8 per second: the very same frames are seen."""
+    few = facts[:6]
+    at_eight = extractor([WORLD.render(f, 17, SIDE, SIDE, 8.0) for f in few], [8.0] * 6)
+    filmed = [WORLD.render(f, int(2 * fps) + 1, SIDE, SIDE, fps) for f in few]
+    torch.testing.assert_close(extractor(filmed, [fps] * 6), at_eight)
+
+
+@pytest.mark.parametrize("fps", [5.0, 12.0, 23.976, 25.0, 30.0, 60.0])
+def test_the_nearest_frame_of_each_moment_is_seen(extractor: torch.nn.Module, fps: float) -> None:
+    frames = math.ceil(2.1 * fps)
+    clip = torch.arange(frames, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 2, 2, 3)
+    shown = extractor.at_rate(clip, fps)[:, 0, 0, 0].double() / fps
+    assert len(shown) == 17
+    assert ((shown - torch.arange(17, dtype=torch.float64) / 8).abs() <= 0.5 / fps + 1e-9).all()
+
+
+def test_the_rate_must_be_told_and_the_length_follows_from_it(extractor: torch.nn.Module) -> None:
+    clip = torch.zeros((12, SIDE, SIDE, 3), dtype=torch.uint8)
+    assert extractor([clip], [8.0]).shape == (1, extractor.width)
+    with pytest.raises(SoraError, match="tell the frames per second"):
+        extractor([clip])
+    with pytest.raises(SoraError, match="one for each"):
+        extractor([clip], [8.0, 8.0])
+    with pytest.raises(SoraError, match=r"12 frames at 16 fps .* takes at least 17"):
+        extractor([clip], [16.0])
+    for fps in (5.0, 8.0, 12.5, 29.97, 60.0):
+        least = extractor.least_frames(fps)
+        assert frames_read(least, fps) >= MIN_FRAMES > frames_read(least - 1, fps)

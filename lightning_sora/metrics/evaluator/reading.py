@@ -128,6 +128,12 @@ def frames_read(frames: int, fps: float) -> int:
     return min(FRAMES, int((frames - 1) * FPS / fps + 1e-6) + 1)
 
 
+def frames_at(frames: int, fps: float) -> Int[Tensor, " read"]:
+    """Which frames of a clip of ``fps`` frames per second the evaluator reads: the nearest to each of its moments."""
+    moments = torch.arange(frames_read(frames, fps)) * fps / FPS
+    return moments.round().long().clamp(max=frames - 1)
+
+
 def prepare(clip: Tensor, fps: float) -> Float[Tensor, "3 frames side side"]:
     """The first two seconds at the evaluator's rate, the middle square at its size, in [0, 1].
 
@@ -144,8 +150,7 @@ def prepare(clip: Tensor, fps: float) -> Float[Tensor, "3 frames side side"]:
             f"a clip of {len(clip)} frames at {fps:g} frames per second is too short for the evaluator, which needs "
             f"{(MIN_FRAMES - 1) / FPS:g} seconds; give longer clips"
         )
-    chosen = (torch.arange(count, device=clip.device) * fps / FPS).round().long().clamp(max=len(clip) - 1)
-    video = rearrange(clip[chosen], "t h w c -> t c h w").float() / 255
+    video = rearrange(clip[frames_at(len(clip), fps).to(clip.device)], "t h w c -> t c h w").float() / 255
     height, width = video.shape[-2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2

@@ -33,12 +33,15 @@ class Extractor(nn.Module, ABC):
         width: of the features.
         min_frames: of a clip.
         frames: the only length that is taken, or None for any from ``min_frames`` on.
+        by_seconds: whether it must be told the rate of clips: it picks its frames in :meth:`at_rate`, and says in
+            :meth:`least_frames` how many it needs. Else frames are taken as they come, whatever their rate.
     """
 
     title: str
     width: int
     min_frames: int = 1
     frames: int | None = None
+    by_seconds: bool = False
 
     @abstractmethod
     def prepare(self, clip: Clip) -> Float[Tensor, "3 frames height width"]:
@@ -52,11 +55,19 @@ class Extractor(nn.Module, ABC):
     def describe(self) -> dict[str, Any]:
         """Name, weights ("sha256:..."), whether they are the published ones ("verified"), and preprocessing."""
 
+    def at_rate(self, clip: Clip, fps: float | None) -> Clip:
+        """The frames that the network looks at, of a clip of ``fps`` frames per second: here all."""
+        return clip
+
+    def least_frames(self, fps: float | None) -> int:
+        """How many frames a clip of ``fps`` frames per second must have: here ``min_frames``."""
+        return self.min_frames
+
     def card(self) -> dict[str, Any]:
         """What a protocol card says of the extractor."""
         return {"title": self.title, "width": self.width, **self.describe()}
 
-    def check(self, clip: Clip) -> None:
+    def check(self, clip: Clip, fps: float | None = None) -> None:
         """Refuses what the network cannot take.
 
         Raises:
@@ -67,34 +78,48 @@ class Extractor(nn.Module, ABC):
                 f"a clip of {clip.dtype} {tuple(clip.shape)} cannot be scored: give display values 0 to 255 as uint8 "
                 "[frames height width 3]"
             )
-        self.check_length(len(clip))
+        self.check_length(len(clip), fps)
 
-    def takes(self, frames: int) -> bool:
-        """Whether the network takes clips of this length."""
-        return frames >= self.min_frames and self.frames in (None, frames)
+    def takes(self, frames: int, fps: float | None = None) -> bool:
+        """Whether the network takes clips of this length and rate."""
+        return frames >= self.least_frames(fps) and self.frames in (None, frames)
 
-    def check_length(self, frames: int) -> None:
+    def check_length(self, frames: int, fps: float | None = None) -> None:
         """Refuses clips of a length that the network cannot take.
+
+        Args:
+            fps: frames per second, as in :meth:`forward`.
 
         Raises:
             SoraError: too few or too many frames.
         """
-        if not self.takes(frames):
-            wanted = f"exactly {self.frames}" if self.frames is not None else f"at least {self.min_frames}"
-            raise SoraError(f"clips of {frames} frames are given to {self.title}, which takes {wanted}; cut them so")
+        if not self.takes(frames, fps):
+            least = self.least_frames(fps)
+            wanted = f"exactly {self.frames}" if self.frames is not None else f"at least {least}"
+            rate = f" at {fps:g} fps" if least != self.min_frames else ""
+            raise SoraError(
+                f"clips of {frames} frames{rate} are given to {self.title}, which takes {wanted}; cut them so"
+            )
 
     @torch.no_grad()
-    def forward(self, clips: Sequence[Clip]) -> Float[Tensor, "clips width"]:
+    def forward(self, clips: Sequence[Clip], fps: Sequence[float] | None = None) -> Float[Tensor, "clips width"]:
         """Features in float64 on the CPU, in the order of the clips, which may differ in size.
 
+        Args:
+            fps: frames per second of each clip; a network that goes by seconds must be told.
+
         Raises:
-            SoraError: a clip that the network cannot take, or features that are not finite.
+            SoraError: a clip that the network cannot take, not one rate for each, or features that are not finite.
         """
+        rates = [None] * len(clips) if fps is None else list(fps)
+        if len(rates) != len(clips):
+            raise SoraError(f"{len(clips)} clips have {len(rates)} frame rates; give one for each")
         self.eval()
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
         rows: list[Tensor] = []
-        for clip in clips:
-            self.check(clip)
+        for clip, rate in zip(clips, rates, strict=True):
+            self.check(clip, rate)
+        clips = [self.at_rate(clip, rate) for clip, rate in zip(clips, rates, strict=True)]
         with torch.autocast(device.type, enabled=False):
             for chosen in _runs_of_one_shape(clips):
                 batch = torch.stack([self.prepare(clip.to(device)) for clip in chosen])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_sora.metrics.evaluator.reading import load_evaluator, prepare
+from lightning_sora.errors import SoraError
+from lightning_sora.metrics.evaluator.reading import frames_at, load_evaluator, prepare
 from lightning_sora.metrics.evaluator.vocabulary import FPS, FRAMES, MIN_FRAMES, SIDE
 from lightning_sora.metrics.extractors.base import EXTRACTORS, Clip, Extractor
 
@@ -16,22 +18,41 @@ from lightning_sora.metrics.extractors.base import EXTRACTORS, Clip, Extractor
 class WorldExtractor(Extractor):
     """The clip embedding of the shipped evaluator, before it is normalised.
 
+    It looks at a moment every 1/8 second, so it must be told the rate of each clip.
+
     Args:
         weights: path of another evaluator; None takes the one that is shipped.
-        fps: frames per second of the clips that it is given.
     """
 
     title = "FVD (world)"
+    min_frames = MIN_FRAMES
+    by_seconds = True
 
-    def __init__(self, *, weights: str | None = None, fps: float = FPS) -> None:
+    def __init__(self, *, weights: str | None = None) -> None:
         super().__init__()
         self.evaluator = load_evaluator(weights)
         self.network = self.evaluator.network
-        self.width, self.fps = self.evaluator.width, fps
-        self.min_frames = int(-(-(MIN_FRAMES - 1) * fps // FPS)) + 1
+        self.width = self.evaluator.width
+
+    def at_rate(self, clip: Clip, fps: float | None) -> Clip:
+        """The frames nearest to every 1/8 second, of the first 2 seconds."""
+        return clip[frames_at(len(clip), self._told(fps))]
+
+    def least_frames(self, fps: float | None) -> int:
+        """Of one second.
+
+        Raises:
+            SoraError: the rate is not told.
+        """
+        return math.ceil((MIN_FRAMES - 1) * self._told(fps) / FPS - 1e-6) + 1
+
+    def _told(self, fps: float | None) -> float:
+        if fps is None or not fps > 0:
+            raise SoraError(f"{self.title} goes by seconds: tell the frames per second of each clip, not fps={fps}")
+        return fps
 
     def prepare(self, clip: Clip) -> Tensor:
-        return prepare(clip, self.fps)
+        return prepare(clip, FPS)
 
     def features(self, clips: Tensor) -> Tensor:
         return self.network(clips).features
@@ -41,7 +62,7 @@ class WorldExtractor(Extractor):
             "name": "world",
             "weights": f"sha256:{self.evaluator.digest}",
             "verified": True,
-            "clip": f"first {FRAMES} frames at {FPS:g} fps, of clips at {self.fps:g} fps",
+            "clip": f"first {FRAMES} moments at {FPS:g} per second, the nearest frame of each",
             "size": [SIDE, SIDE],
             "resize": "middle square, bilinear, antialiased",
             "range": "[0, 1]",
