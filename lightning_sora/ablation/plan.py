@@ -11,6 +11,7 @@ from typing import Any, Literal, cast, get_args
 
 import yaml
 
+from lightning_sora.directions import Mode, chosen_mode
 from lightning_sora.errors import SoraError
 
 Quantity = Literal["steps", "tokens", "flops", "params", "seconds"]
@@ -73,7 +74,7 @@ class Plan:
     Attributes:
         factor: dotted key of the base recipe, such as "model.attention".
         arms: the factor's value by the arm's name, in order.
-        metric, mode: what decides, and whether less or more of it is better.
+        metric, mode: what decides, and whether less or more of it is better; see :func:`.directions.direction`.
         overrides: keys that are set in all arms alike.
         validations: how many over a training, about evenly spaced; the last is at the last step.
         before: a training that the judged one stands on.
@@ -87,7 +88,7 @@ class Plan:
     seeds: tuple[int, ...]
     budget: Budget
     metric: str = "val/denoising_error"
-    mode: Literal["min", "max"] = "min"
+    mode: Mode = "min"
     overrides: Mapping[str, Any] = field(default_factory=dict)
     validations: int = 4
     engine: str = "local"
@@ -134,9 +135,11 @@ def read_plan(path: Path) -> Plan:
     baseline = str(content.get("baseline", next(iter(arms))))
     if baseline not in arms:
         raise SoraError(f"{path}: baseline {baseline!r} is no arm; arms: {', '.join(arms)}")
-    mode = content.get("mode", "min")
-    if mode not in MODES:
+    metric = str(content.get("metric", Plan.metric))
+    mode = content.get("mode")
+    if mode not in (None, *MODES):
         raise SoraError(f"{path}: mode {mode!r} must be min (less is better) or max")
+    mode = chosen_mode(metric, mode, f"`mode: min` or `mode: max` in {path}")
     name = str(content.get("ablation", path.stem))
     if not _NAME.fullmatch(name):
         raise SoraError(f"{path}: ablation {name!r} names folders and runs; use letters, digits, - _ . +")
@@ -148,7 +151,7 @@ def read_plan(path: Path) -> Plan:
         baseline=baseline,
         seeds=read_seeds(content["seeds"]),
         budget=read_budget(content["budget"]),
-        metric=str(content.get("metric", Plan.metric)),
+        metric=metric,
         mode=mode,
         overrides=_overrides(path, content.get("overrides", {})),
         validations=_at_least_one(path, "validations", content.get("validations", Plan.validations)),

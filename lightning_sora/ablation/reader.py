@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from lightning_sora.ablation import study as tags
 from lightning_sora.ablation.record import PLAN_FILE, REASON
 from lightning_sora.ablation.runs import RunData, RunReader, open_reader
 from lightning_sora.ablation.study import Arm, Study, Trial
+from lightning_sora.directions import Mode, chosen_mode, direction
 from lightning_sora.errors import SoraError
 
-#: Parts of a metric's name by which more of it is better.
-UPWARDS = ("psnr", "ssim", "adherence", "accuracy", "clip_score", "consistency", "per_s", "probability")
 #: Keys of a recipe that say which repetition it is, or where it runs: never the factor of plain runs.
 NOT_FACTORS = (
     "tracking.",
@@ -25,15 +24,11 @@ NOT_FACTORS = (
 )
 COUNTS = ("parameters", "parameters_trained")
 SPLITS = ("val", "test")
-
-
-def mode_of(metric: str) -> Literal["min", "max"]:
-    """Whether less or more of a metric is better, by its name."""
-    return "max" if any(word in metric for word in UPWARDS) else "min"
+MODE_FLAG = "--mode min or --mode max"
 
 
 def read_study(
-    uri: str, what: Sequence[str] = (), *, metric: str | None = None, mode: Literal["min", "max"] | None = None,
+    uri: str, what: Sequence[str] = (), *, metric: str | None = None, mode: Mode | None = None,
     baseline: str | None = None, reader: RunReader | None = None,
 ) -> Study:  # fmt: skip
     """The study of an ablation (its name or run; the newest if nothing is named), or of several plain runs.
@@ -44,14 +39,15 @@ def read_study(
         metric, mode, baseline: instead of those of the ablation.
 
     Raises:
-        SoraError: nothing of that name, or plain runs that differ in nothing or in more than one thing.
+        SoraError: nothing of that name, plain runs that differ in nothing or in more than one thing, or a mode that
+            contradicts the metric's own or is not known.
     """
     reader = reader or open_reader(uri)
     if len(what) <= 1:
         ablation = _ablation(reader, what[0] if what else None)
         if ablation is not None:
             return _chosen(_of_ablation(reader, ablation), metric, mode, baseline)
-    return _chosen(_of_runs(reader, what), metric, mode, baseline)
+    return _chosen(_of_runs(reader, what, metric, mode), metric, mode, baseline)
 
 
 def _ablation(reader: RunReader, what: str | None) -> RunData | None:
@@ -100,7 +96,7 @@ def _of_ablation(reader: RunReader, ablation: RunData) -> Study:
         factor=plan["factor"],
         baseline=plan["baseline"],
         metric=plan["metric"],
-        mode=plan["mode"],
+        mode=direction(plan["metric"]) or plan["mode"],
         budget=_budget(budget),
         arms=arms,
         trials=tuple(sorted(trials, key=lambda t: (t.arm, t.seed))),
@@ -141,7 +137,7 @@ def _trial(reader: RunReader, run: RunData, arm: str, seed: int) -> Trial:
     )
 
 
-def _of_runs(reader: RunReader, what: Sequence[str]) -> Study:
+def _of_runs(reader: RunReader, what: Sequence[str], metric: str | None, mode: Mode | None) -> Study:
     found: list[RunData] = []
     for name in what:
         runs = reader.named(name)
@@ -162,16 +158,20 @@ def _of_runs(reader: RunReader, what: Sequence[str]) -> Study:
         arm, seed = sorted(twice)[0]
         raise SoraError(f"two runs have {factor}={arm} and seed {seed}; name one of them")
     common = set.intersection(*({m for m in t.metrics if m.startswith(("val/", "test/"))} for t in trials))
-    metric = next((m for m in ("test/adherence", "val/denoising_error", "val/loss", "val/psnr") if m in common), "")
-    if not metric and not common:
+    if metric is not None:
+        _refuse_unlogged(trials, metric)
+    elif not common:
         raise SoraError("these runs have no validation or test metric in common; there is nothing to compare")
-    metric = metric or sorted(common)[0]
+    else:
+        usual = ("test/adherence", "val/denoising_error", "val/loss", "val/psnr")
+        directed = sorted(common, key=lambda name: (direction(name) is None, name))
+        metric = next((name for name in usual if name in common), directed[0])
     return Study(
         name="runs",
         factor=factor,
         baseline=baseline,
         metric=metric,
-        mode=mode_of(metric),
+        mode=chosen_mode(metric, mode, MODE_FLAG),
         budget="as each run's recipe says",
         arms=tuple(Arm(value, value) for value in values),
         trials=tuple(trials),
@@ -206,18 +206,24 @@ def _factor(runs: Sequence[RunData]) -> str:
     return differing[0]
 
 
-def _chosen(study: Study, metric: str | None, mode: Literal["min", "max"] | None, baseline: str | None) -> Study:
+def _chosen(study: Study, metric: str | None, mode: Mode | None, baseline: str | None) -> Study:
     from dataclasses import replace
 
     names = [arm.name for arm in study.arms]
     if baseline is not None and baseline not in names:
         raise SoraError(f"--baseline {baseline!r} is no arm; arms: {', '.join(names)}")
     if metric is not None:
-        logged = sorted({name for trial in study.trials for name in trial.metrics})
-        if metric not in logged:
-            near = difflib.get_close_matches(metric, logged, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}? " if near else ""
-            shown = [name for name in logged if name.startswith(("val/", "test/"))]
-            raise SoraError(f"no metric {metric!r} in these runs; {hint}logged: {', '.join(shown)}")
-        study = replace(study, metric=metric, mode=mode or mode_of(metric))
-    return replace(study, baseline=baseline or study.baseline, mode=mode or study.mode)
+        _refuse_unlogged(study.trials, metric)
+    planned = study.mode if metric in (None, study.metric) else None
+    metric = metric or study.metric
+    mode = chosen_mode(metric, mode or planned, MODE_FLAG)
+    return replace(study, metric=metric, mode=mode, baseline=baseline or study.baseline)
+
+
+def _refuse_unlogged(trials: Sequence[Trial], metric: str) -> None:
+    logged = sorted({name for trial in trials for name in trial.metrics})
+    if metric not in logged:
+        near = difflib.get_close_matches(metric, logged, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        shown = [name for name in logged if name.startswith(("val/", "test/"))]
+        raise SoraError(f"no metric {metric!r} in these runs; {hint}logged: {', '.join(shown)}")

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from lightning_sora.ablation.verdict import Interval, Verdict
+from lightning_sora.directions import Mode
 from lightning_sora.errors import SoraError
 
 Values = Mapping[int, float]
 ClipScores = Mapping[int, Mapping[str, float]]
-Mode = Literal["min", "max"]
 RESAMPLES = 2000
 DRAWS_AT_ONCE = 2_000_000
 POWER = 0.8

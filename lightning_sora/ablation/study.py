@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+
+from lightning_sora.directions import Mode
 
 #: The tags that tie runs together in mlflow. Ablation, arm and seed runs are nested by ``mlflow.parentRunId``.
 ROLE = "ablation.role"  # "ablation", "arm" or "seed"
@@ -97,7 +98,7 @@ class Study:
     factor: str
     baseline: str
     metric: str
-    mode: Literal["min", "max"]
+    mode: Mode
     budget: str
     arms: tuple[Arm, ...]
     trials: tuple[Trial, ...]

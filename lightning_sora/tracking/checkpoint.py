@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 import lightning.pytorch as pl
 import torch
@@ -15,6 +15,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_sora.directions import Mode, chosen_mode
 from lightning_sora.errors import SoraError
 from lightning_sora.redaction import redacted
 from lightning_sora.tracking.logger import find_tracker
@@ -62,16 +63,19 @@ class Checkpoint(LightningCheckpoint):
     Args:
         dirpath: folder; by default ``checkpoints`` in ``trainer.default_root_dir``.
         monitor: metric that decides which is best; None keeps no best.
-        mode: "min" or "max".
+        mode: "min" or "max"; by default as the metric is, and needed for one whose direction is not known.
         every_n_steps: also renew ``last.ckpt`` this often between validations.
         keep_every_n_steps: also keep ``step_NNNNNNNN.ckpt`` this often, for good.
+
+    Raises:
+        SoraError: an interval below 1, a mode that contradicts the metric's own, or none for one that is not known.
     """
 
     def __init__(
         self,
         dirpath: str | None = None,
         monitor: str | None = "val/loss",
-        mode: Literal["min", "max"] = "min",
+        mode: Mode | None = None,
         every_n_steps: int | None = None,
         keep_every_n_steps: int | None = None,
     ) -> None:
@@ -79,7 +83,10 @@ class Checkpoint(LightningCheckpoint):
             if value is not None and value < 1:
                 raise SoraError(f"checkpoint.{name}={value} must be at least 1, or null for never")
         self.dirpath = dirpath
-        self.monitor, self.mode = monitor, mode
+        self.monitor = monitor
+        self.mode = (
+            mode if monitor is None else chosen_mode(monitor, mode, "checkpoint.mode=min or checkpoint.mode=max")
+        )
         self.every_n_steps, self.keep_every_n_steps = every_n_steps, keep_every_n_steps
         self.best_model_path = self.last_model_path = ""
         self.best_model_score: float | None = None

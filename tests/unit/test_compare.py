@@ -13,7 +13,7 @@ from mlflow.entities import Metric, Param, RunTag
 
 from lightning_sora.ablation import table
 from lightning_sora.ablation.checks import refuse_incomparable, refuse_undeclared, undeclared_differences
-from lightning_sora.ablation.reader import mode_of, read_study
+from lightning_sora.ablation.reader import read_study
 from lightning_sora.ablation.runs import ClientReader, SqliteReader, open_reader
 from lightning_sora.ablation.study import Study
 from lightning_sora.cli import main
@@ -226,9 +226,19 @@ def test_tables_for_machines_are_complete(study: Study) -> None:
     assert "window, seed 2: FAILED, it broke" in markdown
 
 
-def test_directions_by_name() -> None:
-    assert mode_of("test/adherence") == mode_of("val/psnr") == "max"
-    assert mode_of("val/loss") == mode_of("val/denoising_error") == "min"
+def test_a_mode_is_the_metrics_own_or_asked_for(kept: Store) -> None:
+    runs = [kept.trial(f"own{i}", 0, 1.0 + i) for i in range(2)]
+    for run in runs:
+        kept.client.log_batch(run, [Metric("test/adherence", 0.5, 0, 1), Metric("val/mine", 1.0, 0, 1)], [])
+    assert read_study(kept.uri, runs).mode == "max"
+    assert read_study(kept.uri, runs, metric=METRIC).mode == "min"
+    assert read_study(kept.uri, runs, metric="val/mine", mode="max").mode == "max"
+    with pytest.raises(SoraError, match="whether less or more of val/mine"):
+        read_study(kept.uri, runs, metric="val/mine")
+    with pytest.raises(SoraError, match="but more is"):
+        read_study(kept.uri, runs, mode="min")
+    for run in runs:
+        kept.client.delete_run(run)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ def test_a_plan_is_read_with_its_defaults(tmp_path: Path) -> None:
     assert plan.budget == Budget("steps", 10.0, "steps")
     assert not plan.tested
     assert read_plan(plan_file(tmp_path, metric="test/adherence", mode="max")).tested
+    assert read_plan(plan_file(tmp_path, metric="test/adherence")).mode == "max"
+    assert read_plan(plan_file(tmp_path, metric="test/mine", mode="max")).mode == "max"
 
 
 def test_arms_may_be_listed(tmp_path: Path) -> None:
@@ -63,6 +65,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "the factor overridden": ({"overrides": {"model.attention": "full"}}, "the factor"),
     "steps overridden": ({"overrides": {"trainer.max_steps": 3}}, "the budget"),
     "mode": ({"mode": "best"}, "min"),
+    "a mode against the metric": ({"metric": "test/adherence", "mode": "min"}, "but more is"),
+    "a metric of no known direction": ({"metric": "test/mine"}, "less or more of test/mine"),
     "validations": ({"validations": 0}, "at least 1"),
     "a name that is a path": ({"ablation": "a/b"}, "letters"),
     "a stage without a factor": ({"before": {"base": "base.yaml"}}, "needs base and factor"),
