@@ -45,11 +45,11 @@ def curve(trial: Trial, metric: str, axis: str) -> tuple[NDArray[np.float64], ND
 
 
 def curves(study: Study, axis: str) -> str | None:
-    """Means over seeds, with 95 % bands of Student's t where there are several; None where no arm has two points."""
+    """Means over the seeds that the baseline has too, with 95 % bands of Student's t; None if no arm has two points."""
     figure, axes = _canvas(8.4, 3.8)
     longest = 0
     for arm, (color, dashes) in styles(study).items():
-        lines = [curve(t, study.metric, axis) for t in study.of(arm) if t.finished]
+        lines = [curve(t, study.metric, axis) for t in study.compared(arm)]
         lines = [line for line in lines if len(line[0])]
         if not lines:
             continue
@@ -63,7 +63,8 @@ def curves(study: Study, axis: str) -> str | None:
         longest = max(longest, length)
     if longest < 2:
         return None
-    _scale(axes, [v for t in study.trials if t.finished for _, v in t.history.get(study.metric, ())])
+    shown = [t for arm in styles(study) for t in study.compared(arm)]
+    _scale(axes, [v for t in shown for _, v in t.history.get(study.metric, ())])
     axes.set_xlabel(AXES[axis][1])
     axes.set_ylabel(study.metric)
     axes.legend(frameon=False, fontsize=8, ncols=2 if len(study.arms) > 5 else 1)

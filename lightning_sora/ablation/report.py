@@ -177,7 +177,7 @@ def _cards(study: Study) -> dict[str, Mapping[str, object]]:
 
 
 def samples(study: Study) -> Samples:
-    """The last samples of every arm, of the first seed that every arm has them of."""
+    """The last samples of every arm, of the first seed that most arms have them of, the baseline before all."""
     folders: dict[int, dict[str, Path]] = {}
     for trial in study.trials:
         folder = _last_samples(trial)
@@ -185,7 +185,7 @@ def samples(study: Study) -> Samples:
             folders.setdefault(trial.seed, {})[trial.arm] = folder
     if not folders:
         return Samples("No samples are on this machine: the base recipe makes none, or they are in another store.")
-    seed = min(folders, key=lambda s: (-len(folders[s]), s))
+    seed = min(folders, key=lambda s: (study.baseline not in folders[s], -len(folders[s]), s))
     names = [arm.name for arm in study.arms if arm.name in folders[seed]]
     first = folders[seed][names[0]]
     listed = first / "samples.json"
@@ -201,6 +201,9 @@ def samples(study: Study) -> Samples:
         cells = [Sample(arm, f"data:video/mp4;base64,{c}" if c else "") for arm, c in zip(names, content, strict=True)]
         rows.append((captions[index] if index < len(captions) else f"sample {index}", tuple(cells)))
     said = f"Seed {seed}, {first.name.replace('_', ' ')}: every arm starts from the same noise for the same prompt."
+    absent = [arm.name for arm in study.arms if arm.name not in folders[seed]]
+    if absent:
+        said += f" Of this seed there are no samples of {_and(absent)}."
     if left_out:
         said += f" {left_out} further prompts are left out, to keep this page small."
     return Samples(said, tuple(rows))

@@ -3,12 +3,16 @@
 The unit is the seed: arms are paired within it, because they share data order, timesteps, noise and initial
 values, and a difference is believed when it is large against its spread over seeds (Bouthillier et al. 2021,
 arXiv:2103.03098). Clips of one training are no independent trainings: an interval over clips speaks of that training.
+
+A share of clips moves in steps, so that a few seeds may differ by exactly as much, which proves nothing: a spread below
+one clip's answer counts as one clip's answer (``benchmarks/verdicts.py`` measures what errors that leaves).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
@@ -25,6 +29,8 @@ ClipScores = Mapping[int, Mapping[str, float]]
 RESAMPLES = 2000
 DRAWS_AT_ONCE = 2_000_000
 POWER = 0.8
+#: Metrics are logged in float32: differences that are equal may differ by this much of a value.
+ROUNDING = 4 * float(np.finfo(np.float32).eps)
 
 
 def judge(
@@ -34,6 +40,7 @@ def judge(
     clip_scores: Mapping[str, ClipScores] | None = None,
     level: float = 0.95,
     seed: int = 0,
+    clips: int | None = None,
 ) -> list[Verdict]:
     """Each arm against the baseline.
 
@@ -45,6 +52,7 @@ def judge(
         mode: whether less or more of the metric is better.
         clip_scores: arm -> seed -> clip -> the metric, for intervals over clips.
         seed: of the bootstrap.
+        clips: that the metric is over, where there are no scores of them.
 
     Returns:
         the baseline first, then the other arms in order.
@@ -55,18 +63,84 @@ def judge(
     if baseline not in values or not values[baseline]:
         raise SoraError(f"baseline {baseline!r} has no finished trial; nothing can be compared to it")
     others = [arm for arm in values if arm != baseline]
-    differences = {arm: paired(values[arm], values[baseline]) for arm in others}
-    raw = {arm: t_test(d) for arm, d in differences.items()}
+    step = one_answer(values, clip_scores or {}, clips)
+    contrasts = {arm: Contrast.between(values[arm], values[baseline], step) for arm in others}
+    raw = {arm: contrast.p_value for arm, contrast in contrasts.items()}
     tested = [arm for arm in others if raw[arm] is not None]
     adjusted = dict(zip(tested, holm([float(raw[arm] or 0.0) for arm in tested]), strict=True))
     verdicts = [_baseline(baseline, values[baseline])]
     for arm in others:
         scores = clip_scores or {}
-        clips = paired_clips(scores.get(arm, {}), scores.get(baseline, {}))
+        by_clip = paired_clips(scores.get(arm, {}), scores.get(baseline, {}))
         verdicts.append(
-            _verdict(arm, values, baseline, mode, raw[arm], adjusted.get(arm), clips, level, max(1, len(tested)), seed)
-        )
+            _verdict(arm, values, baseline, mode, contrasts[arm], adjusted.get(arm), by_clip, level,
+                     max(1, len(tested)), seed)
+        )  # fmt: skip
     return verdicts
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Paired differences of one arm, and their spread.
+
+    Attributes:
+        differences: arm minus baseline, by seed.
+        spread: their standard deviation; not below what one clip's answer moves. None where it cannot be known: fewer
+            than two seeds, a value that is not finite, or differences that are all the same.
+        lifted: whether the spread is that of one clip's answer.
+    """
+
+    differences: NDArray[np.float64]
+    spread: float | None
+    lifted: bool = False
+
+    @classmethod
+    def between(cls, arm: Values, baseline: Values, step: float = 0.0) -> Contrast:
+        """The contrast on the seeds that both have.
+
+        Args:
+            step: of :func:`one_answer`.
+        """
+        differences = paired(arm, baseline)
+        if len(differences) < 2 or not np.isfinite(differences).all():
+            return cls(differences, None)
+        seen = float(differences.std(ddof=1))
+        size = max(abs(values[s]) for values in (arm, baseline) for s in arm.keys() & baseline.keys())
+        if seen <= ROUNDING * size and step <= ROUNDING * size:
+            return cls(differences, None)
+        return cls(differences, max(seen, step), lifted=step > seen)
+
+    @property
+    def p_value(self) -> float | None:
+        """Two-sided p-value of a zero mean (Student 1908); None without a spread, or where every difference is zero."""
+        n = len(self.differences)
+        if self.spread is None or not self.differences.any():
+            return None
+        t = self.differences.mean() / (self.spread / math.sqrt(n))
+        return float(2 * stats.t.sf(abs(t), n - 1))
+
+
+def one_answer(values: Mapping[str, Values], clip_scores: Mapping[str, ClipScores], clips: int | None = None) -> float:
+    """How little the answer to a single clip can move the metric: no spread over seeds below it can be told from none.
+
+    With scores of clips it is the least difference between two scores, over the number of clips, which is next to
+    nothing where scores are not counted. Without them it is one clip's share, if every value is a whole number of
+    shares, as a fraction or in percent.
+
+    Returns:
+        0 where it is not known.
+    """
+    by_seed = [scores for arm in clip_scores.values() for scores in arm.values() if scores]
+    if by_seed:
+        known = np.unique(np.concatenate([np.fromiter(scores.values(), np.float64) for scores in by_seed]))
+        gaps = np.diff(known[np.isfinite(known)])
+        gaps = gaps[gaps > ROUNDING * np.abs(known).max()] if len(gaps) else gaps
+        return float(gaps.min()) / min(map(len, by_seed)) if len(gaps) else 0.0
+    every = np.array([value for arm in values.values() for value in arm.values()])
+    if not clips or not np.isfinite(every).all():
+        return 0.0
+    share = (100 if np.abs(every).max(initial=0) > 1 else 1) / clips
+    return share if np.abs(every / share - np.round(every / share)).max(initial=0) < 1e-3 else 0.0
 
 
 def paired(arm: Values, baseline: Values) -> NDArray[np.float64]:
@@ -84,21 +158,15 @@ def paired_clips(arm: ClipScores, baseline: ClipScores) -> list[NDArray[np.float
     return found
 
 
-def t_test(differences: NDArray[np.float64]) -> float | None:
-    """Two-sided p-value of a zero mean (Student 1908); None with fewer than two, all zero, or not finite."""
-    if len(differences) < 2 or not np.isfinite(differences).all() or not differences.any():
-        return None
-    spread = differences.std(ddof=1)
-    if spread <= 1e-12 * abs(differences.mean()):
-        return 0.0
-    t = differences.mean() / (spread / math.sqrt(len(differences)))
-    return float(2 * stats.t.sf(abs(t), len(differences) - 1))
+def t_interval(differences: NDArray[np.float64], level: float, spread: float | None = None) -> tuple[float, float]:
+    """``mean +- t * s / sqrt(n)`` with ``n - 1`` degrees of freedom (Student 1908).
 
-
-def t_interval(differences: NDArray[np.float64], level: float) -> tuple[float, float]:
-    """``mean +- t * s / sqrt(n)`` with ``n - 1`` degrees of freedom (Student 1908)."""
+    Args:
+        spread: ``s``; by default that of the differences.
+    """
     n = len(differences)
-    half = stats.t.ppf((1 + level) / 2, n - 1) * differences.std(ddof=1) / math.sqrt(n)
+    spread = float(differences.std(ddof=1)) if spread is None else spread
+    half = stats.t.ppf((1 + level) / 2, n - 1) * spread / math.sqrt(n)
     return float(differences.mean() - half), float(differences.mean() + half)
 
 
@@ -171,8 +239,8 @@ def hierarchical_bootstrap(
 
 def _baseline(arm: str, values: Values) -> Verdict:
     return Verdict(
-        arm=arm, outcome="baseline", mean=_mean(values), difference=0.0, interval=None, clip_interval=None,
-        p_value=None, adjusted_p=None, detectable=None, seeds=len(values), scope="none",
+        arm=arm, outcome="baseline", mean=_mean(values), baseline_mean=_mean(values), difference=0.0, interval=None,
+        clip_interval=None, p_value=None, adjusted_p=None, detectable=None, seeds=len(values), scope="none",
     )  # fmt: skip
 
 
@@ -181,58 +249,71 @@ def _verdict(
     values: Mapping[str, Values],
     baseline: str,
     mode: Mode,
-    p: float | None,
+    contrast: Contrast,
     adjusted: float | None,
     clips: list[NDArray[np.float64]],
     level: float,
     comparisons: int,
     seed: int,
 ) -> Verdict:
-    differences = paired(values[arm], values[baseline])
+    differences, spread, p = contrast.differences, contrast.spread, contrast.p_value
     n, alpha = len(differences), 1 - level
-    notes = _notes(values[arm], values[baseline], differences)
+    shared = values[arm].keys() & values[baseline].keys()
+    of_arm, of_baseline = ({s: values[a][s] for s in shared} for a in (arm, baseline))
+    notes = _notes(values[arm], values[baseline], contrast)
     interval = clip_interval = detectable = None
     scope: Literal["over seeds", "within seed", "none"] = "none"
     outcome: Literal["better", "worse", "inconclusive"] = "inconclusive"
     finite = n > 0 and bool(np.isfinite(differences).all())
-    if finite and n >= 2:
+    if spread is not None:
         scope = "over seeds"
         factor = min(float(comparisons), adjusted / p) if p and adjusted else float(comparisons)
         wide = 1 - alpha / factor
-        interval = Interval(*t_interval(differences, wide), wide, "paired t over seeds")
-        detectable = minimum_detectable_effect(float(differences.std(ddof=1)), n, alpha / comparisons)
+        interval = Interval(*t_interval(differences, wide, spread), wide, "paired t over seeds")
+        detectable = minimum_detectable_effect(spread, n, alpha / comparisons)
         if adjusted is not None and adjusted <= alpha:
             outcome = "better" if (differences.mean() < 0) == (mode == "min") else "worse"
     if finite and clips:
-        if n == 1 and len(clips[0]) >= 2:
+        if n == 1 and len(clips[0]) >= 2 and np.ptp(clips[0]) > 0:
             scope = "within seed"
             interval = Interval(*t_interval(clips[0], level), level, "paired t over clips of one seed")
             notes.append("one seed: the interval is over its validation clips and says nothing of other seeds")
-        elif n >= 2:
-            clip_interval = Interval(
-                *hierarchical_bootstrap(clips, level, seed), level, "bootstrap of seeds and their clips"
-            )
+        elif n == 1:
+            notes.append("one seed, of which no two clips differ in their difference: there is no interval")
+        else:
+            low, high = hierarchical_bootstrap(clips, level, seed)
+            if high > low:
+                clip_interval = Interval(low, high, level, "bootstrap of seeds and their clips")
     elif finite and n == 1:
         notes.append("one seed and no scores of clips: there is no interval")
     return Verdict(
-        arm=arm, outcome=outcome, mean=_mean(values[arm]),
+        arm=arm, outcome=outcome, mean=_mean(of_arm), baseline_mean=_mean(of_baseline),
         difference=float(differences.mean()) if n else math.nan,
         interval=interval, clip_interval=clip_interval, p_value=p, adjusted_p=adjusted, detectable=detectable,
         seeds=n, scope=scope, note="; ".join(notes),
     )  # fmt: skip
 
 
-def _notes(arm: Values, baseline: Values, differences: NDArray[np.float64]) -> list[str]:
+def _notes(arm: Values, baseline: Values, contrast: Contrast) -> list[str]:
     notes = []
-    missing = sorted(baseline.keys() - arm.keys())
+    differences, shared = contrast.differences, arm.keys() & baseline.keys()
+    missing, others = (", ".join(map(str, sorted(a.keys() - b.keys()))) for a, b in ((baseline, arm), (arm, baseline)))
     if missing:
-        notes.append(f"no result for seed {', '.join(map(str, missing))}")
+        notes.append(f"no result for seed {missing}")
+        if shared:
+            notes.append(f"without it the baseline has {_mean({s: baseline[s] for s in shared}):.4g}")
+    if others:
+        notes.append(f"seed {others} is left out, of which the baseline has no result")
     if not len(differences):
         notes.append("no seed in common with the baseline")
     elif not np.isfinite(differences).all():
         notes.append("a value is not finite: a training diverged")
     elif not differences.any():
         notes.append("identical to the baseline in every value")
+    elif contrast.lifted:
+        notes.append(f"the spread over seeds is counted as {contrast.spread:.3g}, what a single clip's answer moves")
+    elif contrast.spread is None and len(differences) > 1:
+        notes.append("every seed differs by the same: without a spread nothing is proven; run more seeds")
     return notes
 
 

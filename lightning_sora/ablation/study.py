@@ -109,6 +109,11 @@ class Study:
         """The trials of one arm, by seed."""
         return tuple(sorted((t for t in self.trials if t.arm == arm), key=lambda t: t.seed))
 
+    def compared(self, arm: str) -> tuple[Trial, ...]:
+        """The finished trials of an arm with a seed that the baseline has a value of too: what means are over."""
+        shared = self.values(arm).keys() & self.values(self.baseline).keys()
+        return tuple(t for t in self.of(arm) if t.finished and t.seed in shared)
+
     def values(self, arm: str, metric: str | None = None) -> dict[int, float]:
         """The last value of a metric by seed, of finished trials that have it."""
         name = metric or self.metric

@@ -28,13 +28,13 @@ COLORS = {"better": "bold green", "worse": "bold red", "inconclusive": "yellow",
 
 
 def costs(study: Study, arm: str) -> dict[str, float | None]:
-    """The mean cost of an arm's finished trials, by column of :data:`COSTS`."""
+    """The mean cost of an arm's trials that are compared to the baseline, by column of :data:`COSTS`."""
     found: dict[str, float | None] = {}
     for column, name in COSTS.items():
         values = []
-        for trial in study.of(arm):
+        for trial in study.compared(arm):
             value = trial.metrics.get(name, trial.params.get(name))
-            if trial.finished and value is not None:
+            if value is not None:
                 values.append(float(value))
         found[column] = fmean(values) if values else None
     return found
@@ -50,6 +50,7 @@ def rows(study: Study, verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
                 "arm": v.arm,
                 study.factor: values.get(v.arm, ""),
                 study.metric: v.mean,
+                "baseline_mean": v.baseline_mean,
                 "difference": v.difference,
                 **_flat("interval", v.interval),
                 **_flat("clip_interval", v.clip_interval),

@@ -26,10 +26,11 @@ class Verdict:
     """One arm against the baseline.
 
     Attributes:
-        mean: of the arm's metric over seeds.
-        difference: mean paired difference, arm minus baseline.
+        mean: of the arm's metric over the seeds that the baseline has too.
+        baseline_mean: of the baseline's metric over the same seeds.
+        difference: mean paired difference, arm minus baseline; ``mean - baseline_mean``.
         interval: of the difference over seeds, or within one seed; None where it cannot be had.
-        p_value, adjusted_p: two-sided; the second after Holm's correction over arms; None with one seed.
+        p_value, adjusted_p: two-sided; the second after Holm's correction over arms; None without a spread over seeds.
         detectable: smallest true difference that this design would find 4 times in 5, in the metric's units.
         seeds: how many are paired.
         scope: what the interval speaks of: "over seeds" or "within seed" (which says nothing of other seeds).
@@ -39,6 +40,7 @@ class Verdict:
     arm: str
     outcome: Literal["baseline", "better", "worse", "inconclusive"]
     mean: float
+    baseline_mean: float
     difference: float
     interval: Interval | None
     clip_interval: Interval | None

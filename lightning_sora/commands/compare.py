@@ -90,7 +90,15 @@ def verdicts_of(study: Any, level: float = 0.95) -> list[Any]:
         }
         for arm in arms
     }
-    return judge(values, study.baseline, study.mode, scores, level)
+    return judge(values, study.baseline, study.mode, scores, level, clips=_clips_judged(study))
+
+
+def _clips_judged(study: Any) -> int | None:
+    """How many clips the metric is over, as the protocol cards say: at least, of it, its whole, or its split."""
+    split = study.metric.partition("/")[0]
+    cards = [t.protocol.get(split, {}).get("clips", {}) for t in study.trials if t.finished]
+    own = [n for card in cards for name, n in card.items() if f"{study.metric}_".startswith(f"{name}_")]
+    return min(own or [n for card in cards for n in card.values()], default=None)
 
 
 def markdown(study: Any, verdicts: Sequence[Any]) -> str:

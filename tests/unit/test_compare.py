@@ -213,6 +213,31 @@ def test_verdicts_of_a_study(study: Study) -> None:
     assert verdicts["linear"].scope == "within seed"
 
 
+def test_runs_of_an_ablation_are_judged_as_the_ablation_is(kept: Store, study: Study) -> None:
+    finished = [t.run_id for t in study.trials if t.finished]
+    baseline_first = sorted(finished, key=lambda run: run not in {t.run_id for t in study.of("full")})
+    plain = {v.arm: v for v in verdicts_of(read_study(kept.uri, baseline_first))}
+    for verdict in verdicts_of(study):
+        assert replace(plain[f"{verdict.arm}()"], arm=verdict.arm) == verdict
+
+
+def test_a_stored_plan_of_the_wrong_direction_is_judged_by_the_metrics_own(kept: Store) -> None:
+    """As ablations without a mode were once written: less of everything was better."""
+    old = kept.run("old", {"ablation.role": "ablation", "ablation.name": "old"})
+    plan: dict[str, Any] = {
+        "name": "old",
+        "factor": "model.attention",
+        "baseline": "full",
+        "metric": "test/adherence",
+        "mode": "min",
+    }
+    plan |= {"budget": {"quantity": "steps", "amount": 10.0, "matched_by": "steps"}}
+    plan |= {"arms": [{"name": "full", "value": "full()", "adjusted": {}}], "trials": []}
+    kept.client.log_text(old, json.dumps(plan), "plan.json")
+    assert read_study(kept.uri, ["old"]).mode == "max"
+    kept.client.delete_run(old)
+
+
 def test_tables_for_machines_are_complete(study: Study) -> None:
     verdicts = verdicts_of(study)
     rows = list(csv.DictReader(io.StringIO(table.as_csv(study, verdicts))))

@@ -1,5 +1,7 @@
 """The report: one file that needs nothing else, with every arm, verdict and number in it."""
 
+import csv
+import io
 import math
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -9,11 +11,11 @@ import pytest
 import torch
 
 from lightning_sora import media
-from lightning_sora.ablation.figures import curve, pareto_front
+from lightning_sora.ablation.figures import curve, curves, pareto_front
 from lightning_sora.ablation.report import recipe_differences, samples, summary, write_report
 from lightning_sora.ablation.statistics import judge
 from lightning_sora.ablation.study import Arm, Study, Trial
-from lightning_sora.ablation.table import number
+from lightning_sora.ablation.table import as_csv, costs, number
 
 METRIC = "val/denoising_error"
 
@@ -136,6 +138,34 @@ def test_the_front_holds_what_nothing_beats() -> None:
     points = {"a": (1.0, 5.0), "b": (2.0, 3.0), "c": (3.0, 4.0), "d": (2.0, 3.5), "e": (4.0, 1.0)}
     assert pareto_front(points, "min") == ["a", "b", "e"]
     assert pareto_front(points, "max") == ["a"]
+
+
+def test_costs_curves_and_means_are_over_the_seeds_that_the_baseline_has() -> None:
+    """A seed that only one side has may be dearer or better; no column may hold it while the difference does not."""
+    made = study({"full": [1.0, 1.1], "time": [0.8, 0.91, 77.0]})
+    dear = replace(made.trials[-1], metrics={**made.trials[-1].metrics, "cost/seconds": 1e6})
+    made = replace(made, trials=(*made.trials[:-1], dear))
+    assert [t.seed for t in made.compared("time")] == [0, 1]
+    assert costs(made, "time")["seconds"] == 3.0
+    without = replace(made, trials=made.trials[:-1])
+    assert curves(made, "steps") == curves(without, "steps")
+    verdicts = judge({a: made.values(a) for a in ("full", "time")}, "full", "min")
+    _, row = csv.DictReader(io.StringIO(as_csv(made, verdicts)))
+    assert float(row[METRIC]) - float(row["baseline_mean"]) == pytest.approx(float(row["difference"]))
+
+
+def test_samples_are_of_a_seed_that_the_baseline_has(tmp_path: Path) -> None:
+    trials = []
+    for t in study({"full": [1.0, 1.1], "time": [0.8, 0.9], "window": [1.0, 1.0]}).trials:
+        if (t.arm, t.seed) not in (("full", 0), ("window", 1)):
+            media.write_mp4(
+                tmp_path / t.run_id / "samples/test/00.mp4", torch.zeros(5, 16, 16, 3, dtype=torch.uint8), 8.0
+            )
+            t = replace(t, artifacts=tmp_path / t.run_id)
+        trials.append(t)
+    found = samples(replace(study(GOOD), trials=tuple(trials)))
+    assert [cell.arm for cell in found.rows[0][1]] == ["full", "time"]
+    assert "there are no samples of window" in found.said
 
 
 def test_samples_are_embedded_side_by_side_with_their_prompts(tmp_path: Path) -> None:

@@ -1,19 +1,21 @@
 """The statistics of an ablation: against scipy, against numbers worked by hand, and against simulated truth."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from lightning_sora.ablation.statistics import (
+    Contrast,
     hierarchical_bootstrap,
     holm,
     judge,
     minimum_detectable_effect,
+    one_answer,
     paired,
     t_interval,
-    t_test,
 )
 from lightning_sora.errors import SoraError
 
@@ -28,7 +30,7 @@ def draws(seed: int) -> np.random.Generator:
 def test_the_t_test_is_scipys() -> None:
     expected = stats.ttest_rel(list(LOWER.values()), list(BASE.values()))
     differences = paired(LOWER, BASE)
-    assert t_test(differences) == pytest.approx(expected.pvalue, rel=1e-12)
+    assert Contrast.between(LOWER, BASE).p_value == pytest.approx(expected.pvalue, rel=1e-12)
     interval = expected.confidence_interval(0.9)
     assert t_interval(differences, 0.9) == pytest.approx((interval.low, interval.high), rel=1e-12)
 
@@ -160,9 +162,82 @@ def test_what_cannot_be_judged_is_inconclusive_and_says_why() -> None:
     assert "no seed in common" in verdicts["nothing"].note
 
 
-def test_a_constant_difference_is_believed() -> None:
-    (_, verdict) = judge({"base": {0: 1.0, 1: 2.0, 2: 3.0}, "arm": {0: 1.5, 1: 2.5, 2: 3.5}}, "base", "min")
-    assert (verdict.outcome, verdict.p_value) == ("worse", 0.0)
+@pytest.mark.parametrize("logged", [float, lambda v: float(np.float32(v))], ids=["float64", "float32"])
+def test_equal_differences_alone_prove_nothing(logged: Callable[[float], float]) -> None:
+    """Not even where they are equal but for the rounding of what was logged."""
+    values = {"base": {0: 0.61, 1: 0.72, 2: 0.83}, "arm": {0: 0.71, 1: 0.82, 2: 0.93}}
+    values = {arm: {s: logged(v) for s, v in of.items()} for arm, of in values.items()}
+    (_, verdict) = judge(values, "base", "max")
+    assert (verdict.outcome, verdict.p_value, verdict.interval) == ("inconclusive", None, None)
+    assert "without a spread nothing is proven" in verdict.note
+
+
+def test_no_spread_of_a_share_is_below_one_clips_answer() -> None:
+    """Of 128 clips two seeds both answer 45 more: t = 45 sqrt(2) with one degree of freedom, by hand."""
+    base, arm = {0: 78 / 128, 1: 76 / 128}, {0: 123 / 128, 1: 121 / 128}
+    (_, verdict) = judge({"base": base, "arm": arm}, "base", "max", clips=128)
+    assert verdict.p_value == pytest.approx(1 - 2 / math.pi * math.atan(45 * math.sqrt(2)))
+    assert verdict.outcome == "better"
+    assert verdict.interval is not None
+    assert verdict.interval.high - verdict.interval.low == pytest.approx(2 * 12.7062 / 128 / math.sqrt(2), rel=1e-4)
+    assert "what a single clip's answer moves" in verdict.note
+    percent = {name: {s: 100 * v for s, v in of.items()} for name, of in (("base", base), ("arm", arm))}
+    assert judge(percent, "base", "max", clips=128)[1].p_value == pytest.approx(verdict.p_value)
+    scores = {n: {s: {str(i): float(i < 128 * v) for i in range(128)} for s, v in of.items()}
+              for n, of in (("base", base), ("arm", arm))}  # fmt: skip
+    assert judge({"base": base, "arm": arm}, "base", "max", scores)[1].p_value == pytest.approx(verdict.p_value)
+
+
+def test_what_one_answer_moves() -> None:
+    shares = {"base": {0: 0.25, 1: 0.5}}
+    assert one_answer(shares, {}, 4) == 0.25
+    assert one_answer(shares, {}, None) == one_answer(shares, {}, 3) == 0.0
+    assert one_answer({"base": {0: 25.0, 1: 50.0}}, {}, 4) == 25.0
+    graded = {"base": {0: {"a": 1.0, "b": 0.5, "c": 1 / 3}}}
+    assert one_answer(shares, graded) == pytest.approx(1 / 18)
+    assert one_answer(shares, {"base": {0: {"a": 1.0, "b": 1.0 + 1e-9}}}) == 0.0
+    free = {"base": {0: dict(zip("abcdefgh", draws(0).normal(size=8), strict=True))}}
+    assert one_answer(shares, free) < 0.02
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize(("seeds", "arms"), [(2, 1), (2, 3), (3, 8), (5, 1)])
+def test_shares_of_equal_arms_are_told_apart_once_in_twenty_at_most(rate: float, seeds: int, arms: int) -> None:
+    generator, repeats, clips, found = draws(seeds * 100 + arms), 300, 128, 0
+    names = ["base", *(f"a{i}" for i in range(arms))]
+    for drawn in generator.binomial(clips, rate, size=(repeats, len(names), seeds)) / clips:
+        values = {name: dict(enumerate(row)) for name, row in zip(names, drawn.tolist(), strict=True)}
+        found += any(v.outcome in ("better", "worse") for v in judge(values, "base", "max", clips=clips))
+    assert stats.binomtest(found, repeats).proportion_ci(0.999).low <= 0.05
+
+
+def test_a_great_difference_of_shares_is_found_as_often_as_by_the_plain_test() -> None:
+    generator, repeats, clips = draws(7), 300, 128
+    base, arm = (generator.binomial(clips, rate, size=(repeats, 3)) / clips for rate in (0.61, 0.96))
+    plain = stats.ttest_rel(arm, base, axis=1).pvalue <= 0.05
+    found = [
+        judge({"base": dict(enumerate(b)), "arm": dict(enumerate(a))}, "base", "max", clips=clips)[1].outcome
+        for a, b in zip(arm.tolist(), base.tolist(), strict=True)
+    ]
+    assert found.count("better") >= plain.sum() > 0.95 * repeats
+
+
+def test_shown_means_and_differences_are_over_the_same_seeds() -> None:
+    values = {"base": {0: 1.0, 1: 2.0, 2: 9.0}, "arm": {0: 1.5, 1: 2.6, 3: 100.0}}
+    base, arm = judge(values, "base", "min")
+    assert base.mean == pytest.approx(4.0)
+    assert (arm.mean, arm.baseline_mean, arm.seeds) == (pytest.approx(2.05), pytest.approx(1.5), 2)
+    assert arm.difference == pytest.approx(arm.mean - arm.baseline_mean)
+    assert "no result for seed 2" in arm.note
+    assert "the baseline has 1.5" in arm.note
+    assert "seed 3 is left out" in arm.note
+
+
+def test_one_seed_whose_clips_all_differ_by_the_same_has_no_interval() -> None:
+    clips = {"base": {0: {"a": 0.0, "b": 0.0}}, "arm": {0: {"a": 1.0, "b": 1.0}}}
+    (_, verdict) = judge({"base": {0: 0.0}, "arm": {0: 1.0}}, "base", "max", clips)
+    assert (verdict.interval, verdict.outcome) == (None, "inconclusive")
+    assert "there is no interval" in verdict.note
 
 
 def test_without_a_baseline_there_is_no_verdict() -> None:
