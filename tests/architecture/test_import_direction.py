@@ -6,7 +6,18 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "lightning_sora"
 FILES = sorted(PACKAGE.rglob("*.py"))
-BASE = {"directions", "errors", "lifeline", "redaction", "registry", "randomness", "media", "plugins", "memory", "time_left"}
+BASE = {
+    "directions",
+    "errors",
+    "lifeline",
+    "redaction",
+    "registry",
+    "randomness",
+    "media",
+    "plugins",
+    "memory",
+    "time_left",
+}
 
 # room -> the rooms it may import; every room may import directions, errors, registry and memory.
 ALLOWED: dict[str, set[str]] = {
