@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics.text import BLEUScore
 
 from lightning_sora.errors import SoraError
+from lightning_sora.lit.evaluation_means import EvaluationMeans
 from lightning_sora.lit.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.lit.module import LitModule
 from lightning_sora.metrics.caption_facts import FACTS, recovered
@@ -71,7 +72,7 @@ class LitCaptioner(LitModule):
         initialize(self.captioner, seed, "captioner.")
         self.word_drop, self.longest = word_drop, longest
         self.facts = ClipMeans(RECOVERED)
-        self.bleu = BLEUScore(n_gram=4, smooth=True)
+        self.bleu, self._means = BLEUScore(n_gram=4, smooth=True), EvaluationMeans()
         self._count = CountedFlops()
 
     @property
@@ -135,7 +136,7 @@ class LitCaptioner(LitModule):
         with self.averaged():
             ids = self.captioner.tokens(batch.captions)
             losses = self._losses(batch, ids, ids)
-        self.log(f"{split}/loss", losses.mean(), batch_size=len(batch), sync_dist=True, prog_bar=True)
+        self._means.add(f"{split}/loss", losses)
         self.score_clips(f"{split}/loss", batch.ids, losses.tolist())
         self.bleu.update(texts, [[caption] for caption in batch.captions])
         if batch.facts is not None:
@@ -164,6 +165,7 @@ class LitCaptioner(LitModule):
         self.log_dict({f"{split}/{name}": value for name, value in found.items()})
         self.facts.reset()
         self.bleu.reset()
+        self._means.log(self, prog_bar=(f"{split}/loss",))
 
     def predict_step(self, batch: SpacetimeBatch, batch_idx: int) -> list[str]:
         """Captions."""

@@ -16,9 +16,9 @@ from lightning_sora.diffusion.timesteps import TIMESTEPS
 from lightning_sora.diffusion.weighting import WEIGHTINGS
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.clip_cache import ClipCache
+from lightning_sora.lit.evaluation_means import EvaluationMeans
 from lightning_sora.lit.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.lit.generate import GenerativeModule, Video
-from lightning_sora.lit.grouped import GroupedMeans
 from lightning_sora.lit.judge import GenerationJudge
 from lightning_sora.lit.latent_memory import LatentMemory
 from lightning_sora.lit.pretrained import UNTRAINED, load_vae
@@ -140,7 +140,7 @@ class LitDiT(GenerativeModule):
         self._facts, self._sizes = False, set[str]()  # of the clips of the test
         self._text_tokens = 0  # of the last batch, padding included
         self._count = CountedFlops()
-        self._grouped = GroupedMeans()  # of the loss, by clip size and by source
+        self._means = EvaluationMeans()
 
     @cached_property
     def vae_hash(self) -> str:
@@ -272,16 +272,13 @@ class LitDiT(GenerativeModule):
                 errors = batch.layout.clip_mean((implied - x_0).float().square().mean(dim=-1))
                 for name, values in (("loss", losses), ("denoising_error", errors)):
                     totals[name] += values.cpu() / self.val_timesteps
-                    self._log_mean(f"{split}/{name}_t{index}", values.mean(), len(batch))
+                    self._means.add(f"{split}/{name}_t{index}", values)
             for name, values in totals.items():
-                self._log_mean(f"{split}/{name}", values.mean(), len(batch), prog_bar=name == "loss")
+                self._means.add(f"{split}/{name}", values)
                 self.score_clips(f"{split}/{name}", batch.ids, values.tolist())
             for group in (sizes, batch.sources):
                 for name, loss in zip(group, totals["loss"].tolist(), strict=bool(group)):
-                    self._grouped.add(name, loss)
-
-    def _log_mean(self, name: str, value: Tensor, clips: int, prog_bar: bool = False) -> None:
-        self.log(name, value.to(self.device), batch_size=clips, sync_dist=True, on_epoch=True, prog_bar=prog_bar)
+                    self._means.add(f"{split}/loss_{name}", [loss])
 
     def protocol(self, split: str) -> dict[str, Any]:
         fixed = {"timesteps": f"{self.val_timesteps} even strata of t", "noise": "fixed per clip", "vae": self.vae_hash}
@@ -294,7 +291,7 @@ class LitDiT(GenerativeModule):
         return super().protocol(split) | (fixed if split == "val" else fixed | sampling)
 
     def on_validation_epoch_end(self) -> None:
-        self._grouped.log(self, "val/loss")
+        self._means.log(self, prog_bar=("val/loss",))
         # A sanity check comes before any clip: the size of the gallery is not known yet.
         videos = self.gallery()[0].get("generated", []) if self.native_size is not None else []
         if videos:
@@ -355,7 +352,7 @@ class LitDiT(GenerativeModule):
         return found
 
     def on_test_epoch_end(self) -> None:
-        self._grouped.log(self, "test/loss")
+        self._means.log(self, prog_bar=("test/loss",))
         for name, value in self.judge.compute().items():
             self.log(f"test/{name}", value)
         if int(self.reconstruction.clips):

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
+from lightning_sora.lit.evaluation_means import EvaluationMeans
 from lightning_sora.lit.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.lit.module import LitModule
 from lightning_sora.metrics.clip_score import ChanceCLIPScore
@@ -82,7 +83,7 @@ class LitEvaluator(LitModule):
         self.contrast, self.degraded = contrast, degraded
         self._patch = PatchSize(*patch)
         self.accuracy, self.chance = ReadingAccuracy(tuple(levels)), ChanceCLIPScore(embedding)
-        self._count = CountedFlops()
+        self._count, self._means = CountedFlops(), EvaluationMeans()
 
     @property
     def patch(self) -> PatchSize:
@@ -131,18 +132,23 @@ class LitEvaluator(LitModule):
 
     def losses(self, seen: Perception, true: Answers) -> dict[str, Tensor]:
         """The weighted losses per fact."""
-        device = self.device
-        shapes = true.labels["shape"].to(device)
-        frames = seen.shapes.shape[1]
-        found = {
-            "present": F.binary_cross_entropy_with_logits(seen.present, true.present.to(seen.present)),
-            **{name: F.cross_entropy(seen.objects[name], true.labels[name].to(device)) for name in OF_OBJECTS},
-            "camera": F.cross_entropy(seen.camera, true.labels["camera"].to(device)),
-            "frame_shape": F.cross_entropy(seen.shapes.flatten(0, 1), shapes.repeat_interleave(frames)),
-            "geometry": F.smooth_l1_loss(seen.places, true.places.to(seen.places), beta=0.1)
-            + F.smooth_l1_loss(seen.depths, true.depths.to(seen.depths), beta=0.1),
-        }
+        found = self._terms(seen, true)
+        found["geometry"] = found.pop("places") + found.pop("depths")
         return {name: WEIGHTS[name] * value for name, value in found.items()}
+
+    def _terms(self, seen: Perception, true: Answers, reduction: str = "mean") -> dict[str, Tensor]:
+        """The losses per fact: means over clips, objects or frames, or with reduction ``"none"`` of each of them."""
+        how: Any = {"reduction": reduction}
+        labels = {name: value.to(self.device) for name, value in true.labels.items()}
+        frames = seen.shapes.shape[1]
+        return {
+            "present": F.binary_cross_entropy_with_logits(seen.present, true.present.to(seen.present), **how),
+            **{name: F.cross_entropy(seen.objects[name], labels[name], **how) for name in OF_OBJECTS},
+            "camera": F.cross_entropy(seen.camera, labels["camera"], **how),
+            "frame_shape": F.cross_entropy(seen.shapes.flatten(0, 1), labels["shape"].repeat_interleave(frames), **how),
+            "places": F.smooth_l1_loss(seen.places, true.places.to(seen.places), beta=0.1, **how),
+            "depths": F.smooth_l1_loss(seen.depths, true.depths.to(seen.depths), beta=0.1, **how),
+        }
 
     # Evaluation.
     def protocol(self, split: str) -> dict[str, Any]:
@@ -159,12 +165,11 @@ class LitEvaluator(LitModule):
         with self.averaged():
             seen = self.network(self.videos(batch) * 0.5 + 0.5, true.slots.to(self.device))
             texts = self.network.embed_texts(batch.captions)
-        loss = torch.stack(list(self.losses(seen, true).values())).sum()
+        for name, values in self._terms(seen, true, reduction="none").items():
+            self._means.add(f"{split}/loss_{name}", values)
         self.accuracy.update(seen, true, [name.split("-", 1)[0] for name in batch.ids])
-        similar = (seen.embedding * texts).sum(1)
+        self._means.add(f"{split}/clip_score", 100 * (seen.embedding * texts).sum(1))
         self.chance.update(seen.embedding, texts)
-        values = {f"{split}/loss": loss, f"{split}/clip_score": 100 * similar.mean()}
-        self.log_dict(values, batch_size=len(batch), on_step=False, on_epoch=True, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         self._log_accuracy("val")
@@ -178,7 +183,10 @@ class LitEvaluator(LitModule):
             log.info("the evaluator, with what it was measured at, is in %s", path)
 
     def _log_accuracy(self, split: str) -> dict[str, Tensor]:
-        found = self.accuracy.compute()
+        found, means = self.accuracy.compute(), self._means.log(self)
+        weights = WEIGHTS | {"places": WEIGHTS["geometry"], "depths": WEIGHTS["geometry"]}
+        terms = {name.rpartition("loss_")[2]: mean for name, mean in means.items() if "/loss_" in name}
+        self.log(f"{split}/loss", sum(weights[name] * mean for name, mean in terms.items()))
         self.log_dict({f"{split}/{name}": value for name, value in found.items()})
         self.log_dict({f"{split}/{name}": value for name, value in self.chance.compute().items()})
         self.accuracy.reset()

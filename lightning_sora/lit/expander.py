@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.captioners import checkpoint_of
+from lightning_sora.lit.evaluation_means import EvaluationMeans
 from lightning_sora.lit.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.lit.module import LitModule
 from lightning_sora.metrics.caption_facts import kept, read_caption
@@ -78,7 +79,7 @@ class LitExpander(LitModule):
         self.decoder = TextDecoder(len(self.words), dim=dim, depth=depth, num_heads=num_heads, memory=False)
         initialize(self.decoder, seed, "decoder.")
         self.word_drop, self.longest, self.temperature = word_drop, longest, temperature
-        self.scores = ClipMeans(SCORES)
+        self.scores, self._means = ClipMeans(SCORES), EvaluationMeans()
         self._count = CountedFlops()
 
     @property
@@ -146,7 +147,7 @@ class LitExpander(LitModule):
             ids, targets = self._rows(batch)
             losses = next_token_loss(self.decoder(ids[:, :-1]), targets[:, 1:], self.words.pad)
             expanded = self.expand(batch.prompts, seed=self.seed)
-        self.log(f"{split}/loss", losses.mean(), batch_size=len(batch), sync_dist=True, prog_bar=True)
+        self._means.add(f"{split}/loss", losses)
         held = [float(kept(prompt, text)) for prompt, text in zip(batch.prompts, expanded, strict=True)]
         rich = [float(is_rich(text)) for text in expanded]
         self.scores.add({"kept": torch.tensor(held), "rich": torch.tensor(rich)})
@@ -161,6 +162,7 @@ class LitExpander(LitModule):
     def _log_scores(self, split: str) -> None:
         self.log_dict({f"{split}/{name}": value for name, value in self.scores.compute().items()})
         self.scores.reset()
+        self._means.log(self, prog_bar=(f"{split}/loss",))
 
     def predict_step(self, batch: Pairs, batch_idx: int) -> list[str]:
         """Expansions."""

@@ -9,14 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
+from lightning_sora.lit.evaluation_means import EvaluationMeans, of_all_ranks
 from lightning_sora.lit.flops import FORWARD_AND_BACKWARD, CountedFlops
-from lightning_sora.lit.grouped import GroupedMeans
 from lightning_sora.lit.judge import ReconstructionJudge
 from lightning_sora.lit.module import LitModule
 from lightning_sora.lit.optimizers import create_optimizer
 from lightning_sora.metrics.reconstruction import ReconstructionQuality, clip_quality
 from lightning_sora.models.vae import VAES, LatentStatistics, Posterior
-from lightning_sora.models.vae.losses import VAELoss, active_channels
+from lightning_sora.models.vae.losses import VAELoss, active_channels, are_active
 from lightning_sora.randomness import generator, initialize, normal_per_clip
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch
 
@@ -86,7 +86,7 @@ class LitVAE(LitModule):
         self.permute_colors, self.gallery_clips = permute_colors, gallery_clips
         self.statistics = LatentStatistics(self.vae.latent_channels)
         self.quality = ReconstructionQuality()
-        self._grouped = GroupedMeans()  # of the PSNR, by source
+        self._means, self._latents = EvaluationMeans(), LatentStatistics(self.vae.latent_channels)  # of an evaluation
         self.judge = ReconstructionJudge(extractor)
         self._gallery_batches: list[SpacetimeBatch] = []
         self._count = CountedFlops()
@@ -254,16 +254,13 @@ class LitVAE(LitModule):
         psnr, ssim = clip_quality(made, video)
         self.quality.add(psnr, ssim)
         for source, value in zip(batch.sources, psnr.tolist(), strict=False):  # none where there is one source only
-            self._grouped.add(source, value)
+            self._means.add(f"{split}/psnr_{source}", [value])
         self.score_clips(f"{split}/psnr", batch.ids, psnr.tolist())
         self.score_clips(f"{split}/ssim", batch.ids, ssim.tolist())
-        values = {
-            f"{split}/l1": (made - video).abs().mean(),
-            f"{split}/active_channels": active_channels(posterior).sum().float(),
-            f"{split}/latent_std": self.vae.scale(posterior.mean).std(),
-            **{f"kl/{split}_channel_{i:02d}": v for i, v in enumerate(posterior.kl_per_channel())},
-        }
-        self.log_dict(values, batch_size=len(batch), on_step=False, on_epoch=True, sync_dist=True)
+        self._means.add(f"{split}/l1", (made - video).abs().flatten(1).mean(dim=1))
+        for i, kl in enumerate(posterior.kl().mean(dim=(2, 3, 4)).unbind(dim=1)):
+            self._means.add(f"kl/{split}_channel_{i:02d}", kl)
+        self._latents.update(posterior.mean)
         return to_uint8(made)
 
     def on_validation_epoch_end(self) -> None:
@@ -277,7 +274,22 @@ class LitVAE(LitModule):
     def _log_quality(self, split: str) -> None:
         self.log_dict({f"{split}/{name}": value for name, value in self.quality.compute().items()}, prog_bar=True)
         self.quality.reset()
-        self._grouped.log(self, f"{split}/psnr")
+        means = self._means.log(self)
+        everyone = of_all_ranks(self.trainer, self._latents)
+        self._latents = LatentStatistics(self.vae.latent_channels)
+        for one in everyone:
+            self._latents.merge(one)
+        self._log_latents(self._latents, means, split)
+        self._latents = LatentStatistics(self.vae.latent_channels)
+
+    def _log_latents(self, latents: LatentStatistics, means: dict[str, float], split: str) -> None:
+        """Logs how many channels carry anything, and the spread of scaled latents, over all clips of an evaluation."""
+        kl = torch.tensor([means[f"kl/{split}_channel_{i:02d}"] for i in range(latents.channels)])
+        self.log(f"{split}/active_channels", are_active(latents.std.square().cpu(), kl).sum().float())
+        scale, offset = self.vae.latent_std.to(latents.mean), self.vae.latent_mean.to(latents.mean)
+        mean = (latents.mean - offset) / scale
+        square = (latents.std / scale).square() + mean.square()
+        self.log(f"{split}/latent_std", (square.mean() - mean.mean().square()).clamp(min=0).sqrt().float())
 
     @torch.no_grad()
     def predict_step(self, batch: SpacetimeBatch, batch_idx: int) -> list[Tensor]:

@@ -90,3 +90,50 @@ def test_one_rank_then_two_cover_each_clip_once_per_epoch(tmp_path: Path, sizes:
     # The ranks hold the same model, and judge it on all validation clips together: here on one batch.
     assert both[0]["weights"] == pytest.approx(both[1]["weights"], rel=1e-9)
     assert both[0]["loss"] == both[1]["loss"]
+
+
+EVALUATION = """
+import json, os, sys
+import lightning.pytorch as pl
+import torch
+from tests.integration.conftest import make_data, make_dit, make_vae
+
+ranks = int(os.environ.get("WORLD_SIZE", 1))
+torch.set_num_threads(1)
+found = {}
+for module in (make_dit(), make_vae()):
+    data = make_data(batch_size=2)
+    data.spec = "world(level='tiny', clips=2, heldout_clips=7)"
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=ranks, strategy="ddp" if ranks > 1 else "auto", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, default_root_dir=sys.argv[1],
+    )
+    trainer.validate(module, data, verbose=False)
+    found |= {f"{type(module).__name__} {k}": float(v) for k, v in trainer.callback_metrics.items()}
+rank = os.environ.get("RANK", "0")
+with open(f"{sys.argv[1]}/{ranks}-{rank}.json", "w") as file:
+    json.dump(found, file)
+"""
+
+
+def test_what_is_judged_is_the_same_on_ranks_with_uneven_clips(tmp_path: Path) -> None:
+    """Seven clips in batches of two: one rank has four of them, or all."""
+    script = tmp_path / "evaluation.py"
+    script.write_text(EVALUATION)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    found = {}
+    for ranks in (1, 2):
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+        done = subprocess.run(
+            [sys.executable, *launcher, script, tmp_path],
+            env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        for rank in range(ranks):
+            found[ranks, rank] = json.loads((tmp_path / f"{ranks}-{rank}.json").read_text())
+    alone = found[1, 0]
+    names = {"LitDiT val/loss", "LitDiT val/denoising_error", "LitDiT val/loss_t0", "LitVAE val/l1"}
+    assert names | {"LitVAE val/psnr", "LitVAE val/active_channels", "LitVAE val/latent_std"} <= set(alone)
+    for rank in range(2):
+        assert found[2, rank] == pytest.approx(alone, rel=1e-5)

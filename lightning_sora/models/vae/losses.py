@@ -36,8 +36,12 @@ def active_channels(posterior: Posterior) -> Bool[Tensor, " channels"]:
     A channel is active if the variance of its posterior mean over the batch and all positions exceeds 0.01
     (Burda et al. 2016, section 5.1), or its KL exceeds 0.01 nats per value.
     """
-    variance = posterior.mean.transpose(0, 1).flatten(1).var(dim=1, correction=0)
-    return (variance > 0.01) | (posterior.kl_per_channel() > 0.01)
+    return are_active(posterior.mean.transpose(0, 1).flatten(1).var(dim=1, correction=0), posterior.kl_per_channel())
+
+
+def are_active(variance: Float[Tensor, " channels"], kl: Float[Tensor, " channels"]) -> Bool[Tensor, " channels"]:
+    """The same, of the variance and the KL of each channel over any number of clips."""
+    return (variance > 0.01) | (kl > 0.01)
 
 
 def hinge_discriminator_loss(

@@ -1,0 +1,62 @@
+"""Means over all clips of an evaluation, however they are dealt to batches and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+Sums = Mapping[str, tuple[float, int]]
+
+
+def of_all_ranks(trainer: pl.Trainer, own: T) -> list[T]:
+    """What each rank has, in order of ranks, on every rank; to be called by all."""
+    if trainer.world_size == 1:
+        return [own]
+    everyone: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(everyone, own)
+    return everyone
+
+
+class EvaluationMeans:
+    """Sums and counts by name in float64, over all ranks, which may have met other names and other numbers of clips.
+
+    Lightning averages the means of batches, over ranks by their numbers of batches: clips of short batches weigh more.
+
+    Example:
+        >>> means = EvaluationMeans()
+        >>> means.add("val/loss", [1.0, 2.0])
+        >>> means.add("val/loss", [6.0])
+        >>> means.over([means.sums])
+        {'val/loss': 3.0}
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[float, int]] = {}
+
+    def add(self, name: str, values: Sequence[float] | Tensor) -> None:
+        """Adds one value per clip."""
+        numbers = torch.as_tensor(values).detach().double().flatten()
+        total, count = self.sums.get(name, (0.0, 0))
+        self.sums[name] = total + float(numbers.sum()), count + len(numbers)
+
+    def log(self, module: pl.LightningModule, prog_bar: Collection[str] = ()) -> dict[str, float]:
+        """Logs the mean of each name on every rank, forgets all, and returns what it logged."""
+        found = self.over(of_all_ranks(module.trainer, self.sums))
+        for name, mean in found.items():
+            module.log(name, mean, prog_bar=name in prog_bar)
+        self.sums = {}
+        return found
+
+    @staticmethod
+    def over(everyone: Sequence[Sums]) -> dict[str, float]:
+        """The means of several ranks' sums, names in order."""
+        found = {}
+        for name in sorted({name for one in everyone for name in one}):
+            totals, counts = zip(*(one[name] for one in everyone if name in one), strict=True)
+            found[name] = sum(totals) / sum(counts)
+        return found

@@ -1,0 +1,20 @@
+"""Means of an evaluation are those over all clips, however they are dealt."""
+
+import pytest
+import torch
+
+from lightning_sora.lit.evaluation_means import EvaluationMeans
+from lightning_sora.randomness import generator
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_batches_and_ranks_change_no_mean(ranks: int, size: int) -> None:
+    values = torch.rand(17, generator=generator(0, "values"), dtype=torch.float64)
+    everyone = [EvaluationMeans() for _ in range(ranks)]
+    for turn, batch in enumerate(values.split(size)):
+        everyone[turn % ranks].add("val/loss", batch)
+        everyone[turn % ranks].add(f"val/loss_{turn % 2}", batch[:1])
+    found = EvaluationMeans.over([one.sums for one in everyone])
+    assert found["val/loss"] == pytest.approx(float(values.mean()), rel=1e-12)
+    assert found["val/loss_0"] == pytest.approx(float(values[::size][::2].mean()), rel=1e-12)
