@@ -67,7 +67,7 @@ def test_an_impossible_pattern_says_why(pattern: str | list[str], words: str) ->
             "window(size=(2, 2, 3))",
             1,
             lambda a, b: all(
-                (i + o) // s == (j + o) // s for i, j, s, o in zip(a, b, (2, 2, 3), (1, 1, 1), strict=True)
+                (i - o) // s == (j - o) // s for i, j, s, o in zip(a, b, (2, 2, 3), (1, 1, 1), strict=True)
             ),
         ),
     ],

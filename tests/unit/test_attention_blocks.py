@@ -90,8 +90,31 @@ def test_radial_bands_halve_with_each_doubling_of_distance(grid: TokenGrid) -> N
             elif band < 1:
                 expected = distance == 0 and apart % math.ceil(1 / band) == 0
             else:
-                expected = distance < band
+                expected = distance + 1 <= band
             assert (other in seen) == expected
+
+
+def swin_regions(axis: int, window: int, layer: int) -> list[int]:
+    """The window of each place of one axis after Swin's roll, and the region of its mask."""
+    if axis <= window:
+        return [0] * axis
+    shift = window // 2 if layer % 2 else 0
+    padded = -(-axis // window) * window
+    rolled = [(place + shift) % padded for place in range(padded)]  # where each rolled place comes from
+    region = [0 if i < padded - window else 1 if i < padded - shift else 2 for i in range(padded)]
+    named = {origin: (i // window, region[i]) for i, origin in enumerate(rolled)}
+    names = list(dict.fromkeys(named.values()))
+    return [names.index(named[place]) for place in range(axis)]
+
+
+@pytest.mark.parametrize("grid", [*GRIDS, TokenGrid(7, 8, 9), TokenGrid(3, 6, 2)])
+@pytest.mark.parametrize("size", [(2, 4, 4), (3, 3, 5), (8, 1, 3)])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_windows_are_those_of_video_swin(grid: TokenGrid, size: Place, layer: int) -> None:
+    axes = [swin_regions(n, w, layer) for n, w in zip(grid, size, strict=True)]
+    for place, seen in zip(places(grid), seen_by(f"window(size={size})", grid, layer), strict=True):
+        own = [axis[at] for axis, at in zip(axes, place, strict=True)]
+        assert seen == {p for p in places(grid) if [axis[at] for axis, at in zip(axes, p, strict=True)] == own}
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -18,12 +18,14 @@ from lightning_sora.spacetime import TokenGrid
 
 @register_attention("radial")
 class RadialAttention(MaskedBlock):
-    """Attention as its energy decays (Li et al. 2025, arXiv:2506.19852, section 4.2): frames that are ``2^r`` to
-    ``2^(r+1)`` apart see a band of each other's tokens, in reading order, of ``2^-r`` of a frame's width; the same and
-    the next frame are seen whole. Where the band is narrower than a token, every so many-th frame sees its own place.
+    """Attention as its energy decays (Li et al. 2025, arXiv:2506.19852, section 4.2): of frames that are ``2^r`` to
+    ``2^(r+1) - 1`` apart, tokens ``k`` and ``l`` in reading order see each other where ``|k - l| + 1 <= s / 2^r``, with
+    ``s`` tokens in a frame; the same and the next frame are seen whole. Where that leaves less than a token, a token
+    sees its own place in every ``ceil(2^r / s)``-th frame. The released code also shows the first frame to all (an
+    attention sink) and rounds bands to blocks of 128 tokens; this is the mask of the paper.
 
     Args:
-        width: of the bands, as a factor.
+        width: multiplies the bands, so that 1 is the paper's.
     """
 
     def __init__(self, dim: int, num_heads: int, *, layer: int, depth: int, width: float = 1.0) -> None:
@@ -44,5 +46,5 @@ class RadialAttention(MaskedBlock):
         band = self.width * frame * 0.5 ** torch.floor(torch.log2(apart.clamp(min=1).double()))
         # A band of less than one token: its own place, in one of so many frames.
         thin = apart % torch.ceil(1 / band).long() == 0
-        width = torch.where(band < 1, thin, band.ceil()).masked_fill(apart == 0, frame)
+        width = torch.where(band < 1, thin, band.floor()).masked_fill(apart == 0, frame)
         return place.abs() < width.to(place.dtype)

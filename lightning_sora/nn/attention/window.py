@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -17,8 +18,8 @@ from lightning_sora.spacetime import TokenGrid
 class WindowAttention(PartitionBlock):
     """Shifted 3D windows (Video Swin, Liu et al. 2021, arXiv:2106.13230, section 3.2).
 
-    Windows of odd layers are shifted by half a window. Those at the border are smaller, where Swin
-    wraps around and masks: nothing mixes with the opposite border.
+    Windows of odd layers are shifted by half a window, rounded down, along each axis that one window does not
+    cover. Those at the border are smaller, where Swin wraps around and masks: nothing mixes with the opposite border.
 
     Args:
         size: tokens per window along (frames, height, width), or one number for all.
@@ -36,4 +37,6 @@ class WindowAttention(PartitionBlock):
         return ("window", self.size, self.shift)
 
     def group(self, coordinates: Int[Tensor, "total 4"], grids: Sequence[TokenGrid]) -> Int[Tensor, "total keys"]:
-        return (coordinates[:, 1:] + coordinates.new_tensor(self.shift)) // coordinates.new_tensor(self.size)
+        size, shift = coordinates.new_tensor(self.size), coordinates.new_tensor(self.shift)
+        grid = coordinates.new_tensor([list(grid) for grid in grids])[coordinates[:, 0]]
+        return (coordinates[:, 1:] - torch.where(grid > size, shift, 0)).div(size, rounding_mode="floor")
