@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
-from lightning_sora.nn.attention import create_attention, kernels
+from lightning_sora.nn.attention import create_attention, kernels, list_attention
 from lightning_sora.nn.attention.contract import DEPTH, DIM, HEADS, LAYOUTS, make, rope_of, text_of, tokens_of
 from lightning_sora.nn.attention.kernels import flex, kept_first, masked_row_ends, row_ends, sdpa, varlen
 from lightning_sora.spacetime import TokenGrid, TokenLayout
@@ -264,3 +264,27 @@ def test_under_autocast_queries_keys_and_values_are_of_one_dtype() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         q, k, v = block.project(tokens_of(layout), rope_of(layout))
     assert {q.dtype, k.dtype, v.dtype} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *list_attention(),
+        "dilated(stride=(4, 1, 1))",
+        "dilated(stride=(12, 1, 1))",
+        "window(size=(1, 2, 2))",
+        "tile(tile=(1, 2, 2), window=(1, 3, 3))",
+        "tile(tile=(2, 1, 1), window=(1, 3, 3))",
+        "tile(tile=(1, 1, 1), window=(3, 1, 1))",
+        "neighborhood(radius=(0, 1, 1))",
+        "gated(operator='spatial')",
+        "gated(operator='temporal')",
+    ],
+)
+def test_a_block_that_calls_itself_causal_sees_no_later_frame_however_many_there_are(spec: str) -> None:
+    for layer in range(3):
+        block = create_attention(spec, DIM, HEADS, layer=layer, depth=DEPTH)
+        fields = [block.receptive_field(TokenLayout((grid,))) for grid in (TokenGrid(20, 2, 2), TokenGrid(3, 3, 3))]
+        frames = [torch.arange(len(field)) // (4 if len(field) == 80 else 9) for field in fields]
+        ahead = [bool((f & (t[None] > t[:, None])).any()) for f, t in zip(fields, frames, strict=True)]
+        assert block.causal == (not any(ahead)), layer

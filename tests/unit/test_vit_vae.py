@@ -52,6 +52,7 @@ def test_a_pattern_that_looks_ahead_says_so() -> None:
     assert not vae.causal  # type: ignore[attr-defined]
     assert (influence(vae, 0) > 0).all()
     assert not make(", attention='temporal'").causal  # type: ignore[attr-defined]
+    assert not make(", attention='dilated(stride=(4, 1, 1))'").causal  # type: ignore[attr-defined]
 
 
 def test_decoding_is_causal_as_well() -> None:

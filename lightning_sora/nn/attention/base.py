@@ -151,6 +151,14 @@ class AttentionBlock(nn.Module, ABC):
         plain = (int, float, str, tuple)
         return (type(self), *sorted((k, v if isinstance(v, plain) else repr(v)) for k, v in options.items()))
 
+    @property
+    def causal(self) -> bool:
+        """Whether no token sees a later frame, however many there are; a block that knows so says so.
+
+        Fields of small grids do not tell: reaches may be longer, as of ``dilated(stride=(4, 1, 1))``.
+        """
+        return False
+
     @abstractmethod
     def attend(self, q: Heads, k: Heads, v: Heads, layout: TokenLayout, text: TextKeys | None = None) -> Heads:
         """Mixes values between the tokens of a clip, and from its text where there is any."""

@@ -19,6 +19,7 @@ class CausalAttention(MaskedBlock):
     attention of CausVid, Yin et al. 2024, arXiv:2412.07772, section 4.1)."""
 
     plan_name = ("causal",)
+    causal = True
 
     @no_type_check  # FlexAttention compiles it
     def visible(self, queries: Coordinates, keys: Coordinates, grid: TokenGrid) -> Bool[Tensor, "*_"]:

@@ -18,6 +18,7 @@ class SpatialAttention(PartitionBlock):
     Latte, Ma et al. 2024, arXiv:2401.03048, variant 1)."""
 
     plan_name = ("spatial",)
+    causal = True
 
     def group(self, coordinates: Int[Tensor, "total 4"], grids: Sequence[TokenGrid]) -> Int[Tensor, "total keys"]:
         return coordinates[:, 1:2]
@@ -45,6 +46,10 @@ class AxialAttention(PartitionBlock):
     @property
     def plan_name(self) -> tuple[object, ...]:
         return ("axial", self.axis)
+
+    @property
+    def causal(self) -> bool:
+        return self.axis != 0
 
     def group(self, coordinates: Int[Tensor, "total 4"], grids: Sequence[TokenGrid]) -> Int[Tensor, "total keys"]:
         fixed = [1 + axis for axis in range(3) if axis != self.axis]

@@ -53,6 +53,10 @@ class GatedAttention(AttentionBlock):
     def attend(self, q: Heads, k: Heads, v: Heads, layout: TokenLayout, text: TextKeys | None = None) -> Heads:
         return self.inner.attend(q, k, v, layout, text)
 
+    @property
+    def causal(self) -> bool:
+        return self.inner.causal
+
     def receptive_field(self, layout: TokenLayout) -> Bool[Tensor, "total total"]:
         return self.inner.receptive_field(layout)
 

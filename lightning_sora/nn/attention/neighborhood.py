@@ -35,6 +35,10 @@ class NeighborhoodAttention(MaskedBlock):
     def plan_name(self) -> tuple[object, ...]:
         return ("neighborhood", self.radius)
 
+    @property
+    def causal(self) -> bool:
+        return self.radius[0] == 0
+
     @no_type_check  # FlexAttention compiles it
     def visible(self, queries: Coordinates, keys: Coordinates, grid: TokenGrid) -> Bool[Tensor, "*_"]:
         t, y, x = map(near, queries, keys, grid, self.radius)

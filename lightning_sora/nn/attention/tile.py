@@ -46,6 +46,10 @@ class TileAttention(MaskedBlock):
     def plan_name(self) -> tuple[object, ...]:
         return ("tile", self.tile, self.window)
 
+    @property
+    def causal(self) -> bool:
+        return self.tile[0] == self.window[0] == 1
+
     @no_type_check  # FlexAttention compiles it
     def visible(self, queries: Coordinates, keys: Coordinates, grid: TokenGrid) -> Bool[Tensor, "*_"]:
         t, y, x = (

@@ -36,6 +36,10 @@ class WindowAttention(PartitionBlock):
     def plan_name(self) -> tuple[object, ...]:
         return ("window", self.size, self.shift)
 
+    @property
+    def causal(self) -> bool:
+        return self.size[0] == 1
+
     def group(self, coordinates: Int[Tensor, "total 4"], grids: Sequence[TokenGrid]) -> Int[Tensor, "total keys"]:
         size, shift = coordinates.new_tensor(self.size), coordinates.new_tensor(self.shift)
         grid = coordinates.new_tensor([list(grid) for grid in grids])[coordinates[:, 0]]
