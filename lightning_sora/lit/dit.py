@@ -138,7 +138,6 @@ class LitDiT(GenerativeModule):
         self._clip_cache: ClipCache | None = None
         self._latents = LatentMemory()  # of the fit that runs
         self._facts, self._sizes = False, set[str]()  # of the clips of the test
-        self._text_tokens = 0  # of the last batch, padding included
         self._count = CountedFlops()
         self._means = EvaluationMeans()
 
@@ -193,7 +192,6 @@ class LitDiT(GenerativeModule):
         spread = batch.layout.per_token(t[:, None])
         x_t = interpolate(x_0, noise, spread)
         text = self.text(captions)
-        self._text_tokens = text.mask.shape[1]
         prediction = self.dit(self.objective.input(x_t, spread), t, text, batch.layout)
         error = (prediction - self.objective.target(x_0, noise, spread)).square().mean(dim=-1)
         loss = batch.layout.clip_mean(error.float()) * self.weighting(t.float(), self.objective)
@@ -210,17 +208,20 @@ class LitDiT(GenerativeModule):
         """Each clip's weighted mean squared error at timestep ``t``."""
         return self.predict_x_0(batch, x_0, t, noise, captions)[0]
 
+    def captions_of(self, batch: SpacetimeBatch) -> list[str]:
+        """The captions that a batch is trained with: some are dropped, for guidance."""
+        dropped = uniform_per_clip(self.seed, "text_drop", batch.keys) < self.text_drop
+        return ["" if drop else c for c, drop in zip(batch.captions, dropped.tolist(), strict=True)]
+
     def training_flops(self, batch: SpacetimeBatch) -> int:
         """The transformer's declared FLOPs; those of the text encoder and of the frozen VAE are counted.
 
         A clip counts as encoded at every visit, also where its latent was kept: equal batches cost equal FLOPs.
         """
-        captions = list(batch.captions)
-        if not self._text_tokens:  # nothing was trained yet
-            with torch.no_grad():
-                self._text_tokens = self.text(captions).mask.shape[1]
-        total = FORWARD_AND_BACKWARD * self.dit.flops(batch.layout, self._text_tokens)
-        text = self._count(("text", len(captions), self._text_tokens), self.text, lambda: self.text(captions))
+        captions = self.captions_of(batch)
+        tokens = self.text.length(captions)
+        total = FORWARD_AND_BACKWARD * self.dit.flops(batch.layout, tokens)
+        text = self._count(("text", len(captions), tokens), self.text, lambda: self.text(captions))
         total += text * (FORWARD_AND_BACKWARD if self.text.trainable else 1)
         if batch.space == "pixel":
             for grid in batch.layout.grids:
@@ -245,9 +246,7 @@ class LitDiT(GenerativeModule):
         uniform = uniform_per_clip(self.seed, "timestep", batch.keys)
         t = self.timesteps(uniform, batch.layout.lengths)
         noise = self.noise_for(x_0, batch.layout, "noise", batch.keys)
-        dropped = uniform_per_clip(self.seed, "text_drop", batch.keys) < self.text_drop
-        captions = ["" if drop else c for c, drop in zip(batch.captions, dropped.tolist(), strict=True)]
-        losses = self.diffusion_loss(batch, x_0, t, noise, captions)
+        losses = self.diffusion_loss(batch, x_0, t, noise, self.captions_of(batch))
         self.log("train/loss", losses.mean(), prog_bar=True, batch_size=len(batch))
         self.log_by_source("train/loss", losses.detach(), batch)
         return losses.mean()

@@ -62,6 +62,11 @@ class TextEncoder(nn.Module, ABC):
     def forward(self, captions: Sequence[str]) -> TextContext:
         """Encodes captions of any length; each, the empty one too, has at least one unmasked token."""
 
+    @torch.no_grad()
+    def length(self, captions: Sequence[str]) -> int:
+        """Tokens of each row of :meth:`forward`, padding included."""
+        return self(captions).mask.shape[1]
+
 
 TEXT_ENCODERS: Registry[TextEncoder] = Registry("text encoder")
 
@@ -95,9 +100,12 @@ class JointEncoder(TextEncoder):
     def tokens(self, caption: str) -> list[int]:
         """The token ids of a caption; at least one."""
 
+    def length(self, captions: Sequence[str]) -> int:
+        return _up_to_eight(max(len(self.tokens(caption)) for caption in captions))
+
     def forward(self, captions: Sequence[str]) -> TextContext:
         rows = [self.tokens(caption) for caption in captions]
-        length = -(-max(map(len, rows)) // 8) * 8
+        length = _up_to_eight(max(map(len, rows)))
         ids = torch.tensor([row + [self.pad] * (length - len(row)) for row in rows])
         ids = ids.to(self.embedding.weight.device, non_blocking=True)
         mask = ids != self.pad
@@ -117,6 +125,10 @@ class JointEncoder(TextEncoder):
                 caption,
             )
             self._warned = True
+
+
+def _up_to_eight(longest: int) -> int:
+    return -(-longest // 8) * 8
 
 
 @TEXT_ENCODERS.register("bytes")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,23 @@ def test_flops_of_a_step_are_what_torch_counts(conditioning: str) -> None:
     x_0 = module.latent_rows(batch)
     t = torch.full((len(batch),), 0.5)
     with torch.no_grad(), FlopCounterMode(display=False) as learned:
-        module.diffusion_loss(batch, x_0, t, torch.randn_like(x_0), list(batch.captions))
+        module.diffusion_loss(batch, x_0, t, torch.randn_like(x_0), module.captions_of(batch))
     with torch.no_grad(), FlopCounterMode(display=False) as frozen:
         module.vae.encode(module.videos(batch))
     assert declared == 3 * learned.get_total_flops() + frozen.get_total_flops()
+
+
+def test_flops_of_a_batch_do_not_depend_on_what_was_counted_or_trained_before(
+    make_trainer: Callable[..., pl.Trainer],
+) -> None:
+    module = make_dit(text_drop=0.0)
+    batch = next(iter(make_data(batch_size=2).loader("train")))
+    batches = [replace(batch, captions=(words,) * 2) for words in ("a", "a big red cube moves left " * 3, "")]
+    alone = [make_dit(text_drop=0.0).training_flops(one) for one in batches]
+    assert len(set(alone)) == 2  # the shortest are padded to one length
+    assert [module.training_flops(one) for one in batches] == alone
+    make_trainer(max_steps=1).fit(module, make_data(batch_size=2))
+    assert [module.training_flops(one) for one in reversed(batches)] == alone[::-1]
 
 
 def test_a_vae_counts_both_directions() -> None:
