@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_sora.ablation.plan import read_plan
-from lightning_sora.ablation.statistics import t_interval
+from lightning_sora.ablation.statistics import Contrast, t_interval
 from lightning_sora.cli import main
 from lightning_sora.data.sources import SOURCES, Clip, Source
 from lightning_sora.lit import LitDiT
@@ -91,7 +91,8 @@ if __name__ == "__main__":
             for arm in plan.arms
         }
         for arm, values in found.items():
-            differences = np.array(values) - np.array(found[plan.baseline])
-            low, high = t_interval(100 * differences, 0.95)
-            told = f"{100 * differences.mean():+.1f} [{low:+.1f}, {high:+.1f}]" if arm != plan.baseline else "–"
+            ours, theirs = ({i: 100 * v for i, v in enumerate(found[name])} for name in (arm, plan.baseline))
+            contrast = Contrast.between(ours, theirs, step=100 / (PROMPTS * size[0]))  # one frame of one clip
+            low, high = t_interval(contrast.differences, 0.95, contrast.spread)
+            told = f"{contrast.differences.mean():+.1f} [{low:+.1f}, {high:+.1f}]" if arm != plan.baseline else "–"
             print(f"| {arm} | {name} | {np.mean(values):.1%} | {told} |", flush=True)
