@@ -37,6 +37,7 @@ class PlannedBatch:
         grids: of each clip; all equal unless packed.
         visits: how often each was read before.
         budget: tokens that a full batch has.
+        mean_clips, mean_tokens: of the batches of the epoch.
     """
 
     clips: tuple[int, ...]
@@ -44,6 +45,8 @@ class PlannedBatch:
     visits: tuple[int, ...]
     packed: bool = False
     budget: int = 0
+    mean_clips: float = 0.0
+    mean_tokens: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -163,6 +166,10 @@ class BatchPlan:
             if grid is not None:
                 members.append((index, visit))
                 grids.append(grid)
+        dealt = self.policy.batches(grids)
+        used = [p for places in dealt for p in places]
+        mean_clips = len(used) / max(1, len(dealt))
+        mean_tokens = sum(grids[p].tokens for p in used) / max(1, len(dealt))
         return [
             PlannedBatch(
                 tuple(members[p][0] for p in places),
@@ -170,8 +177,10 @@ class BatchPlan:
                 tuple(members[p][1] for p in places),
                 self.policy.packed,
                 self.policy.budget,
+                mean_clips,
+                mean_tokens,
             )
-            for places in self.policy.batches(grids)
+            for places in dealt
         ]
 
     def _grid(self, index: int, visit: int) -> TokenGrid | None:

@@ -113,6 +113,8 @@ class PlannedClips(Dataset[SpacetimeBatch]):
             skipped=tuple(skipped),
             sources=tuple(info.source for info in infos) if any(info.source for info in infos) else (),
             budget=planned.budget,
+            mean_clips=planned.mean_clips,
+            mean_tokens=planned.mean_tokens,
             unchanging=self.source.unchanging,
         )
 

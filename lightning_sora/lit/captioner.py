@@ -117,9 +117,9 @@ class LitCaptioner(LitModule):
 
     def training_step(self, batch: SpacetimeBatch, batch_idx: int) -> Tensor:
         ids = self.captioner.tokens(batch.captions)
-        loss = self._losses(batch, ids, self._dropped(ids, batch)).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        return loss
+        losses = self._losses(batch, ids, self._dropped(ids, batch))
+        self.log("train/loss", losses.mean(), prog_bar=True, batch_size=len(batch))
+        return batch.weighed(losses, "clip")
 
     def protocol(self, split: str) -> dict[str, Any]:
         return super().protocol(split) | {"decoding": "greedy", "judge": "facts read back from words"}

@@ -51,6 +51,7 @@ class LitDiT(GenerativeModule):
             the scale of plain classifier-free guidance.
         prompts: of the gallery that each validation adds to.
         expander: see :class:`GenerativeModule`.
+        weigh: what counts the same in the gradient over an epoch, under any ``data.sizes``: each clip, token or batch.
         val_timesteps: strata of t at which each validation clip is scored.
         extractor: spec of the space of FVD in tests, such as "world" or "i3d(weights='PATH')"; None for no FVD.
         clip: "world" for the CLIP-score of the world's evaluator, the name or directory of a CLIP, or None.
@@ -78,6 +79,7 @@ class LitDiT(GenerativeModule):
         objective: str = "velocity",
         weighting: str = "uniform",
         timesteps: str = "logit_normal",
+        weigh: Literal["clip", "token", "batch"] = "clip",
         sampler: str = "euler",
         steps: int = 20,
         guidance: float | str = 2.5,
@@ -107,6 +109,8 @@ class LitDiT(GenerativeModule):
         self.save_hyperparameters()
         if not 0 <= text_drop < 1:
             raise SoraError(f"text_drop={text_drop} must lie in [0, 1)")
+        if weigh not in ("clip", "token", "batch"):
+            raise SoraError(f"weigh={weigh!r} must be 'clip', 'token' or 'batch'")
         if val_timesteps < 1:
             raise SoraError(f"val_timesteps={val_timesteps} must be at least 1")
         self.vae, self.vae_spec, self.vae_run_id = load_vae(vae, seed)
@@ -133,7 +137,7 @@ class LitDiT(GenerativeModule):
         self.objective = OBJECTIVES.create(objective)
         self.weighting = WEIGHTINGS.create(weighting)
         self.timesteps = TIMESTEPS.create(timesteps)
-        self.text_drop, self.val_timesteps = text_drop, val_timesteps
+        self.text_drop, self.val_timesteps, self.weigh = text_drop, val_timesteps, weigh
         self.judge, self.reconstruction = GenerationJudge(extractor, clip), ReconstructionQuality()
         self._clip_cache: ClipCache | None = None
         self._latents = LatentMemory()  # of the fit that runs
@@ -249,7 +253,7 @@ class LitDiT(GenerativeModule):
         losses = self.diffusion_loss(batch, x_0, t, noise, self.captions_of(batch))
         self.log("train/loss", losses.mean(), prog_bar=True, batch_size=len(batch))
         self.log_by_source("train/loss", losses.detach(), batch)
-        return losses.mean()
+        return batch.weighed(losses, self.weigh)
 
     # Evaluation: the same noise and the same timesteps, every time and in every arm.
     def fixed_loss(self, batch: SpacetimeBatch, split: str) -> None:

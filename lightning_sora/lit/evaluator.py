@@ -128,7 +128,7 @@ class LitEvaluator(LitModule):
         for name, value in losses.items():
             self.log(f"train/{name}", value.detach(), batch_size=len(batch))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        return loss
+        return batch.weighed(loss[None], "clip")
 
     def losses(self, seen: Perception, true: Answers) -> dict[str, Tensor]:
         """The weighted losses per fact."""

@@ -147,8 +147,8 @@ class LitVAE(LitModule):
             self.log(f"train/{name}", value.detach(), prog_bar=name == "reconstruction", batch_size=len(batch))
         self.adopt_statistics()  # at every step, so that every checkpoint is scaled
         if self.automatic_optimization:
-            return terms["loss"]
-        self._adversarial_step(pairs, terms["loss"], step)
+            return batch.weighed(terms["loss"][None], "clip")
+        self._adversarial_step(pairs, batch.weighed(terms["loss"][None], "clip"), step)
         return None
 
     def _permuted(self, batch: SpacetimeBatch) -> Float[Tensor, "clips 3 frames height width"]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
@@ -33,6 +33,7 @@ class SpacetimeBatch:
         skipped: files that could not be read and were replaced, each "name: reason".
         sources: which source of a mixture each clip came from; empty where there is one only.
         budget: tokens that a full batch would have; 0 where there is no such thing.
+        mean_clips, mean_tokens: of the batches of this one's epoch, on all ranks; 0 where there is no plan.
         unchanging: whether each clip has these rows whenever it comes at this grid.
     """
 
@@ -49,6 +50,8 @@ class SpacetimeBatch:
     skipped: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     budget: int = 0
+    mean_clips: float = 0.0
+    mean_tokens: float = 0.0
     unchanging: bool = False
 
     def __post_init__(self) -> None:
@@ -69,6 +72,24 @@ class SpacetimeBatch:
     def keys(self) -> list[tuple[str, int]]:
         """(clip id, visit) of each clip: the keys of its random streams."""
         return list(zip(self.ids, self.visits, strict=True))
+
+    def weighed(self, losses: Float[Tensor, " clips"], equal: str) -> Float[Tensor, ""]:
+        """What a batch adds to the loss, so that clips, tokens or batches weigh the same over an epoch.
+
+        A batch's mean would let its clips weigh the more, the fewer they are: a still that trains alone would count as
+        much as a batch of sixteen films. Instead the sum is divided by what a batch of this epoch has on average,
+        whatever its own size, on any number of ranks, whose gradients are averaged.
+
+        Args:
+            losses: one per clip.
+            equal: ``"clip"``, ``"token"`` or ``"batch"``.
+        """
+        if equal == "clip" and self.mean_clips:
+            return losses.mean() * (len(self) / self.mean_clips)
+        if equal == "token":
+            lengths = losses.new_tensor(self.layout.lengths)
+            return (losses * lengths).sum() / (self.mean_tokens or self.layout.total)
+        return losses.mean()
 
     def select(self, clips: Sequence[int]) -> SpacetimeBatch:
         """The batch of these clips alone, in this order."""

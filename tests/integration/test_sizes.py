@@ -70,6 +70,53 @@ def test_packed_bucketed_and_one_by_one_give_each_clip_the_same_loss(attention: 
     assert len({round(float(loss), 4) for loss in packed.values()}) > 3
 
 
+STILLS = f"mixture(sources={{'films': \"{WORLD}\", 'stills': \"world(clips=5, native=((1,16,16),))\"}}, clips=29)"
+
+
+def shares(data: SpacetimeDataModule, equal: str) -> dict[str, float]:
+    """How much each clip counts in the mean gradient of an epoch's batches."""
+    found: dict[str, float] = {}
+    batches = list(data.loader("train"))
+    for batch in batches:
+        each = torch.ones(len(batch), requires_grad=True)
+        batch.weighed(each, equal).backward()
+        assert each.grad is not None
+        found |= zip(batch.ids, (each.grad / len(batches)).tolist(), strict=True)
+    return found
+
+
+@pytest.mark.parametrize("sizes", POLICIES)
+def test_clips_or_tokens_weigh_the_same_under_every_policy(sizes: str) -> None:
+    data = data_of(sizes, STILLS)
+    clips = shares(data, "clip")
+    assert len(clips) == 29
+    assert list(clips.values()) == pytest.approx([1 / 29] * 29, rel=1e-6)
+    lengths = {name: tokens for b in data.loader("train") for name, tokens in zip(b.ids, b.layout.lengths, strict=True)}
+    total = sum(lengths.values())
+    for name, share in shares(data, "token").items():
+        assert share == pytest.approx(lengths[name] / total, rel=1e-6)
+    batches = shares(data, "batch")
+    assert max(batches.values()) > 1.5 * min(batches.values())  # what the others mend
+
+
+def test_the_gradient_of_an_epoch_is_that_of_all_clips_however_they_are_batched() -> None:
+    def gradient(data: SpacetimeDataModule) -> Tensor:
+        module = make_dit(seed=0)
+        torch.manual_seed(0)
+        for parameter in module.dit.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+        batches = list(data.loader("train"))
+        for batch in batches:
+            x_0, t = module.latent_rows(batch), uniform_per_clip(0, "timestep", batch.keys)
+            noise = module.noise_for(x_0, batch.layout, "noise", batch.keys)
+            each = module.diffusion_loss(batch, x_0, t, noise, batch.captions)
+            (batch.weighed(each, module.weigh) / len(batches)).backward()
+        return torch.cat([p.grad.flatten() for p in module.dit.parameters() if p.grad is not None])
+
+    packed, alone = gradient(data_of("packed")), gradient(data_of("packed(tokens=27, lookahead=1)"))
+    torch.testing.assert_close(packed, alone, rtol=1e-3, atol=1e-5 * float(alone.abs().max()))
+
+
 class Scalars(pl.Callback):
     """Keeps what is logged."""
 
