@@ -150,6 +150,33 @@ def test_draws_do_not_depend_on_the_rest_of_the_batch() -> None:
     assert torch.equal(torch.rand(3, generator=generator(1, "x")), torch.rand(3, generator=generator(1, "x")))
 
 
+def test_streams_whose_seeds_agree_in_32_bits_are_others() -> None:
+    """Of 300,000 clips some ten pairs have such seeds, and torch seeds its generators from 32 bits."""
+    seen: dict[int, int] = {}
+    pairs = []
+    for clip in range(300_000):
+        low = stream_seed(0, "noise", f"clip-{clip}", 0) & 0xFFFFFFFF
+        if low in seen:
+            pairs.append((seen[low], clip))
+        seen[low] = clip
+    assert len(pairs) > 3
+    for pair in pairs:
+        one, other = normal_per_clip([(64,)] * 2, 0, "noise", [(f"clip-{clip}", 0) for clip in pair])
+        assert not torch.isin(one, other).any()
+
+
+def test_neighbouring_streams_are_independent_and_normal() -> None:
+    drawn = torch.stack(normal_per_clip([(256,)] * 2000, 0, "noise", [(f"clip-{i}", 0) for i in range(2000)])).double()
+    error = drawn.numel() ** -0.5  # standard error of the means below
+    assert abs(drawn.mean()) < 4 * error
+    assert abs(drawn.square().mean() - 1) < 4 * 2**0.5 * error
+    assert abs((drawn[1:] * drawn[:-1]).mean()) < 4 * error
+    assert abs((drawn[:, 1:] * drawn[:, :-1]).mean()) < 4 * error
+    uniform = uniform_per_clip(0, "timestep", [(f"clip-{i}", 0) for i in range(4096)])
+    counts = torch.histc(uniform, 16, 0, 1)
+    assert float(((counts - 256).square() / 256).sum()) < 37.7  # chi squared of 15 degrees, 0.1 %
+
+
 def test_keyed_draws_leave_the_global_generator_alone() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
