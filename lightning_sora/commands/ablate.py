@@ -17,6 +17,7 @@ import yaml
 from lightning_sora.ablation.plan import Plan, read_plan
 from lightning_sora.errors import SoraError
 from lightning_sora.redaction import in_environment, redact
+from lightning_sora.sealing import read_json, seal_json, write_whole
 
 TRIAL_FILE, RECIPE_FILE = "trial.json", "recipe.yaml"
 
@@ -95,14 +96,16 @@ class _Sitting:
         design = planner.design()
         self.code = code_hash()
         calibration = self.folder / "seconds_per_step.json"
-        known = json.loads(calibration.read_text()) if calibration.is_file() else None
+        known = None
+        if calibration.is_file():
+            known = read_json(calibration.read_bytes(), calibration, "delete it, and it is measured again")
         arms = planner.arms(known if known and set(known) >= set(self.plan.arms) else None)
         trials = list(planner.trials(arms, design.code))
         self._show(planner, arms)
         if self.args.plan:
             return 0
         if planner.seconds_per_step:  # a later sitting must plan the same steps
-            calibration.write_text(json.dumps(planner.seconds_per_step))
+            write_whole(calibration, seal_json(planner.seconds_per_step))
         record = AblationRecord(self.uri, self.plan, design)
         record.begin(arms, [trial.planned for trial in trials], self.args.file.read_text())
         todo = [trial for trial in trials if not record.finished(trial.planned)]
@@ -186,7 +189,7 @@ class _Sitting:
         folder = trial.trainings[-1].folder
         _set_aside_others(folder, planned.identity)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / TRIAL_FILE).write_text(json.dumps({"trial": planned.identity}))
+        write_whole(folder / TRIAL_FILE, seal_json({"trial": planned.identity}))
         commands: list[tuple[str, ...]] = []
         for training in trial.trainings:
             judged = training is trial.trainings[-1]
@@ -243,8 +246,12 @@ def _commands(training: Any, file: Path, tested: bool) -> Iterator[tuple[str, ..
 def _set_aside_others(folder: Path, identity: str) -> None:
     """Renames a folder that holds another training: other code, recipe or budget."""
     file = folder / TRIAL_FILE
-    if not folder.is_dir() or (file.is_file() and json.loads(file.read_text())["trial"] == identity):
+    if not folder.is_dir():
         return
+    if file.is_file():
+        told = read_json(file.read_bytes(), file, f"delete {folder} to train it again")
+        if told.get("trial") == identity:
+            return
     moment = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
     folder.rename(folder.with_name(f"{folder.name}-{moment}-{time.time_ns() % 1_000_000:06d}"))
 

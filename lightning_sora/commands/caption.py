@@ -211,29 +211,29 @@ def _source(spec: str, root: str | None, split: str, seed: int) -> Source:
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    import io
-
     import pyarrow
-    import pyarrow.parquet
 
-    from lightning_sora.commands.shards import write_whole
+    from lightning_sora.sealing import parquet_bytes, write_whole
 
     kinds = dict.fromkeys(COLUMNS, pyarrow.string())
     kinds |= dict.fromkeys(("confidence", "fps"), pyarrow.float64())
     kinds |= dict.fromkeys(SIZE, pyarrow.int64()) | {"whole": pyarrow.bool_()}
     schema = pyarrow.schema(list(kinds.items()), metadata={"lightning_sora.captions": str(VERSION)})
     table = pyarrow.Table.from_pylist(rows, schema=schema)
-    content = io.BytesIO()
-    pyarrow.parquet.write_table(table, content)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content.getvalue())
+    write_whole(path, parquet_bytes(table))
 
 
 def _intact(path: Path, *, without_errors: bool = False) -> bool:
     import pyarrow
     import pyarrow.parquet
 
+    from lightning_sora.sealing import is_whole
+
     try:
+        if is_whole(path.read_bytes()) is False:
+            log.warning("%s is damaged: its bytes are not those that were written: its clips are captioned again", path)
+            return False
         if not set(COLUMNS) <= set(pyarrow.parquet.read_schema(path).names):
             return False
         return not without_errors or not any(pyarrow.parquet.read_table(path, columns=["error"])["error"].to_pylist())

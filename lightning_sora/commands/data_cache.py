@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from lightning_sora.models.text_hf import FrozenTransformer
     from lightning_sora.models.vae import VideoVAE
 
+log = logging.getLogger(__name__)
+
 SPLITS = ("train", "val", "test")
 #: Options of the data that move no latent.
 AS_ONE_LIKES = ("num_workers", "captions", "caption_share", "side_by_side", "on_error")
@@ -29,7 +32,8 @@ def add_parser(actions: Any) -> None:
         "cache",
         help="encode clips once, to train on their latents",
         description="Encodes every clip of a recipe's data by a frozen VAE, at the size and window of its first visit. "
-        "Then train with data.source=latents data.root=DIR. Called again after an interruption, it goes on.",
+        "Then train with data.source=latents data.root=DIR. Called again after an interruption, it goes on, "
+        "and makes damaged shards anew.",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe, as data.root=FOLDER")
     parser.add_argument("--config", required=True, type=Path, help="the recipe that will train on the latents")
@@ -51,11 +55,20 @@ def run(args: argparse.Namespace) -> int:
         SoraError: a mistake in the recipe or the VAE; or the folder holds a cache of another VAE, recipe or data.
     """
     from lightning_sora.commands.planning import resolve
-    from lightning_sora.commands.shards import Shard, claim, run_shards, write_whole
-    from lightning_sora.data.latents import HEADER, SCHEMA, read_header, shard_rows, shard_skipped, table_bytes
+    from lightning_sora.commands.shards import Shard, claim, run_shards
+    from lightning_sora.data.latents import (
+        HEADER,
+        SCHEMA,
+        read_header,
+        shard_is_whole,
+        shard_rows,
+        shard_skipped,
+        table_bytes,
+    )
     from lightning_sora.data.recaptions import read_captions
     from lightning_sora.lit.captioners import checkpoint_of
     from lightning_sora.plugins import load_packages, load_plugins
+    from lightning_sora.sealing import seal_json, write_whole
 
     wanted = args.splits.split(",")
     if not wanted or set(wanted) - set(SPLITS):
@@ -103,9 +116,13 @@ def run(args: argparse.Namespace) -> int:
 
     def intact(file: Path) -> bool:
         try:
-            return shard_rows(file, vae.fingerprint()) is not None
-        except SoraError:
-            return False
+            if shard_is_whole(file, vae.fingerprint()):
+                return True
+            reason = f"{file} is damaged: its bytes are not those that were written"
+        except SoraError as problem:
+            reason = str(problem)
+        log.warning("%s: its clips are encoded again", reason)
+        return False
 
     run_shards(
         shards, "lightning_sora.commands.data_cache:cache_shard", engine=args.engine, intact=intact,
@@ -137,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
               "data": fingerprints, "clips": totals, "recipe": what,
               "text": args.text or before.get("text")}  # fmt: skip
     # Last: a cache without it is not finished.
-    write_whole(args.out / HEADER, json.dumps(redacted(header), indent=1, sort_keys=True).encode())
+    write_whole(args.out / HEADER, seal_json(redacted(header)))
     print(f"{args.out}: train on it with --data.source=latents --data.root={args.out}")
     return 0
 
@@ -146,11 +163,11 @@ def cache_shard(work: Mapping[str, Any], path: Path) -> None:
     """Encodes the clips of one shard; those that cannot be read are left out."""
     import torch
 
-    from lightning_sora.commands.shards import write_whole
     from lightning_sora.data.latents import CachedClip, shard_bytes
     from lightning_sora.data.sources import DecodeError
     from lightning_sora.data.sources.latents import facts_text
     from lightning_sora.randomness import generator
+    from lightning_sora.sealing import write_whole
 
     data, vae = _data(json.dumps(work["data"], sort_keys=True)), _vae(work["vae"], work["device"], work["seed"])
     source, plan = data.source(work["split"]), _plan(data, work["split"])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_sora.commands.arguments import positive, usable_device, whole
 from lightning_sora.errors import SoraError
 from lightning_sora.redaction import redacted
+from lightning_sora.sealing import read_json, seal_json, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     if earlier is not None:
         _print_difference(scores, earlier)
     if args.out is not None:
-        _write(args.out, _record(scores, args))
+        write_whole(args.out, seal_json(redacted(_record(scores, args))))
         print(f"scores and protocol: {args.out}")
     return 0
 
@@ -275,12 +276,13 @@ def _record(scores: Scores, args: argparse.Namespace) -> dict[str, Any]:
 
 def _read_scores(path: Path) -> dict[str, Any]:
     try:
-        earlier = json.loads(path.read_text())
-    except (OSError, ValueError) as problem:
+        content = path.read_bytes()
+    except OSError as problem:
         raise SoraError(
             f"{path} cannot be read as scores ({problem}); give a file that `score --out` wrote"
         ) from problem
-    if not isinstance(earlier, dict) or not {"protocol", "scores"} <= set(earlier):
+    earlier = read_json(content, path, "give a file that `score --out` wrote")
+    if not {"protocol", "scores"} <= set(earlier):
         raise SoraError(f"{path} holds no scores; give a file that `score --out` wrote")
     return earlier
 
@@ -301,9 +303,3 @@ def _print_difference(scores: Scores, earlier: Mapping[str, Any]) -> None:
     for name, values in scores.values.items():
         before = earlier["scores"][name]["value"]
         print(f"{scores.titles[name]}: {values['value']:.5g}, was {before:.5g} ({values['value'] - before:+.4g})")
-
-
-def _write(path: Path, record: Mapping[str, Any]) -> None:
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(redacted(record), indent=1, sort_keys=True, default=str) + "\n")
-    partial.replace(path)

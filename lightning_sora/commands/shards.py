@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_sora.errors import SoraError
 from lightning_sora.redaction import redacted
+from lightning_sora.sealing import write_whole
 
 if TYPE_CHECKING:
     from lightning_sora.ablation.engines import Job
@@ -68,13 +68,6 @@ def claim(folder: Path, identity: Mapping[str, Any], remedy: str, *, name: str =
         raise SoraError(f"{folder} holds other files; {remedy}")
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(wanted, indent=1, sort_keys=True).encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that it is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 def run_shards(

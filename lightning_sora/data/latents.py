@@ -8,7 +8,6 @@ DIR/shards/train-00000000.safetensors
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
@@ -28,6 +27,7 @@ from torch import Tensor
 import lightning_sora.data.sources  # noqa: F401  (first: storage and the sources import each other)
 from lightning_sora.data import storage
 from lightning_sora.errors import SoraError
+from lightning_sora.sealing import BLANK, KEY, is_whole, parquet_bytes, read_json, seal, verify
 
 SCHEMA = 1
 HEADER = "cache.json"
@@ -83,9 +83,9 @@ def shard_bytes(
     tensors = {f"{place:06d}.latent": latent.to(DTYPES[dtype]).contiguous() for place, latent in enumerate(latents)}
     digests = [_digest(tensor.flatten().view(torch.uint8).numpy().tobytes()) for tensor in tensors.values()]
     rows = [{**asdict(clip), "digest": digest} for clip, digest in zip(clips, digests, strict=True)]
-    told = {"schema": SCHEMA, "vae_hash": vae_hash, "clips": rows, "skipped": list(skipped)}
+    told = {"schema": SCHEMA, "vae_hash": vae_hash, "clips": rows, "skipped": list(skipped), KEY: BLANK}
     # One key: safetensors writes several in an order that differs from process to process.
-    return save(tensors, metadata={"cache": json.dumps(told, sort_keys=True)})
+    return seal(save(tensors, metadata={"cache": json.dumps(told, sort_keys=True)}))
 
 
 def _digest(content: bytes | memoryview) -> str:
@@ -97,6 +97,20 @@ def shard_skipped(path: Path, vae_hash: str) -> list[str]:
     return _read_shard(path, vae_hash)[0]["skipped"]
 
 
+def shard_is_whole(path: Path, vae_hash: str) -> bool:
+    """Whether every byte of a shard is what was written; of one without a seal, every latent.
+
+    Raises:
+        SoraError: as of :func:`shard_rows`.
+    """
+    rows, content = shard_rows(path, vae_hash), path.read_bytes()
+    whole = is_whole(content)
+    if whole is None:
+        inside = memoryview(content)
+        return all(_digest(inside[row["offset"] :][: row["size"]]) == row["digest"] for row in rows)
+    return whole
+
+
 def shard_rows(path: Path, vae_hash: str) -> list[dict[str, Any]]:
     """The rows of a shard, with the place of each latent in the file.
 
@@ -105,13 +119,16 @@ def shard_rows(path: Path, vae_hash: str) -> list[dict[str, Any]]:
     """
     told, header, begin = _read_shard(path, vae_hash)
     rows = []
-    for place, clip in enumerate(told["clips"]):
-        entry = header[f"{place:06d}.latent"]
-        first, last = entry["data_offsets"]
-        rows.append(
-            {**clip, "shard": path.name, "offset": begin + first, "size": last - first,
-             "dtype": NAMES[entry["dtype"]], "shape": entry["shape"]}
-        )  # fmt: skip
+    try:
+        for place, clip in enumerate(told["clips"]):
+            entry = header[f"{place:06d}.latent"]
+            first, last = entry["data_offsets"]
+            rows.append(
+                {**clip, "shard": path.name, "offset": begin + first, "size": last - first,
+                 "dtype": NAMES[entry["dtype"]], "shape": entry["shape"]}
+            )  # fmt: skip
+    except (KeyError, TypeError, ValueError):
+        raise _damaged(path) from None
     return rows
 
 
@@ -119,10 +136,14 @@ def _read_shard(path: Path, vae_hash: str) -> tuple[dict[str, Any], dict[str, An
     """What a shard tells, where its tensors are, and where they begin."""
     with path.open("rb") as file:
         header, begin = _header(file, path)
-    told = json.loads(header.pop("__metadata__", {}).get("cache", "{}"))
-    if told.get("schema") != SCHEMA or told.get("vae_hash") != vae_hash:
-        raise SoraError(f"{path} holds latents of VAE {told.get('vae_hash')}, not {vae_hash}; make the cache anew")
-    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    try:
+        told = json.loads(header.pop("__metadata__", {}).get("cache", "{}"))
+        schema, found = told.get("schema"), told.get("vae_hash")
+        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+        raise _damaged(path) from None
+    if schema != SCHEMA or found != vae_hash:
+        raise SoraError(f"{path} holds latents of VAE {found}, not {vae_hash}; make the cache anew")
     if path.stat().st_size != begin + end:
         raise SoraError(
             f"{path} is cut short: {path.stat().st_size:,} of {begin + end:,} bytes; run `data cache` again"
@@ -138,30 +159,30 @@ def _header(file: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
             raise ValueError
         return json.loads(content), 8 + length
     except (ValueError, MemoryError, OverflowError):
-        raise SoraError(f"{path} is damaged or cut short; run `data cache` again") from None
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> SoraError:
+    return SoraError(f"{path} is damaged or cut short; run `data cache` again")
 
 
 def table_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """The Parquet table of a split."""
+    """The Parquet table of a split, with its digest."""
     import pyarrow
-    import pyarrow.parquet
 
     whole, text = pyarrow.int64(), pyarrow.string()
     kinds: dict[str, Any] = dict.fromkeys(COLUMNS, text)
     numbers = ("frames", "height", "width", "own_frames", "own_height", "own_width", "place", "offset", "size")
     kinds |= dict.fromkeys(numbers, whole) | dict.fromkeys(("fps", "own_fps"), pyarrow.float64())
     kinds |= {"alternatives": pyarrow.list_(text), "shape": pyarrow.list_(whole)}
-    table = pyarrow.Table.from_pylist(list(rows), schema=pyarrow.schema(list(kinds.items())))
-    content = io.BytesIO()
-    pyarrow.parquet.write_table(table, content)
-    return content.getvalue()
+    return parquet_bytes(pyarrow.Table.from_pylist(list(rows), schema=pyarrow.schema(list(kinds.items()))))
 
 
 def read_table(root: storage.Location, split: str) -> list[dict[str, Any]]:
     """The rows of a split.
 
     Raises:
-        SoraError: there is no such table, or it is none of a cache.
+        SoraError: there is no such table, it is damaged, or it is none of a cache.
     """
     import pyarrow
     import pyarrow.parquet
@@ -169,7 +190,8 @@ def read_table(root: storage.Location, split: str) -> list[dict[str, Any]]:
     name = f"{split}.parquet"
     try:
         with storage.open_file(root, name) as file:
-            table = pyarrow.parquet.read_table(pyarrow.BufferReader(file.read()))
+            content = verify(file.read(), f"{root}/{name}", "run `data cache` again")
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
     except (pyarrow.ArrowInvalid, OSError) as problem:
         raise SoraError(f"{root}/{name} is not a Parquet table ({problem}); make the cache anew") from problem
     missing = [column for column in COLUMNS if column not in table.column_names]
@@ -182,18 +204,16 @@ def read_header(root: storage.Location) -> dict[str, Any]:
     """What made a cache.
 
     Raises:
-        SoraError: no cache there, one that is unfinished, or of another version.
+        SoraError: no cache there, one that is unfinished, damaged, or of another version.
     """
     try:
         with storage.open_file(root, HEADER) as file:
-            header = json.loads(file.read())
+            header = read_json(file.read(), f"{root}/{HEADER}", "delete it and run `data cache` again")
     except FileNotFoundError:
         raise SoraError(
             f"no cache of latents at {root}: it has no {HEADER}, which `lightning-sora data cache` writes at its "
             "end; run that to the end, or correct data.root"
         ) from None
-    except ValueError as problem:
-        raise SoraError(f"{root}/{HEADER} is damaged ({problem}); make the cache anew") from problem
     if header.get("schema") != SCHEMA:
         raise SoraError(f"{root} was written by another version (schema {header.get('schema')}, not {SCHEMA})")
     return header

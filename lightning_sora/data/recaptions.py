@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning_sora.errors import SoraError
+from lightning_sora.sealing import verify
 
 COLUMNS = ("id", "caption", "confidence")
 MORE = ("content", "error")  # may be there
@@ -30,19 +31,21 @@ def read_captions(path: Path) -> dict[str, Recaption]:
     """By the ids of the clips.
 
     Raises:
-        SoraError: no such file, not Parquet, wrong columns, or a clip with two captions.
+        SoraError: no such file, damaged, not Parquet, wrong columns, or a clip with two captions.
     """
     import pyarrow
     import pyarrow.parquet
 
     if not path.is_file():
         raise SoraError(f"no table of captions at {path}; make one with `lightning-sora caption ... --out {path}`")
+    remedy = f"run `lightning-sora caption ... --out {path}` again, or copy it again"
+    content = pyarrow.py_buffer(verify(path.read_bytes(), path, remedy))
     try:
-        found = pyarrow.parquet.read_schema(path).names
+        found = pyarrow.parquet.read_schema(content).names
         missing = [name for name in COLUMNS if name not in found]
         if missing:
             raise SoraError(f"{path} has the columns {', '.join(found)}; needed are {', '.join(COLUMNS)}")
-        columns = pyarrow.parquet.read_table(path, columns=[*COLUMNS, *(n for n in MORE if n in found)]).to_pydict()
+        columns = pyarrow.parquet.read_table(content, columns=[*COLUMNS, *(n for n in MORE if n in found)]).to_pydict()
     except (pyarrow.ArrowInvalid, OSError) as problem:
         raise SoraError(f"{path} is not a Parquet file ({problem}); give the table that `caption` wrote") from problem
     empty = [""] * len(columns["id"])

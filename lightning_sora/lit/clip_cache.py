@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,9 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from lightning_sora.metrics.digests import weights_sha256
+from lightning_sora.sealing import BLANK, is_whole, seal, write_whole
+
+log = logging.getLogger(__name__)
 
 
 class ClipCache:
@@ -36,18 +40,23 @@ class ClipCache:
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
 
     def get(self, name: str) -> UInt8[Tensor, "frames height width 3"] | None:
-        """A clip, if it was generated before."""
+        """A clip, if it was generated before; None, with a warning, if its file is damaged."""
         path = self.path(name)
-        return torch.from_numpy(np.load(path)) if path.exists() else None
+        if not path.exists():
+            return None
+        content = path.read_bytes()
+        if not is_whole(content):
+            log.warning("%s is damaged: it is not what was written (SHA-256); clip %s is generated again", path, name)
+            return None
+        return torch.from_numpy(np.load(io.BytesIO(content)))
 
     def put(self, name: str, video: UInt8[Tensor, "frames height width 3"]) -> None:
         """Keeps a clip; an interrupted write leaves none."""
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.tmp")
-        with partial.open("wb") as file:
-            np.save(file, video.cpu().numpy())
-        partial.replace(path)
+        content = io.BytesIO()
+        np.save(content, video.cpu().numpy())
+        write_whole(path, seal(content.getvalue() + BLANK.encode()))  # numpy reads no further than the array
 
     def clear(self) -> None:
         """Forgets all clips: the test is done."""

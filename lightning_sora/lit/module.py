@@ -20,6 +20,7 @@ from lightning_sora.lit.optimizers import SCHEDULES, create_optimizer
 from lightning_sora.lit.precision import warn_of_slow_bfloat16
 from lightning_sora.redaction import from_environment
 from lightning_sora.registry import Spec
+from lightning_sora.sealing import verify_archive
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid
 
 log = logging.getLogger(__name__)
@@ -287,15 +288,20 @@ class LitModule(pl.LightningModule):
         return module.to(device).eval().requires_grad_(False)
 
 
+#: What to do about a damaged checkpoint.
+REMEDY = "copy it again, or give another checkpoint, such as best.ckpt or an earlier one"
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint of this package, read without running any code in it.
 
     Raises:
-        SoraError: no such file, unreadable, or not a checkpoint of this package.
+        SoraError: no such file, damaged, unreadable, or not a checkpoint of this package.
     """
     path = Path(path)
     if not path.is_file():
         raise SoraError(f"no checkpoint at {path}; give the path of a .ckpt file that `fit` wrote")
+    verify_archive(path, REMEDY)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as problem:

@@ -19,6 +19,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.metrics.extractors.base import Extractor
 from lightning_sora.metrics.frechet import Moments, merged
 from lightning_sora.metrics.protocol import ProtocolCard
+from lightning_sora.sealing import write_whole
 
 FORMAT = "lightning_sora reference 1"
 
@@ -64,7 +65,7 @@ class ReferenceStatistics:
         folder.mkdir(parents=True, exist_ok=True)
         digest = self.digest
         path = folder / f"{name}-{digest[:16]}.safetensors"
-        path.write_bytes(safetensors.torch.save(self._tensors(), self._header()))
+        write_whole(path, safetensors.torch.save(self._tensors(), self._header()))
         facts = {"format": FORMAT, "sha256": digest, "clips": len(self.ids), "protocol_id": self.card.id}
         path.with_suffix(".json").write_text(json.dumps({**facts, "protocol": self.fields}, indent=1, sort_keys=True))
         return path
@@ -90,15 +91,20 @@ class ReferenceStatistics:
                         "`lightning-sora score --save-reference` wrote"
                     )
                 tensors = {name: file.get_tensor(name) for name in ("counts", "totals", "outers", "ids")}
-        except SafetensorError as problem:
-            raise SoraError(f"{path} cannot be read as reference statistics ({problem}); make them anew") from problem
-        groups = [
-            Moments(int(c), t, o) for c, t, o in zip(*(tensors[n] for n in ("counts", "totals", "outers")), strict=True)
-        ]
-        loaded = cls(groups, tensors["ids"], header["fields"])
-        if not path.stem.endswith(loaded.digest[:16]):
+            groups = [
+                Moments(int(c), t, o)
+                for c, t, o in zip(*(tensors[n] for n in ("counts", "totals", "outers")), strict=True)
+            ]
+            loaded = cls(groups, tensors["ids"], header["fields"])
+            digest = loaded.digest
+        except SoraError:
+            raise
+        except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as problem:
+            reason = " ".join(str(problem).split())
+            raise SoraError(f"{path} cannot be read as reference statistics ({reason}); make them anew") from problem
+        if not path.stem.endswith(digest[:16]):
             raise SoraError(
-                f"{path} has the digest {loaded.digest[:16]}, not the one in its name: it was changed or damaged, or "
+                f"{path} has the digest {digest[:16]}, not the one in its name: it was changed or damaged, or "
                 "renamed; make it anew, or copy it again"
             )
         if len(loaded.ids) != merged(groups).count:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
 from lightning_sora.models.text import TextContext, TextEncoder
+from lightning_sora.sealing import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ class FrozenTransformer(TextEncoder):
     Its weights belong to no checkpoint, optimizer or average of ours: a checkpoint records their
     fingerprint alone, and refuses to load beside other weights. Each caption is encoded once and kept
     on the CPU, the most recent ``memory`` ones; with ``cache``, also as one file per caption, for
-    later runs; what :meth:`store` wrote there is read.
+    later runs; what :meth:`store` wrote there is read. Each embedding is verified by its digest when it is read.
 
     Args:
         name: a local directory, or a name on the hub.
@@ -122,17 +124,15 @@ class FrozenTransformer(TextEncoder):
         if path is None:
             return False
         if path.exists():
-            self._known[caption] = load_file(path)["embedding"]
+            self._known[caption] = _embedding(path, "embedding")
             return True
         if self._shards is None:
             self._shards = {}
             for shard in sorted(path.parent.glob("shard-*.safetensors")):
-                with safe_open(shard, framework="pt") as content:
-                    self._shards |= dict.fromkeys(content.keys(), shard)
+                self._shards |= dict.fromkeys(_keys(shard), shard)
         if path.stem not in self._shards:
             return False
-        with safe_open(self._shards[path.stem], framework="pt") as content:
-            self._known[caption] = content.get_tensor(path.stem)
+        self._known[caption] = _embedding(self._shards[path.stem], path.stem)
         return True
 
     def _refuse_stored_by_another(self, cache: Path) -> None:
@@ -156,15 +156,10 @@ class FrozenTransformer(TextEncoder):
             path = home / f"shard-{first:08d}.safetensors"
             some = captions[first : first + per_shard]
             keys = [_key(caption) for caption in some]
-            if path.exists():
-                with safe_open(path, framework="pt") as content:
-                    if set(content.keys()) == set(keys):
-                        continue
+            if path.exists() and _holds(path, keys):
+                continue
             rows = [row for i in range(0, len(some), 64) for row in self._encode(some[i : i + 64])]
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            tensors = {key: row.contiguous() for key, row in zip(keys, rows, strict=True)}
-            save_file(tensors, partial, metadata={"encoder": self._fingerprint})
-            partial.replace(path)
+            write_whole(path, _embeddings_bytes(dict(zip(keys, rows, strict=True)), self._fingerprint))
         return len(captions)
 
     def _write(self, caption: str, embedding: Tensor) -> None:
@@ -172,9 +167,7 @@ class FrozenTransformer(TextEncoder):
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file({"embedding": embedding.contiguous()}, partial)
-        partial.replace(path)
+        write_whole(path, _embeddings_bytes({"embedding": embedding}, self._fingerprint))
 
     # What nn.Module must know of weights that it does not own.
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenTransformer:
@@ -196,6 +189,67 @@ class FrozenTransformer(TextEncoder):
 
 def _key(caption: str) -> str:
     return hashlib.blake2b(caption.encode("utf-8", errors="replace"), digest_size=16).hexdigest()
+
+
+def _digest(embedding: Tensor) -> str:
+    content = embedding.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return hashlib.sha256(f"{embedding.dtype} {tuple(embedding.shape)} ".encode() + content).hexdigest()[:32]
+
+
+def _embeddings_bytes(embeddings: Mapping[str, Tensor], fingerprint: str) -> bytes:
+    """A safetensors file of embeddings, with the digest of each."""
+    told = {"encoder": fingerprint, "sha256": {key: _digest(embedding) for key, embedding in embeddings.items()}}
+    tensors = {key: embedding.contiguous() for key, embedding in embeddings.items()}
+    return save(tensors, metadata={"lightning_sora": json.dumps(told, sort_keys=True)})
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as content:
+            yield content
+    except (SafetensorError, UnicodeDecodeError) as problem:
+        raise _damaged(path, str(problem)) from problem
+
+
+def _damaged(path: Path, reason: str) -> SoraError:
+    return SoraError(f"{path} is damaged ({' '.join(reason.split())}); delete it, and its captions are encoded again")
+
+
+def _keys(path: Path) -> list[str]:
+    with _opened(path) as content:
+        return list(content.keys())
+
+
+def _embedding(path: Path, key: str) -> Tensor:
+    """One embedding of a file, as it was written; one without a digest is taken as it is.
+
+    Raises:
+        SoraError: it is damaged.
+    """
+    with _opened(path) as content:
+        embedding = content.get_tensor(key)
+        told = (content.metadata() or {}).get("lightning_sora")
+    try:
+        expected = None if told is None else json.loads(told)["sha256"][key]
+    except (ValueError, LookupError, TypeError) as problem:
+        raise _damaged(path, "its digests cannot be read") from problem
+    if expected is not None and expected != _digest(embedding):
+        raise _damaged(path, "an embedding is not what was written")
+    return embedding
+
+
+def _holds(path: Path, keys: Sequence[str]) -> bool:
+    """Whether a file has these embeddings, each as it was written."""
+    try:
+        if set(_keys(path)) != set(keys):
+            return False
+        for key in keys:
+            _embedding(path, key)
+    except SoraError as problem:
+        logger.warning("%s: now", problem)
+        return False
+    return True
 
 
 def refuse_missing_folder(name: str, kind: str) -> None:

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_sora.directions import Mode, chosen_mode
 from lightning_sora.errors import SoraError
 from lightning_sora.redaction import redacted
+from lightning_sora.sealing import verify_archive
 from lightning_sora.tracking.logger import find_tracker
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ _ARGUMENTS = (pl.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, pl.LightningDataMo
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target and renames: a reader sees the old file or the new one, never a part.
+
+    A file is verified before it is read, as torch does not look at the CRC-32 that it writes with every record.
 
     Lightning's own writes to TMPDIR first, from where a move may be a copy. Secrets among hyper-parameters are
     replaced.
@@ -49,6 +52,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Reads a checkpoint whose every record is what was written.
+
+        Raises:
+            SoraError: it is damaged.
+        """
+        remedy = "copy it again, or go on from another checkpoint"
+        if "://" not in str(path) and Path(path).is_file():
+            verify_archive(Path(path), remedy)
+        try:
+            return super().load_checkpoint(path, *args, **kwargs)
+        except RuntimeError as problem:
+            if "PytorchStreamReader" not in str(problem):
+                raise
+            raise SoraError(f"{path} is damaged: torch cannot open it as an archive; {remedy}") from problem
 
 
 class Checkpoint(LightningCheckpoint):
@@ -102,10 +121,10 @@ class Checkpoint(LightningCheckpoint):
         return Path(self.dirpath if self.dirpath is not None else Path(root) / "checkpoints").absolute()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage != "fit" or is_dry_run(trainer):
-            return
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if stage != "fit" or is_dry_run(trainer):
+            return
         self._folder = self.folder(trainer.default_root_dir)
         if trainer.is_global_zero:
             self._hold()

@@ -14,6 +14,7 @@ from typing import Any
 from lightning_sora.data.storage import ArchiveMember, Location, open_file
 from lightning_sora.errors import SoraError
 from lightning_sora.registry import Registry
+from lightning_sora.sealing import verify
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,9 @@ def _parquet(place: Location) -> list[Record]:
     import pyarrow
     import pyarrow.parquet
 
+    content = verify(content_of(place), place, "write or copy it again")
     try:
-        return pyarrow.parquet.read_table(pyarrow.BufferReader(content_of(place))).to_pylist()
+        return pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
     except (pyarrow.ArrowInvalid, OSError) as problem:
         raise SoraError(f"{place}: not a Parquet file ({problem})") from problem
 

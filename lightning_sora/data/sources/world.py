@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -28,6 +29,9 @@ from lightning_sora.world import LEVELS, Facts, World
 SPLITS = {"train": ("train", 0), "val": ("heldout", 0), "test": ("heldout", 1 << 24)}
 Size = tuple[int, int, int, float]  # frames, height, width, frames per second
 FRAMES = 1 << 20  # of a clip, for the plan: the world goes on for as long as is asked
+DIGEST = 8  # bytes, of each clip in a cache
+
+log = logging.getLogger(__name__)
 
 
 @SOURCES.register("world")
@@ -43,7 +47,8 @@ class WorldSource(Source):
         captions: "tags", "short", "dense" or "alt"; the wording varies from clip to clip.
         heldout_captions: those of validation and test; None for the same.
         fps: frames per second at which clips are rendered if none is asked for.
-        cache: a directory that keeps rendered clips between epochs and runs; None renders anew.
+        cache: a directory that keeps rendered clips between epochs and runs, each with a digest; one that is damaged is
+            rendered again, with a warning. None renders anew.
         native: sizes (frames, height, width) that clips have of their own, one drawn for each clip; what is asked
             for is then cut out of that, as from a file: scaled to cover the asked size, and cut at a drawn place in
             train, in the middle elsewhere. None: a clip has any size, with the whole stage in view.
@@ -183,26 +188,50 @@ class WorldSource(Source):
 class _ClipCache:
     """Rendered clips in one memory-mapped file, shared by workers and runs.
 
-    A clip's flag is set after its pixels, and equal keys always write equal pixels, so that neither
-    an interrupted run nor two at once can leave a wrong clip.
+    A clip's digest is set after its pixels, and equal keys always write equal pixels, so that neither
+    an interrupted run nor two at once can leave a wrong clip. Pixels that are not those of their digest are
+    rendered again, with a warning.
     """
 
     def __init__(self, root: Path, fingerprint: str, clips: int, size: Size) -> None:
         frames, height, width, fps = size
         root.mkdir(parents=True, exist_ok=True)
         stem = root / f"world-{fingerprint}-{clips}x{frames}x{height}x{width}@{fps:g}"
-        self._videos = _memmap(stem.with_name(stem.name + ".u8"), (clips, frames, height, width, 3))
-        self._known = _memmap(stem.with_name(stem.name + ".flags"), (clips,))
+        self._path = stem.with_name(stem.name + ".u8")
+        self._videos = _memmap(self._path, (clips, frames, height, width, 3))
+        self._digests = _memmap(stem.with_name(stem.name + ".digests"), (clips, DIGEST))
 
     def missing(self, indices: Sequence[int]) -> list[int]:
-        """Those that were not rendered yet."""
-        return [index for index in indices if not self._known[index]]
+        """Those that were not rendered yet, or whose pixels are damaged."""
+        damaged = [index for index in indices if self._known(index) and not self._whole(index, self._videos[index])]
+        if damaged:
+            log.warning(
+                "%s: %d of %d clips are damaged, as their digests tell; they are rendered again",
+                self._path, len(damaged), len(indices),
+            )  # fmt: skip
+            self._digests[damaged] = 0
+        return [index for index in indices if not self._known(index)]
 
     def get(self, index: int, render: Any) -> UInt8[Tensor, "frames height width 3"]:
-        if not self._known[index]:
-            self._videos[index] = render().numpy()
-            self._known[index] = 1
-        return torch.from_numpy(np.array(self._videos[index]))
+        if self._known(index):
+            video = np.array(self._videos[index])
+            if self._whole(index, video):
+                return torch.from_numpy(video)
+            log.warning("%s: clip %d is damaged, as its digest tells; it is rendered again", self._path, index)
+        video = render().numpy()
+        self._videos[index] = video
+        self._digests[index] = _digest(video)
+        return torch.from_numpy(video)
+
+    def _known(self, index: int) -> bool:
+        return bool(self._digests[index].any())
+
+    def _whole(self, index: int, video: UInt8[np.ndarray, "frames height width 3"]) -> bool:
+        return np.array_equal(self._digests[index], _digest(video))
+
+
+def _digest(video: UInt8[np.ndarray, "frames height width 3"]) -> UInt8[np.ndarray, " bytes"]:
+    return np.frombuffer(hashlib.sha256(np.ascontiguousarray(video).data).digest()[:DIGEST], dtype=np.uint8)
 
 
 def _memmap(path: Path, shape: tuple[int, ...]) -> np.memmap:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +21,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.metrics.digests import file_sha256
 from lightning_sora.metrics.evaluator.network import Perception, WorldEvaluator
 from lightning_sora.metrics.evaluator.vocabulary import FPS, FRAMES, MIN_FRAMES, OF_OBJECTS, SIDE, VOCABULARY
+from lightning_sora.sealing import read_json, seal_json, write_whole
 
 SHIPPED = Path(__file__).parent / "weights" / "world_evaluator.safetensors"
 AT_ONCE = 32  # clips of one forward
@@ -195,9 +195,9 @@ def save_evaluator(network: WorldEvaluator, path: str | Path, record: Mapping[st
     """Writes the weights, and beside them their record with the digest of what was written."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, path)
+    write_whole(path, safetensors.torch.save({k: v.contiguous().cpu() for k, v in network.state_dict().items()}))
     full = {**record, "dim": network.dim, "embedding": network.embedding, "sha256": file_sha256(path)}
-    path.with_suffix(".json").write_text(json.dumps(full, indent=1, sort_keys=True) + "\n")
+    write_whole(path.with_suffix(".json"), seal_json(full))
 
 
 @lru_cache(maxsize=4)
@@ -213,7 +213,8 @@ def load_evaluator(path: str | None = None) -> TrainedEvaluator:
             f"no evaluator at {file} (with its .json beside it); train one with recipes/world_evaluator.yaml and test "
             "it, or leave the path out to use the shipped one"
         )
-    record = json.loads(file.with_suffix(".json").read_text())
+    told = file.with_suffix(".json")
+    record = read_json(told.read_bytes(), told, "copy both files again")
     data = file.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if digest != record["sha256"]:

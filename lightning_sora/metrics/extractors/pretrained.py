@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
 from lightning_sora.metrics.digests import file_sha256
+from lightning_sora.sealing import verify_archive
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -94,6 +95,7 @@ def read_state_dict(path: Path, part: str) -> dict[str, Tensor]:
     Raises:
         SoraError: not such a file.
     """
+    verify_archive(path, "download the file again")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as problem:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_sora.errors import SoraError
+from lightning_sora.sealing import verify_archive
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Widths of VGG-16's 3x3 convolutions, each followed by a ReLU; max pooling halves the size between blocks."""
@@ -45,6 +46,7 @@ class PerceptualDistance(nn.Module):
                 f"perceptual weights {str(weights)!r} are not a file; download {DOWNLOAD} "
                 "(torchvision's vgg16, state dict) and give its path, or set the perceptual weight to 0"
             )
+        verify_archive(path, f"download {DOWNLOAD} again")
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, Mapping):
             raise SoraError(f"{path} holds a {type(state).__name__}, not a state dict; download {DOWNLOAD}")
