@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_sora.commands.arguments import positive, usable_device, whole
 from lightning_sora.errors import SoraError
 from lightning_sora.redaction import redacted
-from lightning_sora.sealing import read_json, seal_json, write_whole
+from lightning_sora.sealing import seal_json, verify, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -276,13 +276,13 @@ def _record(scores: Scores, args: argparse.Namespace) -> dict[str, Any]:
 
 def _read_scores(path: Path) -> dict[str, Any]:
     try:
-        content = path.read_bytes()
-    except OSError as problem:
+        content = verify(path.read_bytes(), path, "score again, or copy the file again")
+        earlier = json.loads(content)
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as problem:
         raise SoraError(
             f"{path} cannot be read as scores ({problem}); give a file that `score --out` wrote"
         ) from problem
-    earlier = read_json(content, path, "give a file that `score --out` wrote")
-    if not {"protocol", "scores"} <= set(earlier):
+    if not isinstance(earlier, dict) or not {"protocol", "scores"} <= set(earlier):
         raise SoraError(f"{path} holds no scores; give a file that `score --out` wrote")
     return earlier
 

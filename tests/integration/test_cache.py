@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -204,6 +205,28 @@ def test_a_killed_cache_goes_on_to_the_same_bytes(recipe: Path, cached: Path, tm
     assert main(command(recipe, out)) == 0
     assert contents(out) == contents(cached)
     assert first.stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize("name", ["shards/train-00000003.safetensors", "train.parquet"])
+@pytest.mark.parametrize("share", [0.1, 0.6])
+def test_a_flipped_bit_is_found_and_made_anew_when_the_cache_is_made_again(
+    recipe: Path, cached: Path, tmp_path: Path, name: str, share: float
+) -> None:
+    out = tmp_path / "latents"
+    shutil.copytree(cached, out)
+    content = bytearray((out / name).read_bytes())
+    content[int(share * len(content))] ^= 4
+    (out / name).write_bytes(content)
+
+    def read() -> None:
+        source = SpacetimeDataModule(**{**DATA, "source": "latents", "root": str(out)}).source("train")  # type: ignore[arg-type]
+        for index in range(len(source.infos)):
+            source.load(index, 9, 16, 16, generator=torch.Generator(), fps=8.0)
+
+    with pytest.raises(SoraError, match=rf"{Path(name).name} .*(is damaged|disagree)"):
+        read()
+    assert main(command(recipe, out)) == 0
+    assert contents(out) == contents(cached)
 
 
 @pytest.mark.parametrize(
