@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lightning_sora import media
 from lightning_sora.data.frames import STILL_FPS, DoubtfulError, MissedError, Unseen, announced_rate, timed_frames
-from lightning_sora.data.picture import Picture, quarter_turns, shown_size
+from lightning_sora.data.picture import COLOURS, Picture, quarter_turns, shown_size
 from lightning_sora.data.places import DecodeError, Media, MediaPath
 from lightning_sora.errors import SoraError
 
@@ -113,6 +113,7 @@ def read_clip(
     fps: float | None = None,
     *,
     size: tuple[int, int] | None = None,
+    colours: str = "exact",
 ) -> UInt8[Tensor, "frames height width 3"]:
     """Reads the pictures shown at ``start_seconds + k / fps`` for k = 0 .. frames - 1.
 
@@ -124,6 +125,10 @@ def read_clip(
         start_seconds: 0 is the first picture.
         fps: None for the file's average rate.
         size: (height, width) to scale to, anti-aliased, aspect not kept; None for the shown size.
+        colours: how YUV becomes RGB where pictures are not scaled. "exact": as swscale computes it most exactly.
+            "fast": as it does by default, without interpolating chroma: a window of 17 frames of H.264 at 854 x 480
+            takes 0.7 of the time at 1.6 Mbit/s (less is spared where decoding costs more), and pixels differ by 3.3 of
+            255 levels in the mean and by up to 85, at edges of colour. Scaled pictures are exact under both.
 
     Returns:
         uint8 in [0, 255]. Transparent parts are laid on white. High dynamic range is not tone-mapped.
@@ -137,6 +142,8 @@ def read_clip(
             f"cannot read {frames} frames from {start_seconds} s at {fps} frames per second: "
             "the number and the rate must be positive, the start not negative"
         )
+    if colours not in COLOURS:
+        raise SoraError(f"colours={colours!r} must be one of {', '.join(COLOURS)}")
     if is_image(path):
         return _read_still(path, frames, size)
 
@@ -147,7 +154,8 @@ def read_clip(
             times = [start_seconds + k / (fps or native) for k in range(frames)]
             unseen = Unseen([time + lenience for time in times]) if seen_only else None
             timed = timed_frames(container, stream, seek_to, unseen)
-            return torch.from_numpy(_pick(path, timed, times, lenience, Picture(stream, size), sought=seek_to > 0))
+            picture = Picture(stream, size, colours)
+            return torch.from_numpy(_pick(path, timed, times, lenience, picture, sought=seek_to > 0))
 
     for seek_to in dict.fromkeys((start_seconds, 0.0)):
         try:

@@ -59,6 +59,7 @@ def read_window(
     centred: bool,
     start_seconds: float = 0.0,
     region: Region | None = None,
+    colours: str = "exact",
 ) -> UInt8[Tensor, "frames height width 3"]:
     """Reads a window of a file, begun at a drawn frame.
 
@@ -66,6 +67,7 @@ def read_window(
         info: what the clip is; it begins at ``start_seconds`` of the file, its height and width are those of
             the ``region``.
         centred: cut pictures in the middle, rather than at a drawn place.
+        colours: "exact" or "fast", as of :func:`~lightning_sora.data.decode.read_clip`.
 
     Raises:
         DecodeError: it does not fit, or cannot be read.
@@ -81,12 +83,12 @@ def read_window(
     start = start_seconds + draw(int(info.frames - 1 - span + 1e-6), generator) / info.fps
     size = covering(info.height, info.width, height, width)
     if region is None:
-        video = decode.read_clip(place, start, frames, rate, size=size)
+        video = decode.read_clip(place, start, frames, rate, size=size, colours=colours)
     else:
         # Scaled whole, then cut: off by less than a pixel of the result.
         scale = size[0] / info.height, size[1] / info.width
         whole = max(size[0], round(region.height * scale[0])), max(size[1], round(region.width * scale[1]))
-        video = decode.read_clip(place, start, frames, rate, size=whole)
+        video = decode.read_clip(place, start, frames, rate, size=whole, colours=colours)
         top = min(round(region.top * scale[0]), whole[0] - size[0])
         left = min(round(region.left * scale[1]), whole[1] - size[1])
         video = video[:, top : top + size[0], left : left + size[1]]

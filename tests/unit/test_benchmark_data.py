@@ -22,6 +22,7 @@ def test_it_writes_a_page_that_names_whatever_is_absent(tmp_path: Path, monkeypa
     assert "Absent:" in text
     assert "decord (" in text
     assert text.count("| ours | ") == text.count("| PyAV loop | ") == 2
+    assert text.count("| ours, fast colours | ") == 2
     assert "bfloat16" in text
     assert "instruction set:" in text
 

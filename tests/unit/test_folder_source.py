@@ -7,6 +7,7 @@ import pickle
 import shutil
 from pathlib import Path
 
+import av
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -54,6 +55,23 @@ def test_splits_are_disjoint_complete_and_hold_clips_of_either_kind(made: Path) 
         assert sum(name.endswith("mp4") for name in parts[split]) == 2
         assert sum(name.endswith("png") for name in parts[split]) == 1
     assert len(ids(made, "val", held_out=0.2)) == 10
+
+
+def test_fast_colours_are_swscale_s_default_and_part_of_the_fingerprint(made: Path) -> None:
+    exact, fast = (FolderSource(root=str(made), **options) for options in ({}, {"colours": "fast"}))
+    index = next(index for index, info in enumerate(exact.infos) if info.id.endswith("mp4"))
+    videos = [source.load(index, 1, 32, 48, generator=key(), fps=None).video for source in (exact, fast)]
+    shown = next(info for info in exact.infos[index : index + 1])
+    with av.open(str(made / shown.id)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    first = int(videos[0][0, ..., 0].float().mean() / 20 + 0.5)
+    assert torch.equal(videos[1][0], torch.from_numpy(frames[first]))
+    assert not torch.equal(videos[0], videos[1])
+    scaled = [source.load(index, 1, 16, 24, generator=key(), fps=None).video for source in (exact, fast)]
+    assert torch.equal(*scaled)
+    assert exact.fingerprint() != fast.fingerprint()
+    with pytest.raises(SoraError, match="colours='quick' must be one of exact, fast"):
+        FolderSource(root=str(made), colours="quick")
 
 
 def test_brief_clips_never_stand_alone_in_a_split_where_longer_ones_exist(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 # The module, not its names: either of the two may be imported first.
 from lightning_sora.data import decode
 from lightning_sora.data.captions import SPLIT_NAMES, SPLITS, TABLES, Note, read_sidecar, read_tables
+from lightning_sora.data.picture import COLOURS
 from lightning_sora.data.places import DecodeError
 from lightning_sora.data.quarantine import banned_among
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
@@ -57,6 +58,8 @@ class FolderSource(Source):
         quarantine: a list of ``lightning-sora data check``; what is on it is left out.
         on_error: what to do with files that cannot be probed: "skip" leaves them out with a warning
             that counts them and gives reasons, "raise" stops at the first.
+        colours: how YUV becomes RGB: "exact", or "fast" at a cost in pixels that
+            :func:`~lightning_sora.data.decode.read_clip` states. Part of the fingerprint.
 
     Attributes:
         failures: file -> reason, of those left out.
@@ -76,6 +79,7 @@ class FolderSource(Source):
         held_out: float = 0.05,
         quarantine: str | None = None,
         on_error: str = "skip",
+        colours: str = "exact",
     ) -> None:
         if root is None:
             raise SoraError("source 'folder' needs a root; give the folder of the videos, as in --data.root=FOLDER")
@@ -87,7 +91,9 @@ class FolderSource(Source):
             raise SoraError(f"on_error={on_error!r} must be 'skip' or 'raise'")
         if not 0 < held_out < 0.5:
             raise SoraError(f"held_out={held_out} must lie between 0 and 0.5: val and test take that share each")
-        self.root, self.split = Path(root), split
+        if colours not in COLOURS:
+            raise SoraError(f"colours={colours!r} must be one of {', '.join(COLOURS)}")
+        self.root, self.split, self.colours = Path(root), split, colours
         files, tables = find_media(self.root)
         notes = self._notes(files, tables, captions)
         banned = banned_among(files, quarantine)
@@ -146,6 +152,7 @@ class FolderSource(Source):
             fps=fps,
             generator=generator,
             centred=self.split != "train",
+            colours=self.colours,
         )
         return Clip(video, info.caption, fps or info.fps)
 
@@ -159,7 +166,7 @@ class FolderSource(Source):
 
     @cached_property
     def _fingerprint(self) -> str:
-        digest = hashlib.blake2b(f"folder {self.split}".encode(), digest_size=16)
+        digest = hashlib.blake2b(f"folder {self.split}{fingerprint_of(self.colours)}".encode(), digest_size=16)
         for info in self.infos:
             path = self.root / info.id
             size = path.stat().st_size
@@ -169,6 +176,11 @@ class FolderSource(Source):
                 content.seek(max(0, size - FINGERPRINTED_BYTES))
                 digest.update(content.read(FINGERPRINTED_BYTES))
         return digest.hexdigest()
+
+
+def fingerprint_of(colours: str) -> str:
+    """What a fingerprint says of colours: nothing of exact ones."""
+    return "" if colours == "exact" else f" colours={colours}"
 
 
 def find_media(root: Path) -> tuple[list[str], list[Path]]:

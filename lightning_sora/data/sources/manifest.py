@@ -16,10 +16,11 @@ import torch
 from lightning_sora.data import decode
 from lightning_sora.data.captions import SPLITS
 from lightning_sora.data.manifest import ClipRow, read_manifest
+from lightning_sora.data.picture import COLOURS
 from lightning_sora.data.places import DecodeError, MediaPath
 from lightning_sora.data.quarantine import banned_among
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
-from lightning_sora.data.sources.folder import FINGERPRINTED_BYTES, assign_splits, listed
+from lightning_sora.data.sources.folder import FINGERPRINTED_BYTES, assign_splits, fingerprint_of, listed
 from lightning_sora.data.storage import ArchiveMember, RemoteFile, is_remote
 from lightning_sora.data.window import Region, read_window
 from lightning_sora.errors import SoraError
@@ -46,6 +47,8 @@ class ManifestSource(Source):
         held_out: the share of clips that val and test each take out of train where nothing names them.
         quarantine: a list of ``lightning-sora data check``; what is on it is left out.
         on_error: what to do with files that cannot be probed: "skip" leaves them out with a warning, "raise" stops.
+        colours: how YUV becomes RGB: "exact", or "fast" at a cost in pixels that
+            :func:`~lightning_sora.data.decode.read_clip` states. Part of the fingerprint.
 
     Attributes:
         style: as found.
@@ -66,6 +69,7 @@ class ManifestSource(Source):
         held_out: float = 0.05,
         quarantine: str | None = None,
         on_error: str = "skip",
+        colours: str = "exact",
     ) -> None:
         if root is None:
             raise SoraError("source 'manifest' needs a root; give the manifest, as in --data.root=PATH")
@@ -74,7 +78,9 @@ class ManifestSource(Source):
                 f"split={split!r} must be of {', '.join(SPLITS)}, on_error={on_error!r} of {', '.join(ON_ERROR)} and "
                 f"held_out={held_out} between 0 and 0.5"
             )
-        self.root, self.split = root, split
+        if colours not in COLOURS:
+            raise SoraError(f"colours={colours!r} must be one of {', '.join(COLOURS)}")
+        self.root, self.split, self.colours = root, split, colours
         self.style, rows = read_manifest(root, style)
         banned = banned_among([row.id for row in rows], quarantine)
         kept = {row.id: row for row in rows if row.id not in banned}
@@ -102,7 +108,7 @@ class ManifestSource(Source):
         video = read_window(
             place, info, frames, height, width, fps=fps, generator=generator, centred=self.split != "train",
             # By the file's rate: the manifest's may be rounded, which moves a late cut by whole frames.
-            start_seconds=row.start_frame / true.fps, region=region,
+            start_seconds=row.start_frame / true.fps, region=region, colours=self.colours,
         )  # fmt: skip
         return Clip(video, info.caption, fps or info.fps, alternatives=info.alternatives)
 
@@ -112,7 +118,7 @@ class ManifestSource(Source):
 
     @cached_property
     def _fingerprint(self) -> str:
-        digest = hashlib.blake2b(f"manifest {self.split}".encode(), digest_size=16)
+        digest = hashlib.blake2b(f"manifest {self.split}{fingerprint_of(self.colours)}".encode(), digest_size=16)
         for row, info in zip(self.rows, self.infos, strict=True):
             told = [info.id, info.frames, info.height, info.width, info.fps, info.caption, info.alternatives]
             digest.update(json.dumps([*told, row.start_frame, row.crop]).encode())
