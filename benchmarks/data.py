@@ -260,8 +260,8 @@ def main(arguments: list[str] | None = None) -> None:
         "CPU milliseconds are medians of interleaved turns over the same random windows, one thread. Ours converts "
         "colours by swscale's most exact setting, with bicubic chroma, and with fast colours by its default where "
         "nothing is scaled; the others by theirs. Differences are from our exact pixels, in levels of 255, over one "
-        "window. Scaling is anti-aliased bicubic in ours and each reader's default in the others. FFmpeg's hand-written "
-        "kernels choose by the processor, whatever limits torch."
+        "window. Scaling is anti-aliased bicubic in ours and each reader's default in the others. FFmpeg's "
+        "hand-written kernels choose by the processor, whatever limits torch."
     )
     with tempfile.TemporaryDirectory() as folder:
         sections = [intro, *decoding(Path(folder), scale), reading_latents(Path(folder), scale)]

@@ -28,6 +28,7 @@ MARK = "lightning-sora-sha256:"
 #: What a writer puts once into a file, for :func:`seal` to fill in.
 BLANK = MARK + "0" * 64
 KEY = "_sha256"  # of it in a JSON object
+FOLDER = 0x10  # MS-DOS's attribute of an archive's record
 #: What a damaged archive makes zipfile raise.
 UNZIPPING = (
     zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError, OverflowError,
@@ -120,15 +121,20 @@ def verify_archive(path: Path, remedy: str) -> None:
         SoraError: a record is damaged, or the archive is.
     """
     with path.open("rb") as file:
-        begun, ended = file.read(4) == b"PK\x03\x04", zipfile.is_zipfile(file)
-        if not begun and not ended:
-            return
-        if not (begun and ended):
-            raise SoraError(
-                f"{path} is damaged or cut short: it {'ends' if begun else 'begins'} as no archive; {remedy}"
-            )
+        begun = file.read(4) == b"PK\x03\x04"
         try:
-            damaged = zipfile.ZipFile(file).testzip()
+            if not zipfile.is_zipfile(file):
+                if not begun:
+                    return
+                raise zipfile.BadZipFile("its end is missing")
+            archive = zipfile.ZipFile(file)
+            damaged = None if begun else "at its beginning"
+            for record in archive.infolist():
+                # Of the two sizes zipfile believes the one, torch the other; torch alone reads nothing of a "folder".
+                stored = record.compress_type == zipfile.ZIP_STORED
+                if (stored and record.file_size != record.compress_size) or record.external_attr & FOLDER:
+                    damaged = record.filename
+            damaged = damaged or archive.testzip()
         except UNZIPPING as problem:
             raise SoraError(f"{path} is damaged or cut short ({' '.join(str(problem).split())}); {remedy}") from problem
     if damaged is not None:

@@ -11,6 +11,7 @@ from lightning_sora.ablation import study
 from lightning_sora.ablation.plan import Plan
 from lightning_sora.errors import SoraError
 from lightning_sora.redaction import redact, redacted
+from lightning_sora.sealing import read_json, seal_json
 from lightning_sora.tracking import store
 
 if TYPE_CHECKING:
@@ -109,7 +110,12 @@ class AblationRecord:
         tag = run.data.tags.get("ablation.design")
         if tag is None:
             return
-        content = json.loads(self._download(run.info.run_id, "design.json"))
+        text = self._download(run.info.run_id, "design.json")
+        content = read_json(
+            text.encode(errors="surrogateescape"),
+            f"design.json of run {run.info.run_id}",
+            "begin another ablation by --name",
+        )
         found = Design(**content).differences(design)
         if found:
             more = f" and {len(found) - SHOWN_DIFFERENCES} more" if len(found) > SHOWN_DIFFERENCES else ""
@@ -151,8 +157,8 @@ class AblationRecord:
         design = {kind: dict(getattr(self.design, kind)) for kind in ("plan", "recipe", "data", "code")}
         # The design last of the files, its tag last of all: a sitting that is killed before leaves nothing half said.
         self.client.log_text(self.run_id, redact(file), "ablation.yaml")
-        self.client.log_text(self.run_id, json.dumps(redacted(content), indent=1, default=str), PLAN_FILE)
-        self.client.log_text(self.run_id, json.dumps(design, indent=1, sort_keys=True), "design.json")
+        self.client.log_text(self.run_id, seal_json(redacted(content)).decode(), PLAN_FILE)
+        self.client.log_text(self.run_id, seal_json(design).decode(), "design.json")
         for key, value in tags.items():
             self.client.set_tag(self.run_id, key, value)
         self.client.update_run(self.run_id, status="RUNNING")
@@ -234,4 +240,6 @@ class AblationRecord:
         from tempfile import TemporaryDirectory
 
         with TemporaryDirectory() as folder:
-            return Path(self.client.download_artifacts(run_id, path, folder)).read_text()
+            return Path(self.client.download_artifacts(run_id, path, folder)).read_text(
+                encoding="utf-8", errors="surrogateescape"
+            )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from lightning_sora.ablation import figures
 from lightning_sora.ablation.study import Study, Trial
 from lightning_sora.ablation.table import costs, notes, number
 from lightning_sora.ablation.verdict import Verdict
+from lightning_sora.sealing import read_json
 
 #: Base64 of all videos together; more would make the page slow to open.
 VIDEO_LIMIT = 12_000_000
@@ -189,7 +189,11 @@ def samples(study: Study) -> Samples:
     names = [arm.name for arm in study.arms if arm.name in folders[seed]]
     first = folders[seed][names[0]]
     listed = first / "samples.json"
-    captions = json.loads(listed.read_text())["captions"] if listed.is_file() else []
+    captions = (
+        read_json(listed.read_bytes(), listed, "restore it from a copy, or delete it")["captions"]
+        if listed.is_file()
+        else []
+    )
     rows, size, left_out = [], 0, 0
     for index in range(len(list(first.glob("[0-9]*.mp4")))):
         files = [folders[seed][arm] / f"{index:02d}.mp4" for arm in names]

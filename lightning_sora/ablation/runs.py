@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sqlite3
 from abc import ABC, abstractmethod
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
+from lightning_sora.sealing import read_json
 from lightning_sora.tracking.store import connect, database_path
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ SCHEMA = {
     "params": {"key", "value", "run_uuid"},
     "tags": {"key", "value", "run_uuid"},
 }
+RAW = "surrogateescape"  # so that damaged text is told as such, by its digest
+REMEDY = "restore it from a copy, or delete the run and train it again"
 PER_QUERY = 500
 
 History = Mapping[str, tuple[tuple[int, float], ...]]
@@ -80,9 +82,13 @@ class RunReader(ABC):
         return path if path is not None and path.is_dir() else None
 
     def json(self, run: RunData, path: str) -> Any:
-        """A JSON artifact; None where the run has none."""
+        """A JSON artifact; None where the run has none.
+
+        Raises:
+            SoraError: it is damaged.
+        """
         text = self.text(run, path)
-        return None if text is None else json.loads(text)
+        return None if text is None else read_json(text.encode(errors=RAW), f"{path} of run {run.run_id}", REMEDY)
 
 
 def open_reader(uri: str) -> RunReader:
@@ -161,7 +167,7 @@ class SqliteReader(RunReader):
         if folder is None:
             return ClientReader(f"sqlite:///{self.database}").text(run, path)
         file = folder / path
-        return file.read_text() if file.is_file() else None
+        return file.read_text(encoding="utf-8", errors=RAW) if file.is_file() else None
 
     def _runs(self, condition: str, values: Iterable[str]) -> list[RunData]:
         with closing(_open(self.database)) as connection:
@@ -219,7 +225,9 @@ class ClientReader(RunReader):
         if path not in {item.path for item in self.client.list_artifacts(run.run_id, parent)}:
             return None
         with TemporaryDirectory() as folder:
-            return Path(self.client.download_artifacts(run.run_id, path, folder)).read_text()
+            return Path(self.client.download_artifacts(run.run_id, path, folder)).read_text(
+                encoding="utf-8", errors=RAW
+            )
 
     def _search(self, condition: str) -> list[RunData]:
         experiments = [e.experiment_id for e in self.client.search_experiments()]

@@ -19,6 +19,7 @@ from lightning_sora.ablation.study import Study
 from lightning_sora.cli import main
 from lightning_sora.commands.compare import verdicts_of
 from lightning_sora.errors import SoraError
+from lightning_sora.sealing import seal_json
 from lightning_sora.tracking import store
 
 # A study of many runs is written for these.
@@ -95,6 +96,18 @@ def test_a_sqlite_store_is_read_directly_and_both_ways_agree(kept: Store) -> Non
     assert read_study(kept.uri, ["toy"], reader=direct) == read_study(kept.uri, ["toy"], reader=api)
     ids = list(kept.runs.values())[:2]
     assert direct.full(ids) == api.full(ids)
+
+
+def test_scores_of_clips_that_are_damaged_are_refused(kept: Store) -> None:
+    run = kept.run("damaged", {})
+    text = seal_json({"step": 10, "scores": {METRIC: {"clip0": 1.25}}}).decode()
+    kept.client.log_text(run, text, "clips/val.json")
+    kept.client.log_text(run, text.replace("1.25", "1.35"), "clips/test.json")
+    for reader in (open_reader(kept.uri), ClientReader(kept.uri)):
+        (found,) = reader.full([run])
+        assert reader.json(found, "clips/val.json") == {"step": 10, "scores": {METRIC: {"clip0": 1.25}}}
+        with pytest.raises(SoraError, match=rf"clips/test.json of run {run} is damaged"):
+            reader.json(found, "clips/test.json")
 
 
 def test_a_study_holds_finished_failed_and_missing_trials(study: Study) -> None:

@@ -144,6 +144,20 @@ def test_a_file_with_a_flipped_bit_is_refused_or_read_as_it_was_written(kind: st
     assert all(path.name in message and "\n" not in message for message in refused)
 
 
+def test_every_bit_of_what_the_directory_of_a_checkpoint_says_of_a_tensor_counts(tmp_path: Path) -> None:
+    path, read = resumed(tmp_path)
+    content, expected = path.read_bytes(), read(path)
+    entry = content.rindex(b"PK\x01\x02", 0, content.rindex(b"data/0"))
+    refused = 0
+    for bit in range(8 * entry, 8 * (entry + 46)):  # APPNOTE.TXT 4.3.12: its fixed part
+        path.write_bytes(flipped(content, bit))
+        try:
+            assert same(read(path), expected), f"bit {bit - 8 * entry}"
+        except SoraError:
+            refused += 1
+    assert refused > 46
+
+
 def test_every_flipped_bit_of_a_shard_is_found_where_it_is_cached_again(tmp_path: Path) -> None:
     path = shard(tmp_path)
     content, rows = path.read_bytes(), latents.shard_rows(path, VAE_HASH)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from lightning_sora.lit.module import LitModule
 from lightning_sora.metrics.protocol import ProtocolCard
+from lightning_sora.sealing import seal_json, write_whole
 
 
 class ClipScores(pl.Callback):
@@ -53,7 +53,7 @@ class ClipScores(pl.Callback):
     def _write(trainer: pl.Trainer, folder: str, split: str, content: dict[str, Any]) -> None:
         path = Path(trainer.default_root_dir) / folder / f"{split}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1, sort_keys=True))
+        write_whole(path, seal_json(content))
         for logger in trainer.loggers:
             log_files = getattr(logger, "log_files", None)
             if log_files is not None:

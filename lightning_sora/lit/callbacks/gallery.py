@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -10,6 +9,7 @@ import torch
 
 from lightning_sora import media
 from lightning_sora.lit.module import LitModule
+from lightning_sora.sealing import seal_json, write_whole
 
 
 class Gallery(pl.Callback):
@@ -52,7 +52,7 @@ class Gallery(pl.Callback):
         else:
             (videos,) = versions.values()
             media.contact_sheet(folder / "contact_sheet.png", videos, captions, scale=self.scale)
-        (folder / "samples.json").write_text(json.dumps({"captions": captions}, ensure_ascii=False, indent=1))
+        write_whole(folder / "samples.json", seal_json({"captions": captions}))
         for logger in trainer.loggers:
             log_files = getattr(logger, "log_files", None)
             if log_files is not None:
