@@ -199,10 +199,11 @@ def _print(scores: Scores) -> None:
     from rich.text import Text
 
     from lightning_sora.commands.score_videos import note
+    from lightning_sora.metrics.scoring import METRICS
 
     console = Console(width=None if sys.stdout.isatty() else 120)
     fields = scores.card.fields
-    distances = {name: _cells(values) for name, values in scores.values.items() if "low" in values}
+    distances = {name: _cells(values) for name, values in scores.values.items() if METRICS[name].distance}
     if distances:
         said = "distances of {generated} generated from {real} real clips; less is closer".format(**fields["clips"])
         table = Table("", *(escape(scores.titles[name]) for name in distances))
@@ -240,7 +241,8 @@ def _print(scores: Scores) -> None:
 
 def _cells(values: Mapping[str, float]) -> dict[str, str]:
     cells = {name: f"{values[name]:.4g}" for name in ROWS if name in values}
-    cells["interval"] = f"{values['low']:.4g} to {values['high']:.4g}"
+    if "low" in values:
+        cells["interval"] = f"{values['low']:.4g} to {values['high']:.4g}"
     if "halves" in values:
         cells["halves_interval"] = f"{values['halves_low']:.4g} to {values['halves_high']:.4g}"
     return cells

@@ -98,10 +98,9 @@ class ReconstructionJudge(nn.Module):
         found: dict[str, Tensor] = dict(self.means.compute())
         if self.spec is not None:
             distances = self.rfvd.compute()
-            found["rfvd"], found["rfvd_floor"] = distances["value"], distances["bias"]
-            found |= {
-                f"rfvd_{name}": distances[name] for name in ("unbiased", "low", "high", "infinity") if name in distances
-            }
+            found["rfvd"] = distances["value"]
+            names = {"floor": "bias", **{name: name for name in ("unbiased", "low", "high", "infinity")}}
+            found |= {f"rfvd_{name}": distances[key] for name, key in names.items() if key in distances}
         return found
 
     def reset(self) -> None:
@@ -282,7 +281,7 @@ class GenerationJudge(nn.Module):
     def compute(self) -> dict[str, Tensor]:
         """All scores; distances with interval, and beside them their floors.
 
-        ``fvd_floor`` is what two sets of this size from the real clips' own Gaussian give; ``fvd_real`` is the
+        ``fvd_floor`` is what two sets of this size from the law of the real clips give; ``fvd_real`` is the
         distance between two halves of the real clips, without bias; ``fvd_vae`` is that of the VAE's reconstructions.
         """
         found: dict[str, Tensor] = dict(self.means.compute())
@@ -297,10 +296,9 @@ class GenerationJudge(nn.Module):
         if self.spec is not None:
             distances = self.fvd.compute()
             found["fvd"] = distances["value"]
-            for name in ("unbiased", "low", "high", "stderr", "infinity"):
-                if name in distances:
-                    found[f"fvd_{name}"] = distances[name]
-            found["fvd_floor"], found["fvd_clips"] = distances["bias"], distances["generated"]
+            names = {"floor": "bias", "clips": "generated"}
+            names |= {name: name for name in ("unbiased", "low", "high", "stderr", "infinity")}
+            found |= {f"fvd_{name}": distances[key] for name, key in names.items() if key in distances}
             found |= {f"kvd{'' if n == 'value' else f'_{n}'}": v for n, v in self.kvd.compute().items()}
             for end in ("", "_low", "_high"):
                 if f"halves{end}" in distances:

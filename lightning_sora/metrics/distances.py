@@ -13,15 +13,19 @@ from lightning_sora.errors import SoraError
 from lightning_sora.metrics.clip_lists import ClipListMetric
 from lightning_sora.metrics.extractors.base import Clip, Extractor
 from lightning_sora.metrics.frechet import (
-    LEAST_GROUPS,
     Estimate,
     Moments,
-    divisible,
-    frechet_estimate,
+    frechet_distance,
     frechet_infinity,
     group_of,
     merged,
-    small_sample_bias,
+)
+from lightning_sora.metrics.half_samples import (
+    LEAST_RELIABILITY,
+    FrechetEstimate,
+    clips_needed,
+    frechet_estimate,
+    frechet_floor,
 )
 from lightning_sora.metrics.kernel import jedi_distance, kernel_estimate
 from lightning_sora.metrics.reference import ReferenceStatistics
@@ -29,6 +33,7 @@ from lightning_sora.metrics.reference import ReferenceStatistics
 log = logging.getLogger(__name__)
 GROUPS = 16
 """Random groups that clips are dealt to by their ids, for intervals and extrapolation."""
+ENDLESS = 0.95  # reliability of halves from which a line over 1/n extrapolates well
 SIDES = ("real", "generated")
 
 
@@ -179,36 +184,36 @@ class FrechetVideoDistance(MomentsMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """``value`` as defined; ``unbiased`` with its interval ``low`` to ``high`` and ``stderr``; ``infinity``,
-        extrapolated to endless clips. Beside them the floors: ``bias``, what two sets of this size from the real
-        clips' own Gaussian would give, and ``halves`` with ``halves_low`` and ``halves_high``, the distance between
-        two halves of the real clips without bias. ``real`` and ``generated`` are the numbers of clips. All float64.
-        ``infinity`` and ``halves`` are left out where a handful of clips does not fill the groups they need.
+        extrapolated to endless clips. Beside them the floors: ``bias``, what two sets of this size from the law of the
+        real clips would give, and ``halves`` with ``halves_low`` and ``halves_high``, the distance between two halves
+        of the real clips without bias. ``real`` and ``generated`` are the numbers of clips. All float64.
+
+        What so few clips do not tell is left out, and a warning says how many would: ``unbiased``, its interval and
+        ``halves`` where covariances of half of the clips are too unreliable, ``infinity`` sooner, and ``bias`` where
+        the numbers of clips are too far apart. See :mod:`lightning_sora.metrics.half_samples`.
 
         Raises:
             SoraError: too few clips, clips given twice, or another number than expected.
         """
         real, generated = self.checked_groups()
-        whole = merged(real)
-        counts = whole.count, merged(generated).count
-        if min(counts) <= self.extractor.width:
-            log.warning(
-                "%d real and %d generated clips for %d features: covariances are rank-deficient, and the value is "
-                "mostly bias; read it beside its floor",
-                *counts,
-                self.extractor.width,
-            )
         estimate = frechet_estimate(real, generated, paired=self.paired())
-        found = _as_tensors(estimate)
-        if all(divisible([group.count for group in half]) for half in (real[::2], real[1::2])):
-            between = _as_tensors(frechet_estimate(real[::2], real[1::2]))
-            found |= {"halves": between["unbiased"], "halves_low": between["low"], "halves_high": between["high"]}
-        if min(sum(group.count > 0 for group in side) for side in (real, generated)) >= LEAST_GROUPS:
-            found["infinity"] = torch.tensor(frechet_infinity(real, generated), dtype=torch.float64)
-        return found | {
-            "bias": small_sample_bias(whole.covariance, *counts),
-            "real": torch.tensor(float(counts[0])),
-            "generated": torch.tensor(float(counts[1])),
-        }
+        found = {"value": frechet_distance(merged(real), merged(generated))}
+        counts = merged(real).count, merged(generated).count
+        if estimate is None or not estimate.reliable:
+            least = LEAST_RELIABILITY if estimate is None else estimate.least_reliability
+            _tell(estimate, counts, [clips_needed(side, least) for side in (real, generated)])
+        else:
+            found = _as_tensors(estimate)
+            if min(estimate.reliability) >= ENDLESS:
+                found["infinity"] = torch.tensor(frechet_infinity(real, generated), dtype=torch.float64)
+        between = frechet_estimate(real[::2], real[1::2])
+        if between is not None and between.reliable:
+            named = _as_tensors(between)
+            found |= {"halves": named["unbiased"], "halves_low": named["low"], "halves_high": named["high"]}
+        floor = frechet_floor(real, *counts)
+        if floor is not None:
+            found["bias"] = torch.tensor(floor, dtype=torch.float64)
+        return found | {"real": torch.tensor(float(counts[0])), "generated": torch.tensor(float(counts[1]))}
 
 
 class JEDi(MomentsMetric):
@@ -256,6 +261,25 @@ class KernelVideoDistance(ClipSetMetric):
         """Of one side, in the order of the clips' hashed ids."""
         order = self.collected(f"{side}_ids").cpu().argsort()
         return self.collected(f"{side}_features").cpu()[order]
+
+
+def _tell(estimate: FrechetEstimate | None, counts: tuple[int, int], needed: Sequence[int | None]) -> None:
+    """Warns that there are too few clips for more than the value as defined."""
+    told = [count for count in needed if count is not None]
+    more = f"about {max(told)} clips a side" if len(told) == len(needed) else "more clips"
+    why = "there are too few"
+    if estimate is not None:
+        kept, least = min(estimate.reliability), estimate.least_reliability
+        why = f"the covariances of two halves have {kept:.0%} in common where {least:.0%} are needed"
+        if least > LEAST_RELIABILITY:
+            more = f"as many clips on both sides, or {more}"
+    log.warning(
+        "%d real and %d generated clips: the distance as defined is mostly bias, and what it is without bias cannot be "
+        "told (%s); give %s",
+        *counts,
+        why,
+        more,
+    )
 
 
 def _as_tensors(estimate: Estimate) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The Fréchet distance between Gaussians fitted to features, its bias and its interval.
+"""The Fréchet distance between Gaussians fitted to features.
 
 ``FD = |mu_1 - mu_2|^2 + tr S_1 + tr S_2 - 2 tr (S_1^(1/2) S_2 S_1^(1/2))^(1/2)`` (Dowson and Landau 1982; Heusel et
 al. 2017, eq. 6). All in float64; covariances divide by N - 1.
@@ -145,25 +145,13 @@ def _not_negative(distance: Float[Tensor, ""], traces: Float[Tensor, ""]) -> Flo
     return distance.clamp(min=0)
 
 
-def small_sample_bias(covariance: Float[Tensor, "width width"], clips: int, others: int) -> Float[Tensor, ""]:
-    """What the distance between two samples of one Gaussian is on average, to first order in 1/n.
-
-    ``(1/n + 1/m) sum_i l_i + (1/(n-1) + 1/(m-1)) / 2 sum_ij l_i l_j (1 + d_ij) / (l_i + l_j)`` for eigenvalues l.
-    """
-    values = torch.linalg.eigvalsh(covariance).clamp(min=0)
-    sums = values[:, None] + values
-    pairs = torch.where(sums > 0, values[:, None] * values / sums.clamp(min=torch.finfo(sums.dtype).tiny), 0.0)
-    pairs = pairs.sum() + pairs.diagonal().sum()
-    return (1 / clips + 1 / others) * values.sum() + (1 / (clips - 1) + 1 / (others - 1)) / 2 * pairs
-
-
 @dataclass(frozen=True)
 class Estimate:
     """A statistic of two sets of clips, with what is known of its error.
 
     Attributes:
         value: as defined, on all clips; biased upward by small numbers of clips.
-        unbiased: less the bias that the delete-group jackknife finds; may be negative.
+        unbiased: less the bias of few clips; may be negative.
         stderr: of ``unbiased``.
         low, high: the interval of the given confidence around ``unbiased``.
     """
@@ -203,33 +191,6 @@ def jackknife(
     stderr = variance**0.5
     reach = float(student_t.ppf((1 + confidence) / 2, least - 1)) * stderr
     return Estimate(value, unbiased, stderr, unbiased - reach, unbiased + reach)
-
-
-def frechet_estimate(
-    real: Sequence[Moments], generated: Sequence[Moments], confidence: float = 0.95, paired: bool = False
-) -> Estimate:
-    """The distance between two sets of clips given as disjoint random groups, with its interval.
-
-    Args:
-        paired: clip by clip, the sides belong together (a clip and its reconstruction, two clips of one caption), and
-            group by group they hold the same pairs: pairs are left out together. Else the sides are independent.
-
-    Raises:
-        SoraError: as :func:`frechet_distance` and :func:`jackknife`.
-    """
-    all_real, all_generated = merged(_filled(real)), merged(_filled(generated))
-    value = float(frechet_distance(all_real, all_generated))
-    if paired:
-        both = [(a, b) for a, b in zip(real, generated, strict=True) if a.count]
-        without = [float(frechet_distance(all_real - a, all_generated - b)) for a, b in both]
-        return jackknife(value, [([a.count for a, _ in both], without)], confidence)
-    without_real = [float(frechet_distance(all_real - group, all_generated)) for group in _filled(real)]
-    without_generated = [float(frechet_distance(all_real, all_generated - group)) for group in _filled(generated)]
-    sides = [
-        ([group.count for group in _filled(real)], without_real),
-        ([group.count for group in _filled(generated)], without_generated),
-    ]
-    return jackknife(value, sides, confidence)
 
 
 def frechet_infinity(real: Sequence[Moments], generated: Sequence[Moments]) -> float:

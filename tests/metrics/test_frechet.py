@@ -1,4 +1,4 @@
-"""The Fréchet distance against closed forms, and its bias and interval against simulation."""
+"""The Fréchet distance against closed forms, and its extrapolation to endless clips against the truth."""
 
 import math
 
@@ -10,13 +10,11 @@ from lightning_sora.metrics.frechet import (
     Moments,
     frechet_distance,
     frechet_distance_of_few,
-    frechet_estimate,
     frechet_infinity,
     gaussian_distance,
     group_of,
     jackknife,
     merged,
-    small_sample_bias,
 )
 
 
@@ -96,47 +94,16 @@ def test_any_partition_and_order_give_the_same_moments() -> None:
     assert torch.allclose(whole.covariance, torch.cov(x.T), atol=1e-10)
 
 
-@pytest.mark.parametrize(("d", "n", "m"), [(30, 200, 200), (30, 100, 400)])
-def test_the_bias_of_small_samples_is_as_predicted(d: int, n: int, m: int) -> None:
-    scale = torch.linspace(0.5, 3.0, d, dtype=torch.float64)
-    found = []
-    for trial in range(60):
-        x, y = normal(n, d, seed=100 + trial) * scale, normal(m, d, seed=900 + trial) * scale
-        found.append(frechet_distance(Moments.of(x), Moments.of(y)))
-    mean, error = torch.stack(found).mean(), torch.stack(found).std() / math.sqrt(60)
-    predicted = small_sample_bias(torch.diag(scale.square()), n, m)
-    assert abs(mean - predicted) < 3 * error + 0.05 * predicted  # the next order is 1/n of it
-
-
-def test_the_bias_of_equal_eigenvalues_is_as_published() -> None:
-    predicted = small_sample_bias(10 * torch.eye(400, dtype=torch.float64), 2048, 2048)
-    assert predicted == pytest.approx(395.7, abs=0.1)
-
-
-def test_extrapolation_and_jackknife_remove_the_bias() -> None:
-    shift, raw, infinite, unbiased = 1.0, [], [], []
+def test_extrapolation_removes_the_bias() -> None:
+    shift, raw, infinite = 1.0, [], []
     for trial in range(20):
         x, y = normal(480, 24, seed=trial), normal(480, 24, seed=500 + trial)
         y[:, 0] += shift
         raw.append(float(frechet_distance(Moments.of(x), Moments.of(y))))
         infinite.append(frechet_infinity(grouped(x), grouped(y)))
-        unbiased.append(frechet_estimate(grouped(x), grouped(y)).unbiased)
     mean = lambda values: sum(values) / len(values)  # noqa: E731
-    error = torch.tensor(unbiased).std() / math.sqrt(20)
     assert mean(raw) > 1.5  # bias: more than half of the truth
     assert mean(infinite) == pytest.approx(1.0, abs=0.1)
-    assert mean(unbiased) == pytest.approx(1.0, abs=float(3 * error))
-
-
-@pytest.mark.parametrize("shift", [0.0, 1.0])
-def test_the_interval_covers_the_truth_about_as_often_as_it_says(shift: float) -> None:
-    covered, trials = 0, 120
-    for trial in range(trials):
-        x, y = normal(160, 8, seed=3000 + trial), normal(160, 8, seed=7000 + trial)
-        y[:, 0] += shift
-        estimate = frechet_estimate(grouped(x), grouped(y))
-        covered += estimate.low <= shift**2 <= estimate.high
-    assert covered / trials > 0.95 - 3 * math.sqrt(0.95 * 0.05 / trials)
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
@@ -169,27 +136,3 @@ def test_what_cannot_be_measured_is_refused() -> None:
         frechet_distance(wrong, wrong)
     with pytest.raises(SoraError, match="at least 4 groups"):
         frechet_infinity(grouped(x, 2), grouped(x, 2))
-
-
-def test_pairs_are_left_out_together() -> None:
-    """Reconstructions of the same clips: taking the sides for independent would remove a bias that is not there."""
-    covered, independent = 0, []
-    for trial in range(60):
-        x = normal(160, 6, seed=11000 + trial)
-        y = x + 0.5  # the truth is 6 * 0.25
-        estimate = frechet_estimate(grouped(x), grouped(y), paired=True)
-        covered += estimate.low - 1e-9 <= 1.5 <= estimate.high + 1e-9
-        independent.append(frechet_estimate(grouped(x), grouped(y)).unbiased)
-    assert covered == 60  # the covariances are equal, and the shift is exact
-    assert sum(independent) / 60 < 1.45
-
-
-def test_the_interval_of_pairs_covers_the_truth() -> None:
-    covered, trials = 0, 120
-    for trial in range(trials):
-        x = normal(160, 6, seed=12000 + trial)
-        y = 0.6 * x + 0.8 * normal(160, 6, seed=14000 + trial)  # of the same distribution, correlated
-        y[:, 0] += 1
-        estimate = frechet_estimate(grouped(x), grouped(y), paired=True)
-        covered += estimate.low <= 1 <= estimate.high
-    assert covered / trials > 0.95 - 3 * math.sqrt(0.95 * 0.05 / trials)
