@@ -27,10 +27,11 @@ from lightning_sora.metrics.frechet import Estimate, Moments, frechet_distance, 
 
 LEAST_RELIABILITY = 0.5  # below, the interval would hold 0 whatever the distance
 LEAST_UNEQUAL = 0.9  # of sides of different sizes, whose attenuations no longer multiply below it
-EQUAL = 1.25  # sizes within this ratio are equal enough
+EQUAL = 1.5  # sizes within this ratio are equal enough
 SLACK = 1.0  # half-width of the interval per share of the distance that is not reliable
 SLOWEST = 0.05  # rise of reliability from quarters to halves, against what is missing of it, that tells anything
 LEAST_SPLITS = 3  # of which each quarter holds two clips
+MOST_POWER = 2.0  # of the attenuation of equal laws; between others it is weaker, but for sampling
 CURVATURE = 0.75  # of the second difference that extrapolates the floor, between a line and a parabola
 
 
@@ -47,7 +48,8 @@ class Sample:
     def of(cls, moments: Moments) -> Sample:
         """Of two clips or more."""
         values, vectors = torch.linalg.eigh(moments.covariance)
-        kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
+        rounding = moments.outer.trace() / moments.count * len(values) * torch.finfo(values.dtype).eps
+        kept = values > rounding  # so that equal clips have no covariance at all
         root = vectors[:, kept] * values[kept].sqrt()
         return cls(moments.count, moments.mean, root, float(root.square().sum()))
 
@@ -193,7 +195,6 @@ def frechet_estimate(
     Raises:
         SoraError: as :func:`frechet_distance` and :func:`balanced_halves`, or different numbers of groups.
     """
-    value = float(frechet_distance(merged(real), merged(generated)))
     if len(real) != len(generated):
         raise SoraError(f"{len(real)} and {len(generated)} groups of clips do not go together; deal both sides alike")
     splits = []
@@ -206,7 +207,8 @@ def frechet_estimate(
         return None
     missing, rise = (sum(getattr(s, name) for s in splits) / len(splits) for name in ("attenuation", "rise"))
     rise = max(rise, SLOWEST * missing) or 1.0
-    cross = torch.stack([split.distances(1 + (split.cross_rise - split.rise) / rise) for split in splits])
+    powers = [min(max(1 + (split.cross_rise - split.rise) / rise, 0.0), MOST_POWER) for split in splits]
+    cross = torch.stack([split.distances(power) for split, power in zip(splits, powers, strict=True)])
     plain = torch.stack([split.plain for split in splits])
     if paired:
         estimates = (cross[:, 0, 1] + cross[:, 1, 0]) / 2
@@ -225,6 +227,7 @@ def frechet_estimate(
     unreliable = SLACK * max(0.0, 1 - min(first, second)) * abs(unbiased)
     reach = float(student_t.ppf((1 + confidence) / 2, len(splits) - 1)) * stderr + unreliable
     counts = merged(real).count, merged(generated).count
+    value = float(frechet_distance(merged(real), merged(generated)))
     return FrechetEstimate(value, unbiased, stderr, unbiased - reach, unbiased + reach, (first, second), counts)
 
 

@@ -91,9 +91,9 @@ def test_mixed_files_are_scored_with_their_card(
     assert str(real.parent) not in json.dumps([found["protocol"], found["scores"], found["clips"]])
     values = found["scores"]["fvd"]
     assert values["title"] == "random-FD (not FVD)"
-    assert set(values) >= {"value", "unbiased", "stderr", "low", "high", "infinity", "bias", "halves", "halves_low"}
-    assert values["low"] < values["unbiased"] < values["high"]
-    assert values["unbiased"] > values["halves_high"]  # half as bright is farther than the real halves are apart
+    assert set(values) >= {"value", "unbiased", "stderr", "low", "high", "bias"}
+    assert 0 < values["low"] < values["unbiased"] < values["high"]  # half as bright
+    assert not {"infinity", "halves"} & set(values)  # which so few clips do not tell
     assert set(found["clips"]["temporal_flickering"]) == {p.name for p in fake.iterdir()}
     assert len(found["clips"]["motion_smoothness"]) == 18
     mean = np.mean(list(found["clips"]["temporal_flickering"].values()))

@@ -43,10 +43,10 @@ def add(scorer: Scorer, clips: Sequence[Tensor], real: bool, prefix: str = "", b
         scorer.add(clips[some], ids[some], real=real, contents=[f"bytes of {name}" for name in ids[some]])
 
 
-def scored(*metrics: str, **options: Any) -> Any:
+def scored(*metrics: str, counts: tuple[int, int] = (24, 20), **options: Any) -> Any:
     scorer = loaded(*metrics, **options)
-    add(scorer, clips_of(24, 0), real=True, prefix="r")
-    add(scorer, clips_of(20, 1), real=False, prefix="g")
+    add(scorer, clips_of(counts[0], 0), real=True, prefix="r")
+    add(scorer, clips_of(counts[1], 1), real=False, prefix="g")
     return scorer.result()
 
 
@@ -92,7 +92,7 @@ def test_a_reference_must_fit_what_is_asked() -> None:
 
 
 def test_a_distance_has_an_interval_and_floors() -> None:
-    values = scored("fvd", "kvd", "jedi").values
+    values = scored("fvd", "kvd", "jedi", counts=(96, 80)).values
     shared = {"value", "unbiased", "stderr", "low", "high", "halves", "halves_low", "halves_high"}
     assert set(values["fvd"]) >= shared | {"infinity", "bias"}
     assert set(values["kvd"]) >= shared
