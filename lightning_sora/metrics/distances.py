@@ -21,6 +21,7 @@ from lightning_sora.metrics.frechet import (
     merged,
 )
 from lightning_sora.metrics.half_samples import (
+    EQUAL,
     LEAST_RELIABILITY,
     FrechetEstimate,
     clips_needed,
@@ -271,7 +272,7 @@ def _tell(estimate: FrechetEstimate | None, counts: tuple[int, int], needed: Seq
     if estimate is not None:
         kept, least = min(estimate.reliability), estimate.least_reliability
         why = f"the covariances of two halves have {kept:.0%} in common where {least:.0%} are needed"
-        if least > LEAST_RELIABILITY:
+        if max(counts) > EQUAL * min(counts):
             more = f"as many clips on both sides, or {more}"
     log.warning(
         "%d real and %d generated clips: the distance as defined is mostly bias, and what it is without bias cannot be "

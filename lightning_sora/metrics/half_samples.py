@@ -26,8 +26,9 @@ from lightning_sora.errors import SoraError
 from lightning_sora.metrics.frechet import Estimate, Moments, frechet_distance, merged
 
 LEAST_RELIABILITY = 0.5  # below, the interval would hold 0 whatever the distance
-LEAST_UNEQUAL = 0.9  # of sides of different sizes, whose attenuations no longer multiply below it
+LEAST_UNLIKE = 0.9  # of sides that differ in size or in reliability, whose attenuations no longer multiply below it
 EQUAL = 1.5  # sizes within this ratio are equal enough
+ALIKE = 2.5  # and 1 - r of both sides within this one, as different laws have it, but for sampling
 SLACK = 1.0  # half-width of the interval per share of the distance that is not reliable
 SLOWEST = 0.05  # rise of reliability from quarters to halves, against what is missing of it, that tells anything
 LEAST_SPLITS = 3  # of which each quarter holds two clips
@@ -155,7 +156,9 @@ class FrechetEstimate(Estimate):
     @property
     def least_reliability(self) -> float:
         """That ``unbiased`` and its interval need."""
-        return LEAST_RELIABILITY if max(self.counts) <= EQUAL * min(self.counts) else LEAST_UNEQUAL
+        missing = [1 - share for share in self.reliability]
+        alike = max(missing) <= ALIKE * min(missing)
+        return LEAST_RELIABILITY if alike and max(self.counts) <= EQUAL * min(self.counts) else LEAST_UNLIKE
 
     @property
     def reliable(self) -> bool:
@@ -277,7 +280,7 @@ def frechet_floor(groups: Sequence[Moments], clips: int, others: int) -> float |
     eighth, quarter, half = (_logit(share) for share in known)
     bend = CURVATURE * (half - 2 * quarter + eighth)
     share = 1 / (1 + math.exp(-(half + octaves * (half - quarter) + octaves * (octaves + 1) / 2 * bend)))
-    if max(clips, others) > EQUAL * min(clips, others) and 1 - share < LEAST_UNEQUAL:
+    if max(clips, others) > EQUAL * min(clips, others) and 1 - share < LEAST_UNLIKE:
         return None
     return (1 / clips + 1 / others) * trace + 2 * trace * share
 

@@ -155,3 +155,15 @@ def test_sides_of_different_sizes_need_more_clips(caplog: pytest.LogCaptureFixtu
         assert not {"unbiased", "low"} & set(computed(160, 80))
     assert "as many clips on both sides, or about" in caplog.text
     assert {"unbiased", "low"} <= set(computed(160, 160))
+
+
+def test_sides_of_unlike_reliability_need_more_clips() -> None:
+    """White noise in many dimensions, of which the covariance of few clips knows little, beside a steep spectrum."""
+    values = spectrum(2.0, 300)
+    for trial in range(3):
+        x, y = (normal(40, 300, seed=21000 + 2 * trial + side) for side in (0, 1))
+        x, y = x * values.sqrt(), y * (values + values.sum() / 600).sqrt()
+        turned = torch.linalg.qr(torch.cat([x, y]).T, mode="r").R.T
+        found = frechet_estimate(grouped(turned[:40], trial), grouped(turned[40:], 50 + trial))
+        assert min(found.reliability) > 0.5
+        assert not found.reliable
