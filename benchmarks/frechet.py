@@ -183,8 +183,8 @@ def sections(found: dict[Cell, Found], every: Sequence[Cell]) -> list[str]:
         "from one set alone, mean ± standard deviation over sets. Then how often the 95 % interval held the truth, for "
         "independent and for paired clips (correlation 0.8), of equal laws; of a mean shifted by half of the root of "
         "the trace; of 1.5 times the features; of eigenvalues steeper by k^-0.5; and with white noise of half of the "
-        "trace. Fewer intervals than repetitions: the others are withheld, as the reliability of halves is below 0.5, or below "
-        '0.9 and unlike on both sides; "clips needed" is what the warning says then.',
+        "trace. Fewer intervals than repetitions: the others are withheld, as the reliability of halves is below 0.5, "
+        'or below 0.9 and unlike on both sides; "clips needed" is what the warning says then.',
         markdown_table(header, rows),
         f"The floor is off by {statistics.median(off):.0%} (median over rows), {max(off):.0%} at most, sampling of "
         "both means included. All rows together:",
