@@ -46,8 +46,9 @@ def generator(seed: int, purpose: str, *keys: Key) -> torch.Generator:
     return torch.Generator().set_state(torch.from_numpy(state))
 
 
-def epoch_generator(seed: int, purpose: str, *keys: Key) -> torch.Generator:
-    """A CPU generator of a stream that there are few of, such as the order of an epoch, from 32 bits."""
+def coarse_generator(seed: int, purpose: str, *keys: Key) -> torch.Generator:
+    """A CPU generator of a stream from 32 bits of its seed: for what may be shared by chance, as the order of an epoch
+    or the size of a clip may."""
     return torch.Generator().manual_seed(stream_seed(seed, purpose, *keys))
 
 

@@ -17,7 +17,7 @@ from lightning_sora.data.reading import PlannedClips, start_reader
 from lightning_sora.data.sizes import SIZES, Limits, SizePolicy
 from lightning_sora.data.sources import SOURCES, Source
 from lightning_sora.errors import SoraError
-from lightning_sora.randomness import epoch_generator
+from lightning_sora.randomness import coarse_generator
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch
 
 log = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
             worker_init_fn=start_reader,
             pin_memory=torch.cuda.is_available(),
             # Its own generator, so that starting an epoch draws nothing from the global one.
-            generator=epoch_generator(self.seed, "loader", split),
+            generator=coarse_generator(self.seed, "loader", split),
         )
 
     def _tell(self, split: str, plan: BatchPlan) -> None:

@@ -21,7 +21,7 @@ from lightning_sora.data.packing import balanced_order, cost
 from lightning_sora.data.sizes import SizePolicy
 from lightning_sora.data.sources.base import ClipInfo
 from lightning_sora.errors import SoraError
-from lightning_sora.randomness import epoch_generator
+from lightning_sora.randomness import coarse_generator
 from lightning_sora.spacetime import TokenGrid
 
 #: Clips and how often each was visited before, in the order of one epoch.
@@ -138,7 +138,7 @@ class BatchPlan:
             return batches
         costs = [cost([grid.tokens for grid in batch.grids]) for batch in batches]
         lead = -self.start(epoch) % self.side_by_side  # completes the group that the epoch before began
-        drawn = balanced_order(costs, epoch_generator(self.seed, "batches", epoch), self.side_by_side, lead=lead)
+        drawn = balanced_order(costs, coarse_generator(self.seed, "batches", epoch), self.side_by_side, lead=lead)
         return [batches[i] for i in drawn]
 
     def start(self, epoch: int) -> int:

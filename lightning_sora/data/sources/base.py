@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from lightning_sora.randomness import epoch_generator
+from lightning_sora.randomness import coarse_generator
 from lightning_sora.registry import Registry
 from lightning_sora.spacetime import PatchSize
 
@@ -89,7 +89,7 @@ class Source(ABC):
 
     def order(self, seed: int, epoch: int) -> list[tuple[int, int]]:
         """The clips of an epoch of training, shuffled, each with how often it was visited before."""
-        drawn = torch.randperm(len(self.infos), generator=epoch_generator(seed, "order", epoch)).tolist()
+        drawn = torch.randperm(len(self.infos), generator=coarse_generator(seed, "order", epoch)).tolist()
         return [(index, epoch) for index in drawn]
 
     @abstractmethod

@@ -14,7 +14,7 @@ from lightning_sora.data import latents as cache
 from lightning_sora.data import storage
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.errors import SoraError
-from lightning_sora.randomness import generator as keyed
+from lightning_sora.randomness import coarse_generator
 from lightning_sora.spacetime import PatchSize
 from lightning_sora.world.config import WorldConfig
 
@@ -73,7 +73,9 @@ class LatentSource(Source):
 
     def order(self, seed: int, epoch: int) -> list[tuple[int, int]]:
         # That of all clips of the source, so that those that are cached come as they would from pixels.
-        drawn = torch.randperm(self.header["clips"][self.split], generator=keyed(seed, "order", epoch)).tolist()
+        drawn = torch.randperm(
+            self.header["clips"][self.split], generator=coarse_generator(seed, "order", epoch)
+        ).tolist()
         indices = {row["place"]: index for index, row in enumerate(self.rows)}
         return [(indices[place], epoch) for place in drawn if place in indices]
 

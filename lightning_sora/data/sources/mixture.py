@@ -12,7 +12,7 @@ import torch
 
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.errors import SoraError
-from lightning_sora.randomness import generator as keyed
+from lightning_sora.randomness import coarse_generator
 from lightning_sora.registry import Spec
 
 
@@ -87,10 +87,10 @@ class MixtureSource(Source):
         for name, visits in self.visits.items():
             length = len(self.parts[name].infos)
             for turn in range(epoch * visits // length, -(-(epoch + 1) * visits // length)):
-                shuffled = torch.randperm(length, generator=keyed(seed, "order", name, turn)).tolist()
+                shuffled = torch.randperm(length, generator=coarse_generator(seed, "order", name, turn)).tolist()
                 begin, end = max(0, epoch * visits - turn * length), min(length, (epoch + 1) * visits - turn * length)
                 members += [(self._firsts[name] + index, turn) for index in shuffled[begin:end]]
-        mixed = torch.randperm(len(members), generator=keyed(seed, "mixture", epoch)).tolist()
+        mixed = torch.randperm(len(members), generator=coarse_generator(seed, "mixture", epoch)).tolist()
         return [members[i] for i in mixed]
 
     def prepare(self, sizes: Mapping[int, tuple[int, int, int]], fps: float | None) -> None:

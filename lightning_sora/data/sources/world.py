@@ -21,8 +21,7 @@ from lightning_sora.data.places import DecodeError
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.data.window import covering, cut
 from lightning_sora.errors import SoraError
-from lightning_sora.randomness import generator as keyed
-from lightning_sora.randomness import stream_seed
+from lightning_sora.randomness import coarse_generator, stream_seed
 from lightning_sora.world import LEVELS, Facts, World
 
 # Each split reads its own stretch of the world's endless sequence.
@@ -109,7 +108,7 @@ class WorldSource(Source):
     def _native_size(self, number: int) -> tuple[int, int, int]:
         if self._native is None:
             return FRAMES, 256, 256
-        key = keyed(self._seed, "native", self.world.split, number)
+        key = coarse_generator(self._seed, "native", self.world.split, number)
         return self._native[int(torch.randint(len(self._native), (), generator=key))]
 
     def prepare(self, sizes: Mapping[int, tuple[int, int, int]], fps: float | None) -> None:

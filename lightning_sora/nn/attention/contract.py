@@ -23,7 +23,7 @@ from lightning_sora.nn.attention.kernels import KERNELS
 from lightning_sora.nn.attention.masked import MaskedBlock
 from lightning_sora.nn.attention.partition import PartitionBlock
 from lightning_sora.nn.rope import Rope, rotary
-from lightning_sora.randomness import generator, initialize
+from lightning_sora.randomness import coarse_generator, initialize
 from lightning_sora.spacetime import TokenGrid, TokenLayout
 
 DIM, HEADS, DEPTH, TEXT_TOKENS = 24, 2, 4, 5
@@ -76,14 +76,14 @@ def rope_of(layout: TokenLayout) -> Rope:
 
 
 def tokens_of(layout: TokenLayout, seed: int = 2) -> Tensor:
-    return torch.randn(*layout.shape, DIM, generator=generator(seed, "contract"))
+    return torch.randn(*layout.shape, DIM, generator=coarse_generator(seed, "contract"))
 
 
 def text_of(layout: TokenLayout) -> TextKeys:
     """Text of another length in each clip."""
     joint = JointText(DIM, HEADS)
     initialize(joint, seed=3)
-    embeddings = torch.randn(layout.clips, TEXT_TOKENS, DIM, generator=generator(4, "contract"))
+    embeddings = torch.randn(layout.clips, TEXT_TOKENS, DIM, generator=coarse_generator(4, "contract"))
     lengths = torch.arange(layout.clips) % TEXT_TOKENS + 1
     return joint(embeddings, torch.arange(TEXT_TOKENS) < lengths[:, None])
 
@@ -157,7 +157,7 @@ def influences(block: AttentionBlock, layout: TokenLayout) -> Iterator[tuple[int
     """For some tokens: how much each token of the batch moves them, in float64."""
     block = block.double()
     x = tokens_of(layout).double().requires_grad_()
-    weights = torch.randn(DIM, generator=generator(5, "contract")).double()
+    weights = torch.randn(DIM, generator=coarse_generator(5, "contract")).double()
     y = block(x, layout, rope_of(layout).double()).reshape(layout.total, DIM) @ weights
     for token in range(0, layout.total, 7):
         (gradient,) = torch.autograd.grad(y[token], x, retain_graph=True)
