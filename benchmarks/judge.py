@@ -80,7 +80,7 @@ def ladder(level: str, side: int) -> list[tuple[str, list[str]]]:
             extractor(list(made), [FPS] * len(made)), [f"{'c' if paired else 'd'}{i}" for i in range(COUNT)], real=False
         )
         found = metric.compute()
-        if paired:
+        if paired or "unbiased" not in found:
             return f"{found['value']:.4g}"
         return f"{found['value']:.4g} ({found['unbiased']:.3g} [{found['low']:.3g}, {found['high']:.3g}])"
 
