@@ -169,20 +169,20 @@ def timings(blocks: Blocks, tokens: int, way: str, heads: int, repeats: int) -> 
     print(f"timing {tokens:,} tokens, {way}", file=sys.stderr)
     layout, turns = layout_of(tokens, way), {}
     calls: dict[str, dict[str, Call]] = {"alone": {}, "block": {}}
-    with memory_limit(LIMIT_GIB):
-        for name, (spec, kernel) in blocks.items():
-            made_of = turns_of(spec, heads * HEAD_DIM, heads, kernel)
-            turns[name], made = len(made_of), operator_calls(made_of, layout)
-            try:
+    for name, (spec, kernel) in blocks.items():
+        made_of = turns_of(spec, heads * HEAD_DIM, heads, kernel)
+        turns[name], made = len(made_of), operator_calls(made_of, layout)
+        try:
+            with memory_limit(LIMIT_GIB):
                 made["alone"]()
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                continue
-            for what, call in made.items():
-                calls[what][name] = call
-        warmup, least = int(tokens <= 4096), 0.05 if repeats > 1 else 0.0
-        seconds = {what: interleaved(some, repeats=repeats, warmup=warmup, least=least) for what, some in calls.items()}
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            continue
+        for what, call in made.items():
+            calls[what][name] = call
+    warmup, least = int(tokens <= 4096), 0.05 if repeats > 1 else 0.0
+    seconds = {what: interleaved(some, repeats=repeats, warmup=warmup, least=least) for what, some in calls.items()}
     return {what: {name: value / turns[name] for name, value in some.items()} for what, some in seconds.items()}
 
 
