@@ -24,7 +24,7 @@ from lightning_sora.data.latents import CachedClip, LatentReader, shard_bytes, s
 from lightning_sora.data.sources import SOURCES, LatentSource
 from lightning_sora.data.sources.latents import facts_of, facts_text
 from lightning_sora.errors import SoraError
-from lightning_sora.randomness import generator
+from lightning_sora.randomness import coarse_generator
 from lightning_sora.spacetime import PatchSize
 from lightning_sora.world import LEVELS, Facts, World
 
@@ -265,7 +265,7 @@ def test_no_more_shards_stay_open_than_are_allowed(tmp_path: Path, monkeypatch: 
 
 def test_clips_come_in_the_order_of_their_source_less_those_that_were_left_out(tmp_path: Path) -> None:
     made = source(write(tmp_path))  # clips 0, 2 and 4 of six
-    drawn = torch.randperm(6, generator=generator(7, "order", 3)).tolist()
+    drawn = torch.randperm(6, generator=coarse_generator(7, "order", 3)).tolist()
     assert made.order(7, 3) == [(place // 2, 3) for place in drawn if place % 2 == 0]
 
 
