@@ -24,8 +24,6 @@ SEED = "ablation.seed"
 TRIAL = "ablation.trial"
 PARENT = "mlflow.parentRunId"
 
-#: Artifact of a seed run: per-clip scores of the last validation, ``{"step": n, "scores": {metric: {clip: value}}}``.
-CLIP_SCORES = "clips/val.json"
 #: Artifacts of a seed run: what a metric's value means, one JSON object per split ("val", "test").
 PROTOCOL = "protocol/{split}.json"
 #: Cumulative costs, logged at the steps of every validation.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lightning_sora.errors import SoraError
 from lightning_sora.redaction import redact
+from lightning_sora.sealing import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -19,10 +20,8 @@ def write_quarantine(path: Path, reasons: Mapping[str, str]) -> None:
         json.dumps({"file": _name(file), "reason": reason}, ensure_ascii=False) for file, reason in reasons.items()
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     # Names need not be valid text.
-    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
-    partial.replace(path)
+    write_whole(path, "".join(f"{line}\n" for line in lines).encode("utf-8", errors="surrogateescape"))
 
 
 def banned_among(names: Iterable[str], path: str | None) -> dict[str, str]:

@@ -307,6 +307,7 @@ class LitDiT(GenerativeModule):
     def on_test_start(self) -> None:
         self.judge.check(self.clips_to_test())
         self.judge.place(self.device)
+        self._facts, self._sizes = False, set()
         with self.averaged():
             self._clip_cache = ClipCache(self.trainer.default_root_dir, self, self.protocol("generation"))
 

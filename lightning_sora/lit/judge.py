@@ -58,8 +58,9 @@ class ReconstructionJudge(nn.Module):
             self.__dict__["extractor"].to(device)
 
     def check(self, clips: int) -> None:
-        """Refuses too few clips; see :meth:`GenerationJudge.check`."""
+        """Refuses too few clips as a test begins; see :meth:`GenerationJudge.check`."""
         _check_count(self.spec, clips)
+        self._rates.clear()
 
     def check_length(self, frames: int, fps: float | None) -> None:
         """Refuses clips that are too short; see :meth:`GenerationJudge.check_length`."""

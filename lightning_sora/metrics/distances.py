@@ -114,7 +114,7 @@ class ClipSetMetric(ClipListMetric):
         return len(ids)
 
     def paired(self) -> bool:
-        """Whether the sides hold the same ids, and so are pairs: left out together by the jackknife.
+        """Whether the sides hold the same ids, and so are pairs, which intervals keep together.
 
         That is right also where clips of one id are independent of each other.
         """

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_sora.lifeline import end_with_parent
+from lightning_sora.sealing import write_whole
 from lightning_sora.tracking.checkpoint import is_dry_run
 from lightning_sora.tracking.logger import MLflowTracker, find_tracker
 
@@ -124,6 +125,4 @@ class RunRecorder(pl.Callback):
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text)
-    part.replace(path)
+    write_whole(path, text.encode())
