@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_sora.data.blend import CaptionBlend
 from lightning_sora.data.plan import BatchPlan, PlanSampler
+from lightning_sora.data.progress import StreamProgress, place_in_stretch, settle, stretch
 from lightning_sora.data.reading import PlannedClips, start_reader
 from lightning_sora.data.sizes import SIZES, Limits, SizePolicy
 from lightning_sora.data.sources import SOURCES, Source
@@ -85,7 +86,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
         self.source_seed = seed if source_seed is None else source_seed
         self.num_workers, self.on_error, self.side_by_side = num_workers, on_error, side_by_side
         self._sources: dict[str, Source] = {}
-        self._consumed = self._processed = 0
+        self._progress = StreamProgress()
 
     def source(self, split: str) -> Source:
         """The source of a split, made on first use."""
@@ -134,7 +135,13 @@ class SpacetimeDataModule(pl.LightningDataModule):
         if train and trainer is not None:
             self._refuse_what_breaks_the_plan(trainer, plan)
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        consumed = (lambda: self.state_dict()["consumed"]) if train and (trainer or self._consumed) else None
+        sampler = PlanSampler(plan, rank=rank, ranks=ranks)
+        if train and (trainer is not None or self._progress.begun):
+            sampler.consumed = lambda: self._progress.consumed(trainer)
+        if train and trainer is not None:
+            length = sampler.length = stretch(len(plan.epoch(0)), trainer)
+            settle(trainer, length)
+            sampler.place = lambda: place_in_stretch(trainer, length)
         clips = PlannedClips(
             source,
             plan.grids,
@@ -148,7 +155,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
             multiprocessing.set_forkserver_preload([PlannedClips.__module__])
         return DataLoader(
             clips,
-            sampler=PlanSampler(plan, rank=rank, ranks=ranks, consumed=consumed),
+            sampler=sampler,
             batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -216,16 +223,8 @@ class SpacetimeDataModule(pl.LightningDataModule):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Progress as one integer, ``consumed``: batches of all ranks, whose number may change.
-
-        ``processed`` is the trainer's own count at that moment, of one rank's batches.
-        """
-        if self.trainer is None:
-            return {"consumed": self._consumed, "processed": self._processed}
-        # Not `completed`, which lacks the present batch while a callback saves.
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        since = progress.processed - self._processed
-        return {"consumed": self._consumed + since * self.trainer.world_size, "processed": progress.processed}
+        """Progress as one integer, ``consumed``: batches of all ranks, whose number may change."""
+        return self._progress.state_dict(self.trainer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._consumed, self._processed = state_dict["consumed"], state_dict["processed"]
+        self._progress.load_state_dict(state_dict)

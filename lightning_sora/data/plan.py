@@ -213,12 +213,16 @@ def no_batch(epoch: int) -> SoraError:
 class PlanSampler(Sampler[PlannedBatch]):
     """Deals the batches of a plan to one rank.
 
-    Training deals out the endless stream, cut into stretches of the length of the first epoch; evaluation gives each
-    clip once, so ranks may differ by one batch, and divides batches where there are fewer than ranks.
+    Training deals out the endless stream, cut into stretches; evaluation gives each clip once, so ranks may differ by
+    one batch, and divides batches where there are fewer than ranks.
 
     Args:
         consumed: tells how many batches of all ranks were used so far, each time a stretch begins: that, not
             what workers have fetched ahead, is where it goes on. None: the sampler goes by its own count, from 0.
+
+    Attributes:
+        length: batches of this rank in a stretch; at first those of the first epoch.
+        place: tells how many of them were used where a stretch goes on; None: as follows from ``consumed``.
 
     Raises:
         SoraError: fewer clips to evaluate than ranks; or a first epoch without a batch.
@@ -228,12 +232,13 @@ class PlanSampler(Sampler[PlannedBatch]):
         self, plan: BatchPlan, *, rank: int = 0, ranks: int = 1, consumed: Callable[[], int] | None = None
     ) -> None:
         self.plan, self.rank, self.ranks, self.consumed = plan, rank, ranks, consumed
+        self.place: Callable[[], int] | None = None
         self.training = plan.order is not None
         batches = plan.epoch(0)
         if not batches:
             raise no_batch(0)
         self._judged = [] if self.training else _at_least(batches, ranks)[rank::ranks]
-        self._length = -(-len(batches) // ranks) if self.training else len(self._judged)
+        self.length = -(-len(batches) // ranks) if self.training else len(self._judged)
         self._own = 0
 
     def __iter__(self) -> Iterator[PlannedBatch]:
@@ -242,7 +247,8 @@ class PlanSampler(Sampler[PlannedBatch]):
             yield from self._judged
             return
         start = self._own if self.consumed is None else self.consumed()
-        left = self._length - start // self.ranks % self._length
+        place = start // self.ranks % self.length if self.place is None else self.place()
+        left = self.length - place
         batches = itertools.islice(self.plan.stream(start), self.rank, left * self.ranks, self.ranks)
         for number, batch in enumerate(batches, start=1):
             if number == left:  # nobody asks for one more
@@ -250,7 +256,7 @@ class PlanSampler(Sampler[PlannedBatch]):
             yield batch
 
     def __len__(self) -> int:
-        return self._length
+        return self.length
 
 
 def _at_least(batches: Sequence[PlannedBatch], count: int) -> list[PlannedBatch]:

@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from lightning_sora.data.progress import StreamProgress, place_in_stretch, settle, stretch
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import stream_seed
 from lightning_sora.spacetime import PatchSize
@@ -63,22 +64,40 @@ class WorldPrompts(Dataset[PromptBatch]):
 
 
 class _Numbers(Sampler[tuple[int, ...]]):
-    """Batches of numbers for one rank, from where training stands."""
+    """The batches of numbers of one rank: each number once."""
 
-    def __init__(self, length: int, batch_size: int, rank: int, ranks: int, start: Any) -> None:
-        self.length, self.batch_size, self.rank, self.ranks, self.start = length, batch_size, rank, ranks, start
+    def __init__(self, length: int, batch_size: int, rank: int, ranks: int) -> None:
+        self.length, self.batch_size, self.rank, self.ranks = length, batch_size, rank, ranks
+        self.batches = -(-length // batch_size)
 
     def __len__(self) -> int:
-        whole = -(-self.length // self.batch_size)
-        return -(-whole // self.ranks) if self.start else len(range(self.rank, whole, self.ranks))
+        return len(range(self.rank, self.batches, self.ranks))
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
-        first = self.start() if self.start else 0
-        left = len(self) - (first // self.ranks) % len(self) if self.start else len(self)
-        for step in range(left):
+        for batch in range(self.rank, self.batches, self.ranks):
+            begin = batch * self.batch_size
+            yield tuple(range(begin, min(begin + self.batch_size, self.length)))
+
+
+class _EndlessNumbers(_Numbers):
+    """What is left of the present stretch of endless batches of numbers, from where training stands."""
+
+    def __init__(self, length: int, batch_size: int, trainer: pl.Trainer | None, progress: StreamProgress) -> None:
+        rank, ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        super().__init__(length, batch_size, rank, ranks)
+        self.trainer, self.progress = trainer, progress
+        if trainer is not None:
+            settle(trainer, len(self))
+
+    def __len__(self) -> int:
+        return stretch(self.batches, self.trainer)
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        first = self.progress.consumed(self.trainer)
+        used = first if self.trainer is None else place_in_stretch(self.trainer, len(self))
+        for step in range(len(self) - used % len(self)):
             begin = (first + step * self.ranks + self.rank) * self.batch_size
-            end = begin + self.batch_size if self.start else min(begin + self.batch_size, self.length)
-            yield tuple(range(begin, end))
+            yield tuple(range(begin, begin + self.batch_size))
 
 
 class PromptDataModule(pl.LightningDataModule):
@@ -114,7 +133,7 @@ class PromptDataModule(pl.LightningDataModule):
             )
         self.levels, self.styles, self.batch_size, self.seed = levels, styles, batch_size, seed
         self.sizes = {"train": clips, "val": heldout_clips, "test": heldout_clips}
-        self._base = (0, 0)  # batches of all ranks used, and steps counted, when this trainer began
+        self._progress = StreamProgress()
         self.patch = PatchSize()  # it has no clips
         self.pairs("train")[tuple(range(len(self.styles)))]  # refuses an unknown style now
 
@@ -128,13 +147,13 @@ class PromptDataModule(pl.LightningDataModule):
 
     def loader(self, split: str) -> DataLoader[PromptBatch]:
         """Batches of one split; "train" is endless and can resume."""
-        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        start = (lambda: self.state_dict()["consumed"]) if split == "train" else None
-        return DataLoader(
-            self.pairs(split),
-            batch_size=None,
-            sampler=_Numbers(self.sizes[split], self.batch_size, rank, ranks, start),
-        )
+        sampler: _Numbers
+        if split == "train":
+            sampler = _EndlessNumbers(self.sizes[split], self.batch_size, self.trainer, self._progress)
+        else:
+            rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+            sampler = _Numbers(self.sizes[split], self.batch_size, rank, ranks)
+        return DataLoader(self.pairs(split), batch_size=None, sampler=sampler)
 
     def train_dataloader(self) -> DataLoader[PromptBatch]:
         return self.loader("train")
@@ -150,13 +169,7 @@ class PromptDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Progress as the batches of all ranks that were used."""
-        consumed, processed = self._base
-        if self.trainer is None:
-            return {"consumed": consumed, "processed": processed}
-        # Not `completed`, which lacks the present batch while a callback saves.
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        now = progress.processed
-        return {"consumed": consumed + (now - processed) * self.trainer.world_size, "processed": now}
+        return self._progress.state_dict(self.trainer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._base = (state_dict["consumed"], state_dict["processed"])
+        self._progress.load_state_dict(state_dict)

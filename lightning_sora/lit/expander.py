@@ -100,7 +100,7 @@ class LitExpander(LitModule):
         self.check_batch(batch)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        pass
+        self._last_step.note(self.trainer)
 
     def report_skipped(self, batch: Any) -> None:
         """No file is read."""

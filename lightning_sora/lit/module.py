@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.ema import ExponentialMovingAverage
+from lightning_sora.lit.last_step import LastStep, waits
 from lightning_sora.lit.optimizers import SCHEDULES, create_optimizer
 from lightning_sora.lit.precision import warn_of_slow_bfloat16
 from lightning_sora.redaction import from_environment
@@ -48,6 +49,7 @@ class LitModule(pl.LightningModule):
         self.native_fps = 8.0
         self.run_id: str | None = None  # the tracked run that a loaded checkpoint came from
         self.skipped_clips = 0
+        self._last_step, self._skipped_since = LastStep(), 0
         self.clip_scores: dict[str, dict[str, float]] = {}  # metric -> clip -> value, of the evaluation that runs
         self._reported: set[str] = set()
 
@@ -151,6 +153,7 @@ class LitModule(pl.LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if getattr(data, "patch", None) is not None:
             self.check_patch(data.patch)  # now, rather than at the first batch
+        self._last_step.begin(self.trainer.fit_loop.state_dict())
         warn_of_slow_bfloat16(str(self.trainer.precision), self.trainer.strategy.root_device.type)
 
     def on_fit_start(self) -> None:
@@ -184,10 +187,16 @@ class LitModule(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: SpacetimeBatch, batch_idx: int) -> None:
         self.report_skipped(batch)
+        self._skipped_since = self._skipped_since + len(batch.skipped) if waits(self.trainer) else 0
+        self._last_step.note(self.trainer)
         if batch.budget:
             self.log("data/token_use", batch.layout.total / batch.budget, batch_size=len(batch))
             longest = max(batch.layout.lengths) * len(batch)
             self.log("data/padding_spared", 1 - batch.layout.total / longest, batch_size=len(batch))
+
+    def on_validation_end(self) -> None:
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._last_step.note(self.trainer)
 
     def on_validation_batch_end(self, outputs: Any, batch: SpacetimeBatch, *args: Any) -> None:
         self.report_skipped(batch)
@@ -213,7 +222,8 @@ class LitModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["module"] = type(self).__name__
-        checkpoint["skipped_clips"] = self.skipped_clips
+        checkpoint["skipped_clips"] = self.skipped_clips - self._skipped_since
+        self._last_step.rewind(self.trainer, checkpoint)
         checkpoint["native"] = {"size": list(self.native_size or ()), "fps": self.native_fps}
         if self.ema is not None:
             checkpoint["ema"] = self.ema.state_dict()
@@ -226,6 +236,8 @@ class LitModule(pl.LightningModule):
         if self.ema is not None and "ema" in checkpoint:
             self.ema.load_state_dict(checkpoint["ema"], self.device)
         if self._trainer is not None and self.trainer.state.fn == "fit":
+            if "loops" in checkpoint:
+                self._last_step.begin(checkpoint["loops"]["fit_loop"])
             self._keep_the_recipe(checkpoint)
 
     def _keep_the_recipe(self, checkpoint: dict[str, Any]) -> None:

@@ -85,6 +85,7 @@ class LitVAE(LitModule):
             self.automatic_optimization = False
         self.permute_colors, self.gallery_clips = permute_colors, gallery_clips
         self.statistics = LatentStatistics(self.vae.latent_channels)
+        self._unstepped = LatentStatistics(self.vae.latent_channels)  # of the batches that make the next step
         self.quality = ReconstructionQuality()
         self._means, self._latents = EvaluationMeans(), LatentStatistics(self.vae.latent_channels)  # of an evaluation
         self.judge = ReconstructionJudge(extractor)
@@ -97,6 +98,7 @@ class LitVAE(LitModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        self._unstepped.sums.zero_()
         data: Any = getattr(self.trainer, "datamodule", None)
         if getattr(data, "frames", None) is not None and stage == "test":
             self.judge.check_length(data.frames, data.fps)
@@ -132,7 +134,6 @@ class LitVAE(LitModule):
         step = self.trainer.global_step
         pairs: list[tuple[Tensor, Tensor]] = []
         terms: dict[str, Tensor] = {}
-        self.statistics.sums *= STATISTICS_MEMORY
         for places, part in self.of_one_grid(batch):
             video = self._permuted(part) if self.permute_colors else self.videos(part)
             posterior = self.vae.encode(video)
@@ -141,11 +142,10 @@ class LitVAE(LitModule):
             own["active_channels"] = active_channels(posterior).sum().float()
             share = len(places) / len(batch)  # clips weigh the same, whatever their size
             terms = {name: terms.get(name, 0) + share * value for name, value in own.items()}
-            self.statistics.update(posterior.mean)
+            self._unstepped.update(posterior.mean)
             pairs.append((video, made))
         for name, value in terms.items():
             self.log(f"train/{name}", value.detach(), prog_bar=name == "reconstruction", batch_size=len(batch))
-        self.adopt_statistics()  # at every step, so that every checkpoint is scaled
         if self.automatic_optimization:
             return batch.weighed(terms["loss"][None], "clip")
         self._adversarial_step(pairs, batch.weighed(terms["loss"][None], "clip"), step)
@@ -204,6 +204,13 @@ class LitVAE(LitModule):
         if self.automatic_optimization:
             return optimizer("vae.")
         return [optimizer("vae."), optimizer("loss.discriminator.")]
+
+    def update_average(self) -> None:
+        super().update_average()
+        self.statistics.sums *= STATISTICS_MEMORY
+        self.statistics.merge(self._unstepped)
+        self._unstepped.sums.zero_()
+        self.adopt_statistics()  # at every step, so that every checkpoint is scaled
 
     def adopt_statistics(self) -> None:
         """Scales the latent by what recent training batches measured, over all ranks.

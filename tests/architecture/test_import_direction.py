@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "commands": {"*"},
 }
 LIGHTNING_ROOMS = {"lit", "tracking", "cli", "commands"}
-LIGHTNING_FILES = {"data/datamodule.py", "data/prompts.py"}
+LIGHTNING_FILES = {"data/datamodule.py", "data/progress.py", "data/prompts.py"}
 
 
 def room_of(path: Path) -> str:

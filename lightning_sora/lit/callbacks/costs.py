@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from lightning_sora.lit.last_step import waits
 from lightning_sora.lit.module import LitModule
 from lightning_sora.spacetime import SpacetimeBatch
 
@@ -23,6 +24,10 @@ class Costs(pl.Callback):
     def __init__(self) -> None:
         self.tokens = self.flops = 0
         self.seconds = 0.0
+        self._unstepped = (
+            0,
+            0,
+        )  # tokens and FLOPs of batches that wait for their step: a checkpoint does not have them
         self._since: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -33,8 +38,11 @@ class Costs(pl.Callback):
     ) -> None:
         self._tick()
         if isinstance(pl_module, LitModule):
-            self.tokens += pl_module.training_tokens(batch) * trainer.world_size
-            self.flops += pl_module.training_flops(batch) * trainer.world_size
+            tokens = pl_module.training_tokens(batch) * trainer.world_size
+            flops = pl_module.training_flops(batch) * trainer.world_size
+            self.tokens, self.flops = self.tokens + tokens, self.flops + flops
+            since = self._unstepped
+            self._unstepped = (since[0] + tokens, since[1] + flops) if waits(trainer) else (0, 0)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -58,7 +66,8 @@ class Costs(pl.Callback):
         self._since = now
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tokens": self.tokens, "flops": self.flops, "seconds": self.seconds}
+        tokens, flops = self._unstepped
+        return {"tokens": self.tokens - tokens, "flops": self.flops - flops, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tokens, self.flops, self.seconds = state_dict["tokens"], state_dict["flops"], state_dict["seconds"]

@@ -1,0 +1,98 @@
+"""How far training is in its endless stream of batches, and the stretches that lightning cuts the stream into.
+
+Lightning trains by epochs, ends each with a step of the optimizer, and counts batches. Here the stream is what counts:
+its place is one integer, batches of all ranks that made a step. A stretch, lightning's epoch, is a whole number of
+steps, so that batches that make a step together may lie on both sides of an end of the data.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+from lightning_sora.errors import SoraError
+
+
+class StreamProgress:
+    """How many batches of the stream were used, as one integer that does not depend on the number of ranks."""
+
+    def __init__(self) -> None:
+        self._consumed = self._processed = 0
+
+    @property
+    def begun(self) -> bool:
+        """Whether it was loaded from elsewhere than the start."""
+        return self._consumed > 0
+
+    def consumed(self, trainer: pl.Trainer | None) -> int:
+        """Batches of all ranks so far."""
+        if trainer is None:
+            return self._consumed
+        return self._consumed + (_counts(trainer).total.processed - self._processed) * trainer.world_size
+
+    def state_dict(self, trainer: pl.Trainer | None) -> dict[str, int]:
+        """``consumed``, as of the last step; ``processed`` is the trainer's own count then, of one rank's batches."""
+        if trainer is None:
+            return {"consumed": self._consumed, "processed": self._processed}
+        waiting = unstepped(trainer)
+        return {
+            "consumed": self.consumed(trainer) - waiting * trainer.world_size,
+            "processed": _counts(trainer).total.processed - waiting,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._consumed, self._processed = state_dict["consumed"], state_dict["processed"]
+
+
+def unstepped(trainer: pl.Trainer) -> int:
+    """Batches of one rank whose gradients wait for the step that they make together with others."""
+    loop = trainer.fit_loop
+    return _counts(trainer).current.processed % trainer.accumulate_grad_batches if loop._should_accumulate() else 0
+
+
+def stretch(batches: int, trainer: pl.Trainer | None) -> int:
+    """Batches of one rank in a stretch: what an epoch of so many batches has, made up to whole steps.
+
+    Raises:
+        SoraError: the number of batches to a step changes as training goes on.
+    """
+    if trainer is None:
+        return batches
+    if any(isinstance(one, GradientAccumulationScheduler) for one in trainer.callbacks):  # type: ignore[attr-defined]
+        raise SoraError(
+            "GradientAccumulationScheduler changes how many batches make a step, which a resumed fit could not know; "
+            "set trainer.accumulate_grad_batches to one number"
+        )
+    together = trainer.accumulate_grad_batches
+    return -(-batches // (trainer.world_size * together)) * together
+
+
+def settle(trainer: pl.Trainer, length: int) -> None:
+    """Has lightning count a resumed fit's batches within stretches of this length, as another one may have trained.
+
+    Else it would take the first batch for a stretch's last, and step on it alone.
+    """
+    progress, epochs = _counts(trainer), _epochs(trainer)
+    current = progress.current
+    unfinished = epochs.current.ready > epochs.current.processed
+    ends = unfinished and progress.is_last_batch and current.ready == length
+    if not ends:  # which lightning knows how to go on from
+        past = current.ready // length * length
+        for name in ("ready", "started", "processed", "completed"):
+            setattr(current, name, getattr(current, name) - past)
+
+
+def place_in_stretch(trainer: pl.Trainer, length: int) -> int:
+    """How many batches of its present stretch a rank has used."""
+    return int(_counts(trainer).current.processed % length)
+
+
+def _counts(trainer: pl.Trainer) -> Any:
+    # Not `completed`, which lacks the present batch while a callback saves.
+    return trainer.fit_loop.epoch_loop.batch_progress
+
+
+def _epochs(trainer: pl.Trainer) -> Any:
+    return trainer.fit_loop.epoch_progress
