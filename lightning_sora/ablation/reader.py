@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from lightning_sora.ablation import study as tags
 from lightning_sora.ablation.record import PLAN_FILE, REASON
-from lightning_sora.ablation.runs import RunData, RunReader, open_reader
+from lightning_sora.ablation.runs import AT_ONCE, RunData, RunReader, open_reader
 from lightning_sora.ablation.study import Arm, Study, Trial
 from lightning_sora.directions import Mode, chosen_mode, direction
 from lightning_sora.errors import SoraError
@@ -56,11 +58,12 @@ def _ablation(reader: RunReader, what: str | None) -> RunData | None:
         if not newest:
             raise SoraError("no ablation in this store; run `lightning-sora ablate FILE`, or name runs to compare")
         return newest[0]
-    named = [run for run in reader.named(what) if run.tags.get(tags.ROLE) == "ablation"]
+    runs = reader.named([what])[what]
+    named = [run for run in runs if run.tags.get(tags.ROLE) == "ablation"]
     named = named or reader.tagged({tags.ROLE: "ablation", tags.NAME: what})
     if named:
         return named[0]
-    if reader.named(what):
+    if runs:
         raise SoraError(f"{what!r} is one run; name an ablation, or at least two runs")
     known = sorted({run.tags[tags.NAME] for run in reader.tagged({tags.ROLE: "ablation"})})
     near = difflib.get_close_matches(what, known, n=3, cutoff=0.4)
@@ -81,10 +84,8 @@ def _of_ablation(reader: RunReader, ablation: RunData) -> Study:
         known = candidates.get(identity)
         if identity in identities and (known is None or (run.status == "FINISHED") > (known.status == "FINISHED")):
             candidates[identity] = run
-    trials = []
-    for run in reader.full([run.run_id for run in candidates.values()]):
-        arm, seed = identities[run.tags[tags.TRIAL]]
-        trials.append(_trial(reader, run, arm, seed))
+    runs = reader.full([run.run_id for run in candidates.values()])
+    trials = _trials(reader, [(run, *identities[run.tags[tags.TRIAL]]) for run in runs])
     done = {(trial.arm, trial.seed) for trial in trials}
     budget = plan["budget"]
     arms = tuple(
@@ -110,6 +111,12 @@ def _budget(budget: Mapping[str, Any]) -> str:
     amount = "the baseline's" if amount == "baseline" else f"{amount:,.15g}"
     by = "" if budget["quantity"] == "steps" else f", matched by {budget['matched_by']}"
     return f"{amount} {budget['quantity']}{by}"
+
+
+def _trials(reader: RunReader, runs: Sequence[tuple[RunData, str, int]]) -> list[Trial]:
+    """The trials of runs with their arms and seeds; the files of several are read at once."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(lambda one: _trial(reader, *one), runs))
 
 
 def _trial(reader: RunReader, run: RunData, arm: str, seed: int) -> Trial:
@@ -139,8 +146,7 @@ def _trial(reader: RunReader, run: RunData, arm: str, seed: int) -> Trial:
 
 def _of_runs(reader: RunReader, what: Sequence[str], metric: str | None, mode: Mode | None) -> Study:
     found: list[RunData] = []
-    for name in what:
-        runs = reader.named(name)
+    for name, runs in reader.named(what).items():
         if not runs:
             raise SoraError(f"no run {name!r} in this store; give its id or its name, as the mlflow pages show it")
         if len(runs) > 1:
@@ -150,10 +156,11 @@ def _of_runs(reader: RunReader, what: Sequence[str], metric: str | None, mode: M
     factor = _factor(full)
     baseline = full[0].params.get(factor, "unset")
     values = list(dict.fromkeys(run.params.get(factor, "unset") for run in full))
-    trials = [
-        _trial(reader, run, run.params.get(factor, "unset"), int(run.params.get("seed_everything", 0))) for run in full
-    ]
-    twice = {(t.arm, t.seed) for t in trials if sum((o.arm, o.seed) == (t.arm, t.seed) for o in trials) > 1}
+    trials = _trials(
+        reader, [(run, run.params.get(factor, "unset"), int(run.params.get("seed_everything", 0))) for run in full]
+    )
+    times = Counter((trial.arm, trial.seed) for trial in trials)
+    twice = [pair for pair, number in times.items() if number > 1]
     if twice:
         arm, seed = sorted(twice)[0]
         raise SoraError(f"two runs have {factor}={arm} and seed {seed}; name one of them")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
 from lightning_sora.sealing import read_json
-from lightning_sora.tracking.store import connect, database_path
+from lightning_sora.tracking.database import beside, check_database, database_path, database_uri, reading
+from lightning_sora.tracking.store import connect
 
 if TYPE_CHECKING:
     from lightning_sora.tracking.store import MlflowClient, Run
@@ -29,6 +29,9 @@ SCHEMA = {
 RAW = "surrogateescape"  # so that damaged text is told as such, by its digest
 REMEDY = "restore it from a copy, or delete the run and train it again"
 PER_QUERY = 500
+#: What one request to a server may name, and how many requests wait for it at once.
+API_PER_QUERY = 100
+AT_ONCE = 8
 
 History = Mapping[str, tuple[tuple[int, float], ...]]
 
@@ -64,8 +67,8 @@ class RunReader(ABC):
         """Runs with all of these tags, newest first; without params and history."""
 
     @abstractmethod
-    def named(self, what: str) -> list[RunData]:
-        """The run of this id, or the runs of this name, newest first; without params and history."""
+    def named(self, names: Sequence[str]) -> dict[str, list[RunData]]:
+        """For each: the run of this id, or the runs of this name, newest first; without params and history."""
 
     @abstractmethod
     def full(self, run_ids: Sequence[str]) -> list[RunData]:
@@ -94,22 +97,20 @@ class RunReader(ABC):
 def open_reader(uri: str) -> RunReader:
     """The fastest way to read a store: the file itself where it is sqlite with the schema that is known."""
     database = database_path(uri)
-    if database is not None and database.is_file() and _schema_known(database):
-        return SqliteReader(database)
+    if database is not None and database.exists():
+        check_database(database)
+        if _schema_known(database):
+            return SqliteReader(database)
     return ClientReader(uri)
 
 
 def _schema_known(database: Path) -> bool:
-    with closing(_open(database)) as connection:
+    with reading(database) as connection:
         for table, needed in SCHEMA.items():
             columns = {row[1] for row in connection.execute(f"pragma table_info({table})")}
             if not needed <= columns:
                 return False
     return True
-
-
-def _open(database: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, timeout=30)
 
 
 class SqliteReader(RunReader):
@@ -127,15 +128,18 @@ class SqliteReader(RunReader):
         values = [text for item in tags.items() for text in item]
         return self._runs(conditions, values)
 
-    def named(self, what: str) -> list[RunData]:
-        return self._runs("run_uuid = ?", [what]) or self._runs("name = ?", [what])
+    def named(self, names: Sequence[str]) -> dict[str, list[RunData]]:
+        found = []
+        for part in _parts(names):
+            marks = ", ".join("?" * len(part))
+            found += self._runs(f"(run_uuid in ({marks}) or name in ({marks}))", [*part, *part])
+        return _by_name(names, found)
 
     def full(self, run_ids: Sequence[str]) -> list[RunData]:
         found: dict[str, RunData] = {}
-        for start in range(0, len(run_ids), PER_QUERY):
-            part = list(run_ids[start : start + PER_QUERY])
+        for part in _parts(run_ids):
             marks = ", ".join("?" * len(part))
-            with closing(_open(self.database)) as connection:
+            with reading(self.database) as connection:
                 params: dict[str, dict[str, str]] = {run: {} for run in part}
                 for run, key, value in connection.execute(
                     f"select run_uuid, key, value from params where run_uuid in ({marks})", part
@@ -162,24 +166,29 @@ class SqliteReader(RunReader):
                 )
         return [found[run] for run in run_ids if run in found]
 
+    def folder(self, run: RunData) -> Path | None:
+        return beside(self.database, run.artifact_uri)
+
     def text(self, run: RunData, path: str) -> str | None:
+        if urlparse(run.artifact_uri).scheme not in ("", "file"):
+            return self._elsewhere.text(run, path)
         folder = self.folder(run)
-        if folder is None:
-            return ClientReader(f"sqlite:///{self.database}").text(run, path)
-        file = folder / path
-        return file.read_text(encoding="utf-8", errors=RAW) if file.is_file() else None
+        file = folder / path if folder is not None else None
+        return file.read_text(encoding="utf-8", errors=RAW) if file is not None and file.is_file() else None
+
+    @cached_property
+    def _elsewhere(self) -> ClientReader:
+        return ClientReader(database_uri(self.database))
 
     def _runs(self, condition: str, values: Iterable[str]) -> list[RunData]:
-        with closing(_open(self.database)) as connection:
+        with reading(self.database) as connection:
             rows = connection.execute(
                 f"select {self.COLUMNS} from runs where lifecycle_stage = 'active' and {condition} "
                 "order by start_time desc, run_uuid",
                 list(values),
             ).fetchall()
             tags: dict[str, dict[str, str]] = {row[0]: {} for row in rows}
-            ids = list(tags)
-            for start in range(0, len(ids), PER_QUERY):
-                part = ids[start : start + PER_QUERY]
+            for part in _parts(list(tags)):
                 marks = ", ".join("?" * len(part))
                 for run, key, value in connection.execute(
                     f"select run_uuid, key, value from tags where run_uuid in ({marks})", part
@@ -191,56 +200,100 @@ class SqliteReader(RunReader):
 
 
 class ClientReader(RunReader):
-    """Reads any store through mlflow's API."""
+    """Reads any store through mlflow's API: several requests at once, since each of them waits for its answer."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
+        self._listings: dict[tuple[str, str], set[str]] = {}
 
     @cached_property
     def client(self) -> MlflowClient:
         return connect(self.uri)
 
+    @cached_property
+    def _experiments(self) -> list[str]:
+        return [experiment.experiment_id for experiment in self.client.search_experiments()]
+
     def tagged(self, tags: Mapping[str, str]) -> list[RunData]:
         return self._search(" and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items()))
 
-    def named(self, what: str) -> list[RunData]:
-        quoted = what.replace("'", "")
-        return self._search(f"attributes.run_id = '{quoted}'") or self._search(f"attributes.run_name = '{quoted}'")
+    def named(self, names: Sequence[str]) -> dict[str, list[RunData]]:
+        found: list[RunData] = []
+        for part in _parts(names, API_PER_QUERY):
+            found += self._search(f"attributes.run_id IN ({', '.join(map(_quoted, part))})")
+        ids = {run.run_id for run in found}
+        # Of names, mlflow compares one at a time.
+        conditions = [f"attributes.run_name = {_quoted(name)}" for name in names if name not in ids]
+        _ = self._experiments  # before several ask for it at once
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for some in pool.map(self._search, conditions):
+                found += some
+        return _by_name(names, found)
 
     def full(self, run_ids: Sequence[str]) -> list[RunData]:
-        found = []
-        for run_id in run_ids:
-            run = self.client.get_run(run_id)
-            history = {}
-            for name in run.data.metrics:
-                values = sorted(self.client.get_metric_history(run_id, name), key=lambda m: (m.step, m.timestamp))
-                history[name] = tuple((m.step, m.value) for m in values)
-            found.append(_data(run, dict(run.data.params), history))
-        return found
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(pool.map(self._full, run_ids))
+
+    def _full(self, run_id: str) -> RunData:
+        run = self.client.get_run(run_id)
+        history = {}
+        for name in run.data.metrics:
+            values = sorted(self.client.get_metric_history(run_id, name), key=lambda m: (m.step, m.timestamp))
+            history[name] = tuple((m.step, m.value) for m in values)
+        return _data(run, dict(run.data.params), history)
 
     def text(self, run: RunData, path: str) -> str | None:
         from tempfile import TemporaryDirectory
 
-        parent = path.rpartition("/")[0] or None
-        if path not in {item.path for item in self.client.list_artifacts(run.run_id, parent)}:
+        if path not in self._listed(run.run_id, path.rpartition("/")[0]):
             return None
         with TemporaryDirectory() as folder:
             return Path(self.client.download_artifacts(run.run_id, path, folder)).read_text(
                 encoding="utf-8", errors=RAW
             )
 
+    def _listed(self, run_id: str, folder: str) -> set[str]:
+        if (run_id, folder) not in self._listings:
+            items = self.client.list_artifacts(run_id, folder or None)
+            self._listings[run_id, folder] = {item.path for item in items}
+        return self._listings[run_id, folder]
+
     def _search(self, condition: str) -> list[RunData]:
-        experiments = [e.experiment_id for e in self.client.search_experiments()]
         found: list[RunData] = []
         token = None
         while True:
             page = self.client.search_runs(
-                experiments, condition, max_results=1000, order_by=["attributes.start_time DESC"], page_token=token
+                self._experiments,
+                condition,
+                max_results=1000,
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
             )
             found += [_data(run, {}, {}) for run in page]
             token = page.token
             if not token:
                 return found
+
+
+def _parts(values: Sequence[str], length: int = PER_QUERY) -> Iterator[list[str]]:
+    """The values in lists that one query can name."""
+    for start in range(0, len(values), length):
+        yield list(values[start : start + length])
+
+
+def _quoted(value: str) -> str:
+    quote = '"' if "'" in value else "'"
+    return f"{quote}{value.replace(quote, '')}{quote}"
+
+
+def _by_name(names: Sequence[str], runs: Iterable[RunData]) -> dict[str, list[RunData]]:
+    """For each name the run of this id, or the runs of this name, newest first."""
+    ids: dict[str, list[RunData]] = {}
+    named: dict[str, list[RunData]] = {}
+    for run in sorted(runs, key=lambda run: (-run.start_time, run.run_id)):
+        ids[run.run_id] = [run]
+        named.setdefault(run.name, []).append(run)
+    return {name: ids.get(name) or named.get(name) or [] for name in names}
 
 
 def _data(run: Run, params: Mapping[str, str], history: History) -> RunData:

@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     from lightning_sora.ablation import table
     from lightning_sora.ablation.checks import hardware_note, refuse_incomparable, refuse_undeclared
     from lightning_sora.ablation.reader import read_study
-    from lightning_sora.tracking.store import database_path, resolve_uri
+    from lightning_sora.tracking.database import database_path
+    from lightning_sora.tracking.store import resolve_uri
 
     if not 0 < args.level < 1:
         raise SoraError(f"--level {args.level} must lie between 0 and 1, such as 0.95")
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         raise SoraError("--open shows the report that --no-report leaves out; drop one of them")
     uri = resolve_uri(args.uri)
     database = database_path(uri)
-    if database is not None and not database.is_file():
+    if database is not None and not database.exists():
         raise SoraError(f"no mlflow store at {database}; run `lightning-sora ablate` here first, or give --uri")
     study = read_study(uri, args.what, metric=args.metric, mode=args.mode, baseline=args.baseline)
     refuse_incomparable(study.metric, study.factor)

@@ -13,12 +13,12 @@ import tempfile
 import threading
 import time
 import urllib.request
-from contextlib import closing
 from typing import Any
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lifeline import end_group, guard
-from lightning_sora.tracking.store import database_path, resolve_uri
+from lightning_sora.tracking.database import check_database, database_path, follow, for_mlflow, reading
+from lightning_sora.tracking.store import resolve_uri
 
 FIRST_PORT = 5000
 PORTS_TRIED = 50
@@ -41,14 +41,15 @@ def run(args: argparse.Namespace) -> int:
             raise SoraError(f"{uri} is a database without pages; start `mlflow server --backend-store-uri ...` on it")
         sys.stdout.write(f"{uri} has its own pages: {uri.rstrip('/')}/\n")
         return 0
-    if not database.is_file():
+    if not database.exists():
         raise SoraError(
             f"no mlflow store at {database}; run `lightning-sora fit` in this folder first, or give --uri "
             "sqlite:///PATH/mlflow.db"
         )
     page = latest_page(uri)
+    follow(database)
     port = _port(args.host, args.port)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", for_mlflow(uri)]
     command += ["--host", args.host, "--port", str(port), "--workers", "1"]
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
     sys.stdout.write("starting mlflow, which may take a minute ...\n")
@@ -82,8 +83,10 @@ def latest_page(uri: str) -> str:
         SoraError: the file is no mlflow store.
     """
     database = database_path(uri)
+    assert database is not None
+    check_database(database)
     try:
-        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        with reading(database) as connection:
             query = "SELECT experiment_id FROM runs WHERE lifecycle_stage = 'active' ORDER BY start_time DESC LIMIT 1"
             row = connection.execute(query).fetchone()
     except sqlite3.Error as problem:

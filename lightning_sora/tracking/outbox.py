@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_sora.redaction import redacted
+from lightning_sora.tracking.database import database_path
 from lightning_sora.tracking.spool import Record, Spool
 from lightning_sora.tracking.store import brief
 
@@ -182,7 +183,7 @@ class _Sender:
         for record, lines, end in _together(self._spool, self._done):
             if record is None:
                 self._set_aside("damaged", lines)
-            elif record.get("store", self._store) != self._store:
+            elif record.get("store", self._store) != self._store and not self._moved_here(record):
                 log.warning(
                     "%s waits for another mlflow store, %s; it is sent when a run with that tracking.uri starts here",
                     self._spool.path,
@@ -204,6 +205,18 @@ class _Sender:
             self._pause, self._retry_at, self._late = FIRST_PAUSE, 0.0, False
             self._done = self._spool.empty(self._done)
         return whole
+
+    def _moved_here(self, record: Record) -> bool:
+        """Whether a record is for the sqlite store that this one was, before its folder was moved."""
+        from mlflow.exceptions import MlflowException
+
+        before = database_path(record["store"])
+        if before is None or before.exists() or database_path(self._store) is None:
+            return False
+        try:
+            return self._client.get_run(record["run_id"]) is not None
+        except MlflowException:
+            return False
 
     def _failure(self, record: Record) -> Exception | None:
         try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,14 +14,21 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from lightning_sora.errors import SoraError
 from lightning_sora.redaction import HIDDEN, redact
+from lightning_sora.tracking.database import (
+    ARTIFACTS,
+    SQLITE,
+    check_database,
+    database_path,
+    database_uri,
+    folder_name,
+    follow,
+    for_mlflow,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient as MlflowClient
     from mlflow.entities import Run as Run
 
-SQLITE = "sqlite:///"
-#: Folder beside a sqlite store where artifacts go.
-ARTIFACTS = "mlruns"
 # mlflow's own defaults hang for minutes on a server that is not there. These give up after about 20 s: twice 10 s.
 _PATIENCE = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -27,6 +36,10 @@ _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
+# Of a database that is not there, with pauses that double from 0.1 s: mlflow's own ten last 100 s.
+_ATTEMPTS = 5
+#: What mlflow says of tables that another version of it made.
+_OTHER_SCHEMA = re.compile(r"database schema \(found version (\w+), but expected (\w+)\)")
 
 
 def resolve_uri(uri: str | None = None) -> str:
@@ -40,8 +53,13 @@ def resolve_uri(uri: str | None = None) -> str:
         SoraError: a plain folder, which mlflow no longer writes to; ``***`` for a password, as records have it.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
-    if uri.startswith(SQLITE):
-        return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).expanduser().absolute()}"
+    if "?" in uri and uri.startswith(SQLITE):
+        raise SoraError(
+            f"tracking uri {uri!r} has a '?', after which the address of a database has options, and a sqlite store "
+            "takes none; write %3F for one in the name of a folder"
+        )
+    if (database := database_path(uri)) is not None:
+        return database_uri(database.expanduser().absolute())
     if f"{HIDDEN}@" in uri:
         raise SoraError(
             f"tracking uri {uri!r} lacks its password, which no record keeps; write ${{oc.env:NAME}} in its place, or "
@@ -66,18 +84,12 @@ def identity(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.netloc else uri
 
 
-def database_path(uri: str) -> Path | None:
-    """The file of a sqlite store, None for any other."""
-    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
-
-
 def artifact_root(uri: str, experiment: str) -> str | None:
     """Where artifacts of an experiment go: beside the database; the server decides for a remote store."""
     database = database_path(uri)
     if database is None:
         return None
-    folder = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in experiment)
-    return (database.parent / ARTIFACTS / folder).as_uri()
+    return (database.parent / ARTIFACTS / folder_name(experiment)).as_uri()
 
 
 def connect(uri: str) -> MlflowClient:
@@ -89,14 +101,20 @@ def connect(uri: str) -> MlflowClient:
     Raises:
         SoraError: the store cannot be reached or opened.
     """
+    database = database_path(uri)
+    if database is not None:
+        check_database(database, write=True)
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
+    import mlflow.store.db.utils
+    from alembic.util import CommandError
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
+    mlflow.store.db.utils.MAX_RETRY_COUNT = _ATTEMPTS
     # How it makes its tables; and errors at length, which are raised as well.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    database = database_path(uri)
     try:
         if database is None:
             client = MlflowClient(uri)
@@ -105,18 +123,41 @@ def connect(uri: str) -> MlflowClient:
         artifacts = database.parent / ARTIFACTS
         artifacts.mkdir(parents=True, exist_ok=True)
         with locked(artifacts / f".{database.name}.lock"):
-            client = MlflowClient(uri)
+            follow(database)
+            client = MlflowClient(for_mlflow(uri))
             client.search_experiments(max_results=1)
             return client
-    except (MlflowException, OSError) as problem:
+    # Of a driver that is not installed, Python's own error.
+    except (MlflowException, SQLAlchemyError, CommandError, sqlite3.Error, OSError, ImportError) as problem:
         raise unusable(uri, problem) from problem
 
 
 def unusable(uri: str, problem: BaseException) -> SoraError:
     """The error of a run that cannot begin because of its store."""
+    uri = identity(uri)
+    if (versions := _OTHER_SCHEMA.search(str(problem))) is not None:
+        return _of_another_version(uri, *versions.groups())
     return SoraError(
         f"the mlflow store {uri} cannot be used ({brief(problem)}); start it, set tracking.uri or "
         "MLFLOW_TRACKING_URI to one that runs, or train without it by --tracking.enabled=false"
+    )
+
+
+def _of_another_version(uri: str, found: str, expected: str) -> SoraError:
+    from importlib.metadata import version
+    from importlib.resources import files
+
+    migrations = files("mlflow.store.db_migrations").joinpath("versions").iterdir()
+    if any(file.name.startswith(f"{found}_") for file in migrations):
+        return SoraError(
+            f"the mlflow store {uri} was made by an older mlflow: its schema is {found}, and mlflow "
+            f"{version('mlflow')} needs {expected}; copy it to a safe place, then run `mlflow db upgrade "
+            f"'{for_mlflow(uri)}'`"
+        )
+    return SoraError(
+        f"the mlflow store {uri} was made by a newer mlflow: mlflow {version('mlflow')} does not know its schema "
+        f"{found}; run `pip install --upgrade mlflow`, or name another store (tracking.uri, --uri or "
+        "MLFLOW_TRACKING_URI)"
     )
 
 

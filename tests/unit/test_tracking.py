@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import torch
 import yaml
 
 from lightning_sora.cli import main
-from lightning_sora.tracking import store
 from lightning_sora.tracking.flatten import VALUE_LENGTH
 from lightning_sora.tracking.outbox import replay_earlier
 
@@ -38,23 +36,6 @@ trainer:
   enable_model_summary: false
 tracking: {experiment: toys, tags: {study: tests}}
 """
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory):
-    """A sqlite store made once; making one takes seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    store.connect(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture
-def client(empty_store, tmp_path, monkeypatch):
-    """A fresh working directory whose `mlflow.db` is the default store, and a client of it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    return store.connect(store.resolve_uri())
 
 
 @pytest.fixture
