@@ -24,10 +24,7 @@ class Costs(pl.Callback):
     def __init__(self) -> None:
         self.tokens = self.flops = 0
         self.seconds = 0.0
-        self._unstepped = (
-            0,
-            0,
-        )  # tokens and FLOPs of batches that wait for their step: a checkpoint does not have them
+        self._unstepped = (0, 0)  # tokens and FLOPs of batches that wait for their step, which no checkpoint has
         self._since: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
