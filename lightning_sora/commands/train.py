@@ -41,6 +41,7 @@ from lightning_sora.data.reading import reader_died
 from lightning_sora.errors import SoraError
 from lightning_sora.lifeline import end_with_starter
 from lightning_sora.lit.callbacks import ClipScores, Costs, PredictionWriter, Progress
+from lightning_sora.lit.finite import FiniteSteps
 from lightning_sora.lit.module import check_module, read_checkpoint
 from lightning_sora.plugins import load_packages, load_plugins, loaded
 from lightning_sora.redaction import remember_interpolations, remember_secrets
@@ -192,6 +193,7 @@ class SoraCLI(LightningCLI):
         parser.add_argument("--plugins", type=list[str], default=[], help="Files that register parts of their own.")
         parser.add_argument("--vars", type=dict, default={}, help="Values for interpolation: ${vars.name}.")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_lightning_class_args(FiniteSteps, "finite")
         parser.add_class_arguments(MLflowTracker, "tracking")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Sums = Mapping[str, tuple[float, int]]
@@ -49,6 +53,8 @@ class EvaluationMeans:
         found = self.over(of_all_ranks(module.trainer, self.sums))
         for name, mean in found.items():
             module.log(name, mean, prog_bar=name in prog_bar)
+        if spoilt := [name for name, mean in found.items() if not math.isfinite(mean)]:
+            log.warning("not finite at step %d: %s", module.trainer.global_step, ", ".join(spoilt))
         self.sums = {}
         return found
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.ema import ExponentialMovingAverage
+from lightning_sora.lit.finite import FiniteSteps, refuse_not_finite
 from lightning_sora.lit.last_step import LastStep, waits
 from lightning_sora.lit.optimizers import SCHEDULES, create_optimizer
 from lightning_sora.lit.precision import warn_of_slow_bfloat16
@@ -86,6 +87,10 @@ class LitModule(pl.LightningModule):
     def score_clips(self, metric: str, ids: Sequence[str], values: Sequence[float]) -> None:
         """Remembers scores of single clips, for what pairs runs clip by clip."""
         self.clip_scores.setdefault(metric, {}).update(zip(ids, values, strict=True))
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        # Also where no recipe gives one.
+        return [] if any(isinstance(one, FiniteSteps) for one in self.trainer.callbacks) else [FiniteSteps()]  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> Any:
         return self.scheduled(create_optimizer(self._optimizer_spec, self.named_parameters(), self.boundary))
@@ -230,6 +235,7 @@ class LitModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_module(checkpoint, type(self).__name__)
+        refuse_not_finite(checkpoint, self)
         self.skipped_clips = checkpoint["skipped_clips"]
         self.run_id = checkpoint.get("run_id")
         self.native_size, self.native_fps = tuple(checkpoint["native"]["size"]) or None, checkpoint["native"]["fps"]

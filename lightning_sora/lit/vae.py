@@ -133,6 +133,7 @@ class LitVAE(LitModule):
     def training_step(self, batch: SpacetimeBatch, batch_idx: int) -> Tensor | None:
         step = self.trainer.global_step
         pairs: list[tuple[Tensor, Tensor]] = []
+        latents: list[Tensor] = []
         terms: dict[str, Tensor] = {}
         for places, part in self.of_one_grid(batch):
             video = self._permuted(part) if self.permute_colors else self.videos(part)
@@ -142,10 +143,13 @@ class LitVAE(LitModule):
             own["active_channels"] = active_channels(posterior).sum().float()
             share = len(places) / len(batch)  # clips weigh the same, whatever their size
             terms = {name: terms.get(name, 0) + share * value for name, value in own.items()}
-            self._unstepped.update(posterior.mean)
+            latents.append(posterior.mean)
             pairs.append((video, made))
         for name, value in terms.items():
             self.log(f"train/{name}", value.detach(), prog_bar=name == "reconstruction", batch_size=len(batch))
+        if bool(terms["loss"].isfinite()):  # else its step is not taken either
+            for latent in latents:
+                self._unstepped.update(latent)
         if self.automatic_optimization:
             return batch.weighed(terms["loss"][None], "clip")
         self._adversarial_step(pairs, batch.weighed(terms["loss"][None], "clip"), step)
@@ -207,9 +211,10 @@ class LitVAE(LitModule):
 
     def update_average(self) -> None:
         super().update_average()
-        self.statistics.sums *= STATISTICS_MEMORY
-        self.statistics.merge(self._unstepped)
-        self._unstepped.sums.zero_()
+        if self._unstepped.count:
+            self.statistics.sums *= STATISTICS_MEMORY
+            self.statistics.merge(self._unstepped)
+            self._unstepped.sums.zero_()
         self.adopt_statistics()  # at every step, so that every checkpoint is scaled
 
     def adopt_statistics(self) -> None:
@@ -220,6 +225,8 @@ class LitVAE(LitModule):
         """
         total = LatentStatistics(self.vae.latent_channels)
         total.sums = self.trainer.strategy.reduce(self.statistics.sums.to(self.device), reduce_op="sum").cpu()
+        if not total.count:  # no loss was finite so far
+            return
         self.vae.set_latent_statistics(total)
 
     # Evaluation.

@@ -267,6 +267,15 @@ def test_a_mistake_that_a_worker_meets_is_one_line(recipe, refused):
     assert line == "lightning-sora: error: clip 0: cannot be read; remove it"
 
 
+def test_a_training_that_diverges_is_one_line_and_what_to_do_is_an_option_of_the_recipe(recipe, refused, caplog):
+    flags = ("fit", "--config", "base.yaml", "--tracking.enabled=false", "--checkpoint.monitor=null", "--model.lr=1e30")
+    line = refused(*flags)
+    assert "step 2: the loss is not finite on batch 1 of epoch 0" in line
+    assert main([*flags, "--finite.on_error=skip"]) == 0
+    assert "step 2: the loss is not finite on batch 1 of epoch 0; the step is left out" in caplog.text
+    assert "but got 'ignore'" in refused(*flags, "--finite.on_error=ignore")
+
+
 @pytest.mark.slow
 def test_a_bug_keeps_its_traceback(recipe):
     with pytest.raises(ArithmeticError):

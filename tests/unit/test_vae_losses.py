@@ -57,10 +57,9 @@ def test_the_adaptive_weight_is_the_ratio_of_gradient_norms_at_the_last_layer() 
     assert adaptive_weight(reconstruction, 1e-9 * adversarial, layer).item() == 1e4  # bounded
     weight = adaptive_weight(reconstruction, adversarial, layer)
     assert not weight.requires_grad
-    with pytest.raises(SoraError, match="not finite"):
-        adaptive_weight(reconstruction, adversarial * float("inf"), layer)
-    with pytest.raises(SoraError, match="not finite"):
-        adaptive_weight(reconstruction * float("nan"), adversarial, layer)
+    # The training says at which step, and leaves it out or stops.
+    assert adaptive_weight(reconstruction, adversarial * float("inf"), layer).isnan()
+    assert adaptive_weight(reconstruction * float("nan"), adversarial, layer).isnan()
 
 
 @pytest.mark.parametrize("temporal", [True, False])

@@ -63,18 +63,12 @@ def adaptive_weight(
 
     The ratio of the norms of both gradients with respect to the weight that makes the pixels, at most ``most``.
 
-    Raises:
-        SoraError: a gradient is not finite: the adversarial game has diverged.
+    NaN where a gradient is not finite, and so is the loss: its step cannot be taken.
     """
     of_reconstruction = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0].norm()
     of_adversarial = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0].norm()
-    if not bool(of_reconstruction.isfinite() & of_adversarial.isfinite()):
-        raise SoraError(
-            f"gradient norms at the last layer are {of_reconstruction.item()} (reconstruction) and "
-            f"{of_adversarial.item()} (adversarial), not finite; lower the learning rates, start the "
-            "discriminator later, or train in float32"
-        )
-    return (of_reconstruction / (of_adversarial + 1e-6)).clamp(0.0, most).detach()
+    weight = (of_reconstruction / (of_adversarial + 1e-6)).clamp(0.0, most).detach()
+    return torch.where(of_reconstruction.isfinite() & of_adversarial.isfinite(), weight, torch.nan)
 
 
 class VAELoss(nn.Module):
@@ -156,7 +150,7 @@ class VAELoss(nn.Module):
                 gradients are on. Without gradients the adaptive weight is left at 1.
 
         Raises:
-            SoraError: ``last_layer`` is missing, or a gradient is not finite.
+            SoraError: ``last_layer`` is missing.
         """
         terms = {
             "reconstruction": reconstruction_loss(video, reconstruction, self.reconstruction),
