@@ -1,3 +1,116 @@
-"""lightning_sora: controlled experiments on Sora-class text-to-video models."""
+"""lightning_sora: controlled experiments on Sora-class text-to-video models.
+
+Everything public is a name of this module. Each is imported when it is first used, so that ``import lightning_sora``
+costs nothing.
+
+    >>> import lightning_sora as ls
+    >>> clip = ls.World("tiny").render(ls.World("tiny").facts(0), frames=9, height=32, width=32, fps=8)
+    >>> tuple(clip.shape), clip.dtype
+    ((9, 32, 32, 3), torch.uint8)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lightning_sora.ablation.engines import ENGINES as ENGINES
+    from lightning_sora.data.datamodule import SpacetimeDataModule as SpacetimeDataModule
+    from lightning_sora.data.manifest import MANIFESTS as MANIFESTS
+    from lightning_sora.data.prompts import PromptDataModule as PromptDataModule
+    from lightning_sora.data.sizes import SIZES as SIZES
+    from lightning_sora.data.sources import SOURCES as SOURCES
+    from lightning_sora.diffusion.guidance import GUIDANCE as GUIDANCE
+    from lightning_sora.diffusion.paths import OBJECTIVES as OBJECTIVES
+    from lightning_sora.diffusion.samplers import SAMPLERS as SAMPLERS
+    from lightning_sora.diffusion.timesteps import TIMESTEPS as TIMESTEPS
+    from lightning_sora.diffusion.weighting import WEIGHTINGS as WEIGHTINGS
+    from lightning_sora.errors import SoraError as SoraError
+    from lightning_sora.lab.models import load as load
+    from lightning_sora.lab.videos import read_video as read_video
+    from lightning_sora.lab.videos import save_video as save_video
+    from lightning_sora.lit.captioner import LitCaptioner as LitCaptioner
+    from lightning_sora.lit.captioners import CAPTIONERS as CAPTIONERS
+    from lightning_sora.lit.dit import LitDiT as LitDiT
+    from lightning_sora.lit.evaluator import LitEvaluator as LitEvaluator
+    from lightning_sora.lit.expander import EXPANDERS as EXPANDERS
+    from lightning_sora.lit.expander import LitExpander as LitExpander
+    from lightning_sora.lit.module import LitModule as LitModule
+    from lightning_sora.lit.optimizers import SCHEDULES as SCHEDULES
+    from lightning_sora.lit.vae import LitVAE as LitVAE
+    from lightning_sora.metrics.extractors import EXTRACTORS as EXTRACTORS
+    from lightning_sora.metrics.video_distances import FVD as FVD
+    from lightning_sora.metrics.video_distances import KVD as KVD
+    from lightning_sora.models.text import TEXT_ENCODERS as TEXT_ENCODERS
+    from lightning_sora.models.vae import VAES as VAES
+    from lightning_sora.nn.attention import ATTENTION as ATTENTION
+    from lightning_sora.nn.attention import AttentionBlock as AttentionBlock
+    from lightning_sora.nn.attention import MaskedBlock as MaskedBlock
+    from lightning_sora.nn.attention import PartitionBlock as PartitionBlock
+    from lightning_sora.nn.attention import create_attention as create_attention
+    from lightning_sora.nn.attention import list_attention as list_attention
+    from lightning_sora.nn.attention import register_attention as register_attention
+    from lightning_sora.spacetime import PatchSize as PatchSize
+    from lightning_sora.spacetime import SpacetimeBatch as SpacetimeBatch
+    from lightning_sora.spacetime import TokenGrid as TokenGrid
+    from lightning_sora.spacetime import TokenLayout as TokenLayout
+    from lightning_sora.spacetime import patchify as patchify
+    from lightning_sora.spacetime import unpatchify as unpatchify
+    from lightning_sora.world import World as World
+
+#: module: the names that it gives to this one.
+_PLACES = {
+    "ablation.engines": ("ENGINES",),
+    "data.datamodule": ("SpacetimeDataModule",),
+    "data.manifest": ("MANIFESTS",),
+    "data.prompts": ("PromptDataModule",),
+    "data.sizes": ("SIZES",),
+    "data.sources": ("SOURCES",),
+    "diffusion.guidance": ("GUIDANCE",),
+    "diffusion.paths": ("OBJECTIVES",),
+    "diffusion.samplers": ("SAMPLERS",),
+    "diffusion.timesteps": ("TIMESTEPS",),
+    "diffusion.weighting": ("WEIGHTINGS",),
+    "errors": ("SoraError",),
+    "lab.models": ("load",),
+    "lab.videos": ("read_video", "save_video"),
+    "lit.captioner": ("LitCaptioner",),
+    "lit.captioners": ("CAPTIONERS",),
+    "lit.dit": ("LitDiT",),
+    "lit.evaluator": ("LitEvaluator",),
+    "lit.expander": ("EXPANDERS", "LitExpander"),
+    "lit.module": ("LitModule",),
+    "lit.optimizers": ("SCHEDULES",),
+    "lit.vae": ("LitVAE",),
+    "metrics.extractors": ("EXTRACTORS",),
+    "metrics.video_distances": ("FVD", "KVD"),
+    "models.text": ("TEXT_ENCODERS",),
+    "models.vae": ("VAES",),
+    "nn.attention": (
+        "ATTENTION",
+        "AttentionBlock",
+        "MaskedBlock",
+        "PartitionBlock",
+        "create_attention",
+        "list_attention",
+        "register_attention",
+    ),
+    "spacetime": ("PatchSize", "SpacetimeBatch", "TokenGrid", "TokenLayout", "patchify", "unpatchify"),
+    "world": ("World",),
+}
+_MODULES = {name: module for module, names in _PLACES.items() for name in names}
+
+__all__ = sorted([*_MODULES, "__version__"])
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -63,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
         SoraError: no such source or captioner, or a table of other clips or another captioner is in the way.
     """
     from lightning_sora.ablation.engines import ENGINES
-    from lightning_sora.commands.arguments import usable_device
     from lightning_sora.commands.shards import Shard, claim, run_shards
     from lightning_sora.data.sizes import Limits
+    from lightning_sora.lab.devices import usable_device
     from lightning_sora.lit.captioners import create_captioner
     from lightning_sora.plugins import load_packages, load_plugins
 
@@ -192,7 +192,7 @@ def caption_shard(work: Mapping[str, Any], path: Path) -> None:
 
 @lru_cache(maxsize=1)
 def _captioner(text: str, device: str) -> ClipCaptioner:
-    from lightning_sora.commands.arguments import usable_device
+    from lightning_sora.lab.devices import usable_device
     from lightning_sora.lit.captioners import create_captioner
 
     return create_captioner(text, str(usable_device(device)))

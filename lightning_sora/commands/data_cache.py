@@ -166,6 +166,7 @@ def cache_shard(work: Mapping[str, Any], path: Path) -> None:
     from lightning_sora.data.latents import CachedClip, shard_bytes
     from lightning_sora.data.sources import DecodeError
     from lightning_sora.data.sources.latents import facts_text
+    from lightning_sora.models.pixels import from_uint8
     from lightning_sora.randomness import generator
     from lightning_sora.sealing import write_whole
 
@@ -181,7 +182,7 @@ def cache_shard(work: Mapping[str, Any], path: Path) -> None:
                 raise
             skipped.append(f"{info.id}: {problem}")
             continue
-        pixels = (clip.video.to(work["device"]).float() / 127.5 - 1).movedim(-1, 0)[None]
+        pixels = from_uint8([clip.video.to(work["device"])])
         # One at a time: in a batch, sums may be rounded otherwise, and the bytes depend on its size.
         with torch.no_grad():
             latents.append(vae.encode_latent(pixels)[0].movedim(0, -1).cpu())
@@ -207,7 +208,7 @@ def cache_shard(work: Mapping[str, Any], path: Path) -> None:
 
 
 def _frozen(spec: str, device: str) -> FrozenTransformer:
-    from lightning_sora.commands.arguments import usable_device
+    from lightning_sora.lab.devices import usable_device
     from lightning_sora.models.text import TEXT_ENCODERS
     from lightning_sora.models.text_hf import FrozenTransformer
 
@@ -249,7 +250,7 @@ def _overrides(given: list[str]) -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def _vae(path: str, device: str, seed: int) -> VideoVAE:
-    from lightning_sora.commands.arguments import usable_device
+    from lightning_sora.lab.devices import usable_device
     from lightning_sora.lit.pretrained import load_vae
 
     vae, _, _ = load_vae(path, seed)

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning_sora.commands.arguments import positive, usable_device, whole
+from lightning_sora.commands.arguments import positive, whole
 from lightning_sora.errors import SoraError
+from lightning_sora.lab.devices import usable_device
 from lightning_sora.redaction import redacted
 
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_sora.commands.arguments import positive, usable_device, whole
+from lightning_sora.commands.arguments import positive, whole
 from lightning_sora.errors import SoraError
+from lightning_sora.lab.devices import usable_device
 from lightning_sora.redaction import redacted
 from lightning_sora.sealing import seal_json, verify, write_whole
 

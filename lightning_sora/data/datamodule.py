@@ -47,6 +47,12 @@ class SpacetimeDataModule(pl.LightningDataModule):
         side_by_side: this many consecutive batches of training cost about the same; a multiple of the number of ranks
             keeps all of them busy.
         on_error: "skip" or "raise", for files that cannot be read in training.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> data = ls.SpacetimeDataModule("world(level='tiny')", patch=(4, 8, 8), frames=17, batch_size=2)
+        >>> len(next(iter(data.train_dataloader())))
+        2
     """
 
     def __init__(

@@ -112,6 +112,12 @@ class PromptDataModule(pl.LightningDataModule):
 
     Raises:
         SoraError: an unknown level or style, or no clips.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> batch = next(iter(ls.PromptDataModule(levels=("tiny",), batch_size=4).val_dataloader()))
+        >>> all(len(rich) > len(short) for short, rich in zip(batch.prompts, batch.captions))
+        True
     """
 
     def __init__(

@@ -35,6 +35,12 @@ class LitCaptioner(LitModule):
         patch: pixels per row of the data's batches.
         longest: tokens of a written caption at most.
         optimizer, schedule, ema_decay, seed: see :class:`LitModule`.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> module = ls.LitCaptioner(dim=32, depth=1, decoder_depth=1, num_heads=2, attention="window(size=(1, 2, 2))")
+        >>> module.patch
+        PatchSize(frames=4, height=8, width=8)
     """
 
     boundary = ("captioner.form.*", "captioner.hue.*", "captioner.decoder.embedding.*", "captioner.decoder.output.*")

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,9 +21,9 @@ from lightning_sora.lit.generate import GenerativeModule, Video
 from lightning_sora.lit.judge import GenerationJudge
 from lightning_sora.lit.latent_memory import LatentMemory
 from lightning_sora.lit.pretrained import UNTRAINED, load_vae
-from lightning_sora.lit.vae import to_uint8
 from lightning_sora.metrics.reconstruction import ReconstructionQuality, clip_quality
 from lightning_sora.models.dit import DiT
+from lightning_sora.models.pixels import from_uint8, to_uint8
 from lightning_sora.models.text import TEXT_ENCODERS
 from lightning_sora.randomness import initialize, normal_per_clip, uniform_per_clip
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenLayout
@@ -47,15 +46,18 @@ class LitDiT(GenerativeModule):
         objective: spec of what is predicted: "velocity", "x", "eps", "v", "edm".
         weighting: spec of the loss's weight over timesteps.
         timesteps: spec of the training timesteps.
-        sampler, steps, guidance, shift: how samples are drawn when nothing else is asked; guidance is a spec, or
-            the scale of plain classifier-free guidance.
-        prompts: of the gallery that each validation adds to.
-        expander: see :class:`GenerativeModule`.
+        sampler, steps, guidance, shift, prompts, expander: see :class:`GenerativeModule`.
         weigh: what counts the same in the gradient over an epoch, under any ``data.sizes``: each clip, token or batch.
         val_timesteps: strata of t at which each validation clip is scored.
         extractor: spec of the space of FVD in tests, such as "world" or "i3d(weights='PATH')"; None for no FVD.
         clip: "world" for the CLIP-score of the world's evaluator, the name or directory of a CLIP, or None.
         optimizer, schedule, ema_decay, seed: see :class:`LitModule`.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> module = ls.LitDiT("identity", patch_size=(1, 8, 8), dim=32, depth=1, num_heads=2, text="bytes(dim=16)")
+        >>> module.sample("a red cube moves left", 3, 16, 16, steps=2).shape
+        torch.Size([3, 16, 16, 3])
     """
 
     boundary = ("dit.embed.*", "dit.unembed.*", "dit.*modulation*", "text.embedding.*")
@@ -201,16 +203,9 @@ class LitDiT(GenerativeModule):
         loss = batch.layout.clip_mean(error.float()) * self.weighting(t.float(), self.objective)
         return loss, self.objective.x_0(prediction, x_t, spread)
 
-    def diffusion_loss(
-        self,
-        batch: SpacetimeBatch,
-        x_0: Float[Tensor, "batch tokens latent_dim"],
-        t: Float[Tensor, " clips"],
-        noise: Float[Tensor, "batch tokens latent_dim"],
-        captions: Sequence[str],
-    ) -> Float[Tensor, " clips"]:
-        """Each clip's weighted mean squared error at timestep ``t``."""
-        return self.predict_x_0(batch, x_0, t, noise, captions)[0]
+    def diffusion_loss(self, *terms: Any) -> Float[Tensor, " clips"]:
+        """Each clip's weighted mean squared error alone; of the arguments of :meth:`predict_x_0`."""
+        return self.predict_x_0(*terms)[0]
 
     def captions_of(self, batch: SpacetimeBatch) -> list[str]:
         """The captions that a batch is trained with: some are dropped, for guidance."""
@@ -348,7 +343,7 @@ class LitDiT(GenerativeModule):
     def _score_vae(self, batch: SpacetimeBatch) -> list[Video]:
         found: list[Video] = []
         for video in batch.videos():
-            pixels = rearrange(video.to(self.dtype) / 127.5 - 1, "t h w c -> 1 c t h w")
+            pixels = from_uint8([video], self.dtype)
             with torch.no_grad():
                 made = self.vae.decode_latent(self.vae.encode_latent(pixels))
             self.reconstruction.add(*clip_quality(made, pixels))

@@ -56,6 +56,11 @@ class LitEvaluator(LitModule):
         levels: that accuracies are told apart by.
         patch: pixels per row of the data's batches.
         optimizer, schedule, ema_decay, seed: see :class:`LitModule`.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> ls.LitEvaluator(dim=16, embedding=8).patch
+        PatchSize(frames=4, height=16, width=16)
     """
 
     boundary = ("*.embedding*", "network.named*", "network.text.words*", "network.heads*", "network.camera*")

@@ -49,6 +49,11 @@ class LitExpander(LitModule):
         longest: tokens of an expansion at most.
         temperature: of expansions; 0 takes the likeliest word.
         optimizer, schedule, ema_decay, seed: see :class:`LitModule`.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> module = ls.LitExpander(vocabulary="world", dim=32, depth=1, num_heads=2)
+        >>> ls.load("outputs/world_expander").expand(["a red cube"])  # doctest: +SKIP
     """
 
     boundary = ("decoder.embedding.*", "decoder.output.*")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, overload
 
 import torch
 from einops import rearrange
@@ -16,8 +16,8 @@ from lightning_sora.diffusion.paths import Objective
 from lightning_sora.diffusion.samplers import SAMPLERS, Denoise, Progress, time_schedule
 from lightning_sora.lit.expander import create_expander
 from lightning_sora.lit.module import LitModule
-from lightning_sora.lit.vae import to_uint8
 from lightning_sora.models.dit import DiT
+from lightning_sora.models.pixels import to_uint8
 from lightning_sora.models.text import TextContext, TextEncoder
 from lightning_sora.models.vae import VideoVAE
 from lightning_sora.randomness import normal_per_clip
@@ -30,8 +30,9 @@ class GenerativeModule(LitModule):
     """What a trained latent diffusion model can do with prompts; a subclass trains it.
 
     Args:
-        sampler, steps, guidance, shift: how samples are drawn when nothing else is asked.
-        prompts: of the gallery.
+        sampler, steps, guidance, shift: how samples are drawn when nothing else is asked; guidance is a spec, or the
+            scale of plain classifier-free guidance.
+        prompts: of the gallery that each validation adds to.
         expander: checkpoint or spec of what turns a test's prompts into rich ones before they are sampled from; None to
             take them as they are.
     """
@@ -84,10 +85,40 @@ class GenerativeModule(LitModule):
         latent = rearrange(unpatchify(rows, grid, self.patch_size), "b t h w c -> b c t h w")
         return to_uint8(self.vae.decode_latent(latent.to(self.dtype)))
 
-    @torch.no_grad()
+    @overload
+    def sample(  # type: ignore[overload-overlap]  # a string is a sequence of strings, too
+        self,
+        prompts: str,
+        frames: int | None = ...,
+        height: int | None = ...,
+        width: int | None = ...,
+        *,
+        seed: int = ...,
+        steps: int | None = ...,
+        guidance: float | str | None = ...,
+        keys: Sequence[tuple[Any, ...]] | None = ...,
+        progress: Progress = ...,
+    ) -> Video: ...
+
+    @overload
     def sample(
         self,
         prompts: Sequence[str],
+        frames: int | None = ...,
+        height: int | None = ...,
+        width: int | None = ...,
+        *,
+        seed: int = ...,
+        steps: int | None = ...,
+        guidance: float | str | None = ...,
+        keys: Sequence[tuple[Any, ...]] | None = ...,
+        progress: Progress = ...,
+    ) -> list[Video]: ...
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: str | Sequence[str],
         frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -97,8 +128,8 @@ class GenerativeModule(LitModule):
         guidance: float | str | None = None,
         keys: Sequence[tuple[Any, ...]] | None = None,
         progress: Progress = iter,
-    ) -> list[Video]:
-        """Generates one video per prompt, with the moving average, in the precision of the weights.
+    ) -> Video | list[Video]:
+        """Generates a video of a prompt, or one of each, with the moving average, in the precision of the weights.
 
         Args:
             frames, height, width: any size that the patch divides; by default the training size.
@@ -107,9 +138,17 @@ class GenerativeModule(LitModule):
             steps, guidance: by default those of the recipe; guidance is a spec, or the scale of plain guidance.
             progress: wraps the list of steps, for a progress bar.
 
+        Returns:
+            uint8 [frames height width 3], values 0 to 255; a list of them for a list of prompts.
+
         Raises:
             SoraError: a size that the patch does not divide, or impossible steps or guidance.
         """
+        if isinstance(prompts, str):
+            wanted = frames, height, width
+            return self.sample(
+                [prompts], *wanted, seed=seed, steps=steps, guidance=guidance, keys=keys, progress=progress
+            )[0]
         native = self.native_size or (1, self.patch.height, self.patch.width)
         size = [n if asked is None else asked for asked, n in zip((frames, height, width), native, strict=True)]
         grid = TokenGrid.of(size[0], size[1], size[2], self.patch)

@@ -20,6 +20,7 @@ from lightning_sora.lit.finite import FiniteSteps, refuse_not_finite
 from lightning_sora.lit.last_step import LastStep, waits
 from lightning_sora.lit.optimizers import SCHEDULES, create_optimizer
 from lightning_sora.lit.precision import warn_of_slow_bfloat16
+from lightning_sora.models.pixels import from_uint8
 from lightning_sora.redaction import from_environment
 from lightning_sora.registry import Spec
 from lightning_sora.sealing import verify_archive
@@ -36,6 +37,12 @@ class LitModule(pl.LightningModule):
         schedule: spec of the learning rate over ``trainer.max_steps``.
         ema_decay: of the moving average used for evaluation and sampling; None for none.
         seed: of initial values and of every keyed draw.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> module = ls.LitVAE(optimizer="muon(lr=0.01, adamw_lr=1e-3)", schedule="cosine(warmup=50)", ema_decay=0.99)
+        >>> isinstance(module, ls.LitModule)
+        True
     """
 
     #: Wildcards of parameters at either end of the network, for optimizers that treat them apart.
@@ -136,7 +143,7 @@ class LitModule(pl.LightningModule):
 
     def videos(self, batch: SpacetimeBatch) -> Float[Tensor, "clips 3 frames height width"]:
         """The clips of a batch of one grid in [-1, 1]."""
-        return (torch.stack(batch.videos()).to(self.dtype) / 127.5 - 1).movedim(-1, 1)
+        return from_uint8(batch.videos(), self.dtype)
 
     @staticmethod
     def of_one_grid(batch: SpacetimeBatch) -> Iterator[tuple[list[int], SpacetimeBatch]]:

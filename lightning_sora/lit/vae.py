@@ -15,6 +15,7 @@ from lightning_sora.lit.judge import ReconstructionJudge
 from lightning_sora.lit.module import LitModule
 from lightning_sora.lit.optimizers import create_optimizer
 from lightning_sora.metrics.reconstruction import ReconstructionQuality, clip_quality
+from lightning_sora.models.pixels import from_uint8, to_uint8
 from lightning_sora.models.vae import VAES, LatentStatistics, Posterior
 from lightning_sora.models.vae.losses import VAELoss, active_channels, are_active
 from lightning_sora.randomness import generator, initialize, normal_per_clip
@@ -38,6 +39,13 @@ class LitVAE(LitModule):
         gallery_clips: clips of the validation split that the gallery shows.
         extractor: spec of the space of the reconstruction FVD in tests, such as "world"; None for none.
         optimizer, schedule, ema_decay, seed: see :class:`LitModule`.
+
+    Example:
+        >>> import torch, lightning_sora as ls
+        >>> module = ls.LitVAE("causal_conv(stride=(4, 8, 8), latent_channels=4, dim=8)")
+        >>> latent = module.encode(torch.zeros(9, 32, 32, 3, dtype=torch.uint8))
+        >>> latent.shape, module.decode(latent).shape
+        (torch.Size([4, 3, 4, 4]), torch.Size([9, 32, 32, 3]))
     """
 
     boundary = ("vae.encoder.input.*", "vae.encoder.output.*", "vae.decoder.input.*", "vae.decoder.output.*")
@@ -315,6 +323,39 @@ class LitVAE(LitModule):
                 found |= zip(places, to_uint8(made), strict=True)
         return [found[i] for i in range(len(batch))]
 
+    # By hand, of display values: uint8 [frames height width 3].
+    @torch.no_grad()
+    def encode(self, clip: Tensor) -> Float[Tensor, "channels t h w"]:
+        """The latent of a clip, of about unit variance: the mean of its posterior.
+
+        Args:
+            clip: uint8 [frames height width 3], values 0 to 255, of a size that the stride divides.
+
+        Raises:
+            SoraError: another type or shape, or a size that does not divide; the nearest that do are named.
+
+        Example:
+            >>> latent = ls.load("outputs/world_vae").encode(clip)  # doctest: +SKIP
+        """
+        if clip.dtype != torch.uint8 or clip.ndim != 4 or clip.shape[-1] != 3:
+            raise SoraError(
+                f"a clip of {clip.dtype} {tuple(clip.shape)} cannot be encoded; give display values 0 to 255 as uint8 "
+                "[frames height width 3]"
+            )
+        with self.averaged():
+            latent: Tensor = self.vae.encode_latent(from_uint8([clip.to(self.device)], self.dtype))
+        return latent[0]
+
+    @torch.no_grad()
+    def decode(self, latent: Float[Tensor, "channels t h w"]) -> Tensor:
+        """The clip of a latent, uint8 [frames height width 3]: what :meth:`encode` took, as far as it was kept.
+
+        Raises:
+            SoraError: a latent of other axes or channels.
+        """
+        with self.averaged():
+            return to_uint8(self.vae.decode_latent(latent[None].to(self.vae.latent_mean)))[0]
+
     @torch.no_grad()
     def gallery(self) -> tuple[dict[str, list[Tensor]], list[str]]:
         real: list[Tensor] = []
@@ -350,9 +391,3 @@ class LitVAE(LitModule):
     def lineage(self) -> dict[str, str]:
         """What the run is, for the record."""
         return {"vae.spec": str(self.hparams["vae"])}
-
-
-def to_uint8(video: Float[Tensor, "clips 3 frames height width"]) -> list[Tensor]:
-    """Videos in [-1, 1] as a list of uint8 [frames height width 3]."""
-    pixels = ((video.float().movedim(1, -1) + 1) * 127.5).round().clamp(0, 255)
-    return list(pixels.to(torch.uint8).cpu())

@@ -35,6 +35,13 @@ class SpacetimeBatch:
         budget: tokens that a full batch would have; 0 where there is no such thing.
         mean_clips, mean_tokens: of the batches of this one's epoch, on all ranks; 0 where there is no plan.
         unchanging: whether each clip has these rows whenever it comes at this grid.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> data = ls.SpacetimeDataModule("world(level='tiny', heldout_clips=8)", frames=9, batch_size=4)
+        >>> batch = next(iter(data.val_dataloader()))
+        >>> batch.patches.shape, batch.layout.grids[0], tuple(batch.videos()[0].shape)
+        (torch.Size([4, 48, 768]), TokenGrid(frames=3, height=4, width=4), (9, 32, 32, 3))
     """
 
     patches: Shaped[Tensor, "batch tokens patch_dim"]

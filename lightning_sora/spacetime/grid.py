@@ -21,7 +21,13 @@ from lightning_sora.errors import SoraError
 
 @dataclass(frozen=True, order=True)
 class PatchSize:
-    """How many positions of a video one token covers per axis; also the stride of a VAE."""
+    """How many positions of a video one token covers per axis; also the stride of a VAE.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> ls.PatchSize(4, 8, 8) * ls.PatchSize(1, 2, 2)  # a VAE's stride times a DiT's patch size
+        PatchSize(frames=4, height=16, width=16)
+    """
 
     frames: int = 1
     height: int = 1
@@ -54,7 +60,13 @@ class PatchSize:
 
 @dataclass(frozen=True, order=True)
 class TokenGrid:
-    """Tokens per axis of one clip."""
+    """Tokens per axis of one clip.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> ls.TokenGrid.of(17, 32, 48, ls.PatchSize(4, 8, 8))
+        TokenGrid(frames=5, height=4, width=6)
+    """
 
     frames: int
     height: int
@@ -113,6 +125,11 @@ def patchify(
 
     Raises:
         SoraError: the size does not divide by the patch.
+
+    Example:
+        >>> import torch, lightning_sora as ls
+        >>> ls.patchify(torch.zeros(2, 17, 32, 32, 3), ls.PatchSize(4, 8, 8)).shape
+        torch.Size([2, 80, 768])
     """
     frames, height, width = video.shape[-4:-1]
     grid = TokenGrid.of(frames, height, width, patch)
@@ -136,6 +153,13 @@ def unpatchify(
 
     Raises:
         SoraError: the rows do not fit the grid or the patch.
+
+    Example:
+        >>> import torch, lightning_sora as ls
+        >>> patch, video = ls.PatchSize(4, 8, 8), torch.rand(17, 32, 48, 3)
+        >>> rows = ls.patchify(video, patch)
+        >>> torch.equal(ls.unpatchify(rows, ls.TokenGrid.of(17, 32, 48, patch), patch), video)
+        True
     """
     tokens, patch_dim = patches.shape[-2:]
     if tokens != grid.tokens or patch_dim % patch.volume:

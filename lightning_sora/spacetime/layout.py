@@ -61,6 +61,13 @@ class TokenLayout:
     Attributes:
         grids: one per clip, in order.
         packed: whether the clips lie end to end in one row (they must, if grids differ).
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> ls.TokenLayout.uniform(ls.TokenGrid(5, 4, 4), clips=2).shape
+        (2, 80)
+        >>> ls.TokenLayout.pack([ls.TokenGrid(5, 4, 4), ls.TokenGrid(1, 8, 8)]).shape
+        (1, 144)
     """
 
     grids: tuple[TokenGrid, ...]

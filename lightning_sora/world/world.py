@@ -26,6 +26,15 @@ class World:
 
     Raises:
         SoraError: unknown level or split.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> world = ls.World("tiny", seed=0)
+        >>> facts = world.facts(0)
+        >>> world.render(facts, frames=17, height=32, width=32, fps=8).shape
+        torch.Size([17, 32, 32, 3])
+        >>> facts.objects[0].color in world.caption(facts)
+        True
     """
 
     def __init__(self, config: WorldConfig | str = "tiny", seed: int = 0, split: str = "all") -> None:

@@ -43,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "lit": {"models", "nn", "diffusion", "metrics", "spacetime", "randomness", "media", "redaction"},
     "tracking": {"media", "redaction", "lifeline"},
     "ablation": {"tracking", "redaction"},
+    "lab": {"ablation", "data", "diffusion", "lit", "media", "metrics", "models", "nn", "plugins", "tracking"},
     "cli": {"*"},
     "commands": {"*"},
 }

@@ -104,6 +104,13 @@ class AttentionBlock(nn.Module, ABC):
 
     Attributes:
         softmax: whether the block is softmax attention over its receptive field, no more and no less.
+
+    Example:
+        >>> import torch, lightning_sora as ls
+        >>> block = ls.create_attention("full", dim=32, num_heads=2)
+        >>> layout = ls.TokenLayout.uniform(ls.TokenGrid(2, 4, 4), clips=3)
+        >>> block(torch.randn(3, 32, 32), layout).shape
+        torch.Size([3, 32, 32])
     """
 
     kernels: ClassVar[tuple[str, ...]] = ("sdpa", "matmul", "flex", "varlen")
@@ -187,15 +194,21 @@ list_attention = ATTENTION.list
 
 
 def create_attention(
-    spec: str | Spec, dim: int, num_heads: int, *, layer: int, depth: int, kernel: str | None = None
+    spec: str | Spec, dim: int, num_heads: int, *, layer: int = 0, depth: int = 1, kernel: str | None = None
 ) -> AttentionBlock:
     """Builds the block that a spec such as ``"window(size=(2, 4, 4))"`` asks for.
 
     Args:
+        layer, depth: which layer of how many it is; blocks may alternate with it.
         kernel: how it is computed; None means the block's own first choice.
 
     Raises:
         SoraError: unknown name, option or kernel, or widths that do not divide.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> ls.create_attention("window(size=(2, 4, 4))", dim=192, num_heads=4).size
+        (2, 4, 4)
     """
     block = ATTENTION.create(spec, dim, num_heads, layer=layer, depth=depth)
     if kernel is not None:

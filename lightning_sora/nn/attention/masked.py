@@ -23,6 +23,16 @@ class MaskedBlock(AttentionBlock):
     A subclass implements ``visible`` alone. Tiles of neighbouring tokens are computed against the union of what they
     see, exactly: ``sdpa`` and ``matmul`` compute more pairs than :meth:`pairs` counts where tokens of a tile see
     different ones, and ``flex``, which leaves out empty blocks of a mask, likewise.
+
+    Example:
+        >>> import torch, lightning_sora as ls
+        >>> class PastAndNear(ls.MaskedBlock):
+        ...     def visible(self, queries, keys, grid):
+        ...         (t, y, _), (s, v, _) = queries, keys
+        ...         return (s <= t) & ((y - v).abs() <= 1)
+        >>> block = PastAndNear(32, 2, layer=0, depth=1)
+        >>> block(torch.randn(3, 32, 32), ls.TokenLayout.uniform(ls.TokenGrid(2, 4, 4), clips=3)).shape
+        torch.Size([3, 32, 32])
     """
 
     kernels: ClassVar[tuple[str, ...]] = ("sdpa", "matmul", "flex")

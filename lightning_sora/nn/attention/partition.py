@@ -21,6 +21,15 @@ class PartitionBlock(AttentionBlock):
 
     A subclass implements ``group`` alone. Tokens are gathered by group, one kernel call is made per
     distinct group length (by ``varlen`` one for all), and the results are put back in token order.
+
+    Example:
+        >>> import torch, lightning_sora as ls
+        >>> class Slabs(ls.PartitionBlock):
+        ...     def group(self, coordinates, grids):  # (clip, t, y, x) of every token
+        ...         return coordinates[:, 1:2] // 2
+        >>> block = Slabs(32, 2, layer=0, depth=1)
+        >>> block(torch.randn(3, 64, 32), ls.TokenLayout.uniform(ls.TokenGrid(4, 4, 4), clips=3)).shape
+        torch.Size([3, 64, 32])
     """
 
     @abstractmethod
