@@ -116,6 +116,7 @@ class Planner:
         self.plan, self.folder = plan, folder
         self._base = resolve(plan.base, {**plan.overrides, "seed_everything": 0})
         self._refuse_wired_seeds()
+        _refuse_other_ends(plan.base, self._base)
         self.matches: dict[str, Match] = {}
         self._resolved: dict[str, Recipe] = {}
         self._typical: dict[str, list[SpacetimeBatch]] = {}
@@ -141,6 +142,7 @@ class Planner:
 
     def _before(self, stage: Stage, arm: str, seed: int) -> Training:
         base = resolve(stage.base, stage.overrides)
+        _refuse_other_ends(stage.base, base)
         keys = {**stage.overrides, stage.factor: self.plan.arms[arm], **self._seeds(base, seed)}
         return Training(resolve(stage.base, keys), self._before_folder(arm, seed))
 
@@ -351,6 +353,17 @@ class _StepWatch(pl.Callback):
         now = time.perf_counter()
         self.seconds.append(now - self._since)
         self._since = now
+
+
+def _refuse_other_ends(base: Path, recipe: Recipe) -> None:
+    """Refuses a recipe that ends trainings by something else than their steps."""
+    for limit in ("max_epochs", "max_time"):
+        value = recipe["trainer"].get(limit)
+        if value not in (None, -1):
+            raise SoraError(
+                f"{base.name}: trainer.{limit}={value} may end a training before the steps of its budget; set "
+                f"`trainer.{limit}: null` in overrides"
+            )
 
 
 def identity_of(recipe: Recipe) -> dict[str, str]:

@@ -130,6 +130,10 @@ class SpacetimeDataModule(pl.LightningDataModule):
             source.infos, policy, fps=self.fps, seed=self.seed, order=order, side_by_side=self.side_by_side
         )
 
+    def stretch(self) -> int:
+        """Batches of one rank in what the trainer calls an epoch."""
+        return stretch(len(self.plan("train").epoch(0)), self.trainer)
+
     def loader(self, split: str) -> DataLoader[SpacetimeBatch]:
         """A loader of one split; "train" is shuffled and can resume."""
         source, plan, train = self.source(split), self.plan(split), split == "train"

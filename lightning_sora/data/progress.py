@@ -70,18 +70,23 @@ def stretch(batches: int, trainer: pl.Trainer | None) -> int:
 
 
 def settle(trainer: pl.Trainer, length: int) -> None:
-    """Has lightning count a resumed fit's batches within stretches of this length, as another one may have trained.
+    """Has lightning count what a resumed fit had done within stretches of this length, as others may have trained.
 
-    Else it would take the first batch for a stretch's last, and step on it alone.
+    Else it would take the first batch for a stretch's last, and step on it alone; and it takes a stretch that
+    ``max_steps`` cut short for a whole one.
     """
     progress, epochs = _counts(trainer), _epochs(trainer)
     current = progress.current
-    unfinished = epochs.current.ready > epochs.current.processed
-    ends = unfinished and progress.is_last_batch and current.ready == length
-    if not ends:  # which lightning knows how to go on from
-        past = current.ready // length * length
-        for name in ("ready", "started", "processed", "completed"):
-            setattr(current, name, getattr(current, name) - past)
+    over = epochs.current.ready == epochs.current.processed
+    if over and current.ready and not progress.is_last_batch:
+        for count in (epochs.current, epochs.total):
+            count.processed -= 1
+            count.completed -= 1
+    if not over and progress.is_last_batch and current.ready == length:
+        return  # from where lightning knows how to go on
+    past = current.ready // length * length
+    for name in ("ready", "started", "processed", "completed"):
+        setattr(current, name, getattr(current, name) - past)
 
 
 def place_in_stretch(trainer: pl.Trainer, length: int) -> int:

@@ -151,6 +151,10 @@ class PromptDataModule(pl.LightningDataModule):
         probe = self.pairs(split)[tuple(range(min(64, self.sizes[split])))]
         return f"{stream_seed(self.sizes[split], repr((probe.prompts, probe.captions))):016x}"
 
+    def stretch(self) -> int:
+        """Batches of one rank in what the trainer calls an epoch."""
+        return stretch(-(-self.sizes["train"] // self.batch_size), self.trainer)
+
     def loader(self, split: str) -> DataLoader[PromptBatch]:
         """Batches of one split; "train" is endless and can resume."""
         sampler: _Numbers

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
+from lightning_sora.lit.duration import Begun, planned_steps, refuse_finished
 from lightning_sora.lit.ema import ExponentialMovingAverage
 from lightning_sora.lit.finite import FiniteSteps, refuse_not_finite
 from lightning_sora.lit.last_step import LastStep, waits
@@ -34,7 +35,7 @@ class LitModule(pl.LightningModule):
 
     Args:
         optimizer: spec, see :func:`lightning_sora.lit.optimizers.create_optimizer`.
-        schedule: spec of the learning rate over ``trainer.max_steps``.
+        schedule: spec of the learning rate over the fit, by ``trainer.max_steps`` and ``max_epochs``.
         ema_decay: of the moving average used for evaluation and sampling; None for none.
         seed: of initial values and of every keyed draw.
 
@@ -57,7 +58,7 @@ class LitModule(pl.LightningModule):
         self.native_fps = 8.0
         self.run_id: str | None = None  # the tracked run that a loaded checkpoint came from
         self.skipped_clips = 0
-        self._last_step, self._skipped_since = LastStep(), 0
+        self._begun, self._last_step, self._skipped_since = Begun(), LastStep(), 0
         self.clip_scores: dict[str, dict[str, float]] = {}  # metric -> clip -> value, of the evaluation that runs
         self._reported: set[str] = set()
 
@@ -102,12 +103,14 @@ class LitModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         return self.scheduled(create_optimizer(self._optimizer_spec, self.named_parameters(), self.boundary))
 
+    @property
+    def planned_steps(self) -> int:
+        """The steps that the fit will have made at its end."""
+        return planned_steps(self.trainer, self._begun)
+
     def scheduled(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The optimizer with the recipe's schedule, stepped once per optimizer step."""
-        total = self.trainer.max_steps
-        if total is None or total < 1:
-            raise SoraError(f"trainer.max_steps={total} must be at least 1: schedules are planned in steps")
-        factor = SCHEDULES.create(self._schedule_spec, total)
+        factor = SCHEDULES.create(self._schedule_spec, self.planned_steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -165,6 +168,7 @@ class LitModule(pl.LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if getattr(data, "patch", None) is not None:
             self.check_patch(data.patch)  # now, rather than at the first batch
+        self._begun = Begun()
         self._last_step.begin(self.trainer.fit_loop.state_dict())
         warn_of_slow_bfloat16(str(self.trainer.precision), self.trainer.strategy.root_device.type)
 
@@ -249,6 +253,8 @@ class LitModule(pl.LightningModule):
         if self.ema is not None and "ema" in checkpoint:
             self.ema.load_state_dict(checkpoint["ema"], self.device)
         if self._trainer is not None and self.trainer.state.fn == "fit":
+            self._begun = Begun.of(checkpoint)
+            refuse_finished(self.trainer, self._begun)
             if "loops" in checkpoint:
                 self._last_step.begin(checkpoint["loops"]["fit_loop"])
             self._keep_the_recipe(checkpoint)

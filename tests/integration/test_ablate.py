@@ -230,6 +230,7 @@ def test_a_plan_for_what_cannot_be_trained_is_refused_before_anything_is(
         ({"arms": {"full": "full", "none": "fulll"}}, "unknown attention block 'fulll'"),
         ({"budget": {"tokens": 100}}, "cannot be met"),
         ({"engine": "slurm"}, "unknown engine"),
+        ({"overrides": {**TINY, "trainer.max_epochs": 1}}, "set `trainer.max_epochs: null` in overrides"),
         ({"factor": "model.objective", "arms": ["x", "v"], "metric": "val/loss"}, "cannot be compared between arms"),
         ({"factor": "seed_everything.x", "arms": {"a": "1", "b": "2"}}, ""),
     ]

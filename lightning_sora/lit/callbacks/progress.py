@@ -9,9 +9,11 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from lightning_sora.lit.module import LitModule
+
 
 class Progress(TQDMProgressBar):
-    """Counts optimizer steps up to ``trainer.max_steps``; lightning's own bars begin anew with each epoch.
+    """Counts optimizer steps up to the end of the fit; lightning's own bars begin anew with each epoch.
 
     Args:
         refresh_rate: steps between updates; None means 5 on a terminal, 20 in a log file.
@@ -26,11 +28,11 @@ class Progress(TQDMProgressBar):
     def __init__(self, refresh_rate: int | None = None) -> None:
         super().__init__(refresh_rate or (5 if sys.stderr.isatty() else 20))
 
-    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         super().on_train_start()
         bar = self.train_progress_bar
         bar.set_description("fit")
-        bar.total = trainer.max_steps
+        bar.total = pl_module.planned_steps if isinstance(pl_module, LitModule) else trainer.max_steps
         bar.initial = bar.n = trainer.global_step  # a resumed training is timed from where it resumes
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -38,7 +40,7 @@ class Progress(TQDMProgressBar):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         bar, step = self.train_progress_bar, trainer.global_step
-        self._tell(step / trainer.max_steps)
+        self._tell(step / bar.total)
         if step > bar.n and self._should_update(step, bar.total):
             bar.n = step
             bar.set_postfix(self.get_metrics(trainer, pl_module))
