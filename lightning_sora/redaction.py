@@ -148,13 +148,15 @@ def _left(text: str, name: str) -> str:
 
 
 class RedactedStream:
-    """A text stream that replaces secrets in what is written to another one."""
+    """A text stream that replaces secrets in what is written to another one, and what that one cannot print: names of
+    files need not be text."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(redact(text))
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        self._stream.write(redact(text).encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

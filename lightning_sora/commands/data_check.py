@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from lightning_sora.commands.arguments import positive, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from rich.table import Table
 
     from lightning_sora.data.decode import VideoInfo
+    from lightning_sora.data.finding import Found
     from lightning_sora.data.manifest import ClipRow
     from lightning_sora.data.places import MediaPath
 
@@ -31,12 +32,14 @@ class Listing:
         captioned: how many have a caption.
         complaint: (table, what is wrong with the captions), if anything is.
         told: name -> row, of a manifest that tells sizes.
+        passed_over: files of unknown kinds in words; empty if there are none.
     """
 
     clips: Mapping[str, MediaPath]
     captioned: int
     complaint: tuple[str, str] | None = None
     told: Mapping[str, ClipRow] = field(default_factory=dict)
+    passed_over: str = ""
 
 
 def add_parser(actions: argparse._SubParsersAction) -> None:
@@ -92,15 +95,20 @@ def run(args: argparse.Namespace) -> int:
 
 def _folder(root: Path) -> Listing:
     from lightning_sora.data.captions import TABLES
-    from lightning_sora.data.sources.folder import find_media
+    from lightning_sora.data.finding import find_media
     from lightning_sora.errors import SoraError
+    from lightning_sora.texts import shown
 
-    files, tables = find_media(root)
-    if not files:
-        raise SoraError(f"no video or image of a known kind under {root}; name the folder that holds them")
-    captioned, complaint = _captioned(root, files, tables)
-    name = " ".join(t for t in TABLES if root / t in tables) or "captions"
-    return Listing({file: root / file for file in files}, captioned, None if complaint is None else (name, complaint))
+    found = find_media(root)
+    if not found.names:
+        also = f"; {found.passed_over}" if found.passed_over else ""
+        raise SoraError(
+            f"no video or image of a known kind under {shown(str(root))}{also}; name the folder that holds them"
+        )
+    captioned, complaint = _captioned(found)
+    name = " ".join(t for t in TABLES if root / t in found.tables) or "captions"
+    clips = {clip_id: found.path(clip_id) for clip_id in found.names}
+    return Listing(clips, captioned, None if complaint is None else (name, complaint), passed_over=found.passed_over)
 
 
 def _manifest(place: str, style: str) -> Listing:
@@ -137,14 +145,16 @@ def _check_all(listing: Listing, args: argparse.Namespace) -> Iterator[tuple[str
         yield name, lie or answer
 
 
-def _captioned(root: Path, files: Sequence[str], tables: Sequence[Path]) -> tuple[int, str | None]:
+def _captioned(found: Found) -> tuple[int, str | None]:
     """How many files have a caption, and what is wrong with the captions."""
     from lightning_sora.data.captions import read_sidecar, read_tables
     from lightning_sora.errors import SoraError
 
     try:
-        notes = read_tables(root, tables, set(files))
-        texts = [notes[name].caption if name in notes else read_sidecar(root / name) for name in files]
+        notes = read_tables(found.root, found.tables, found.names)
+        texts = [
+            notes[name].captions if name in notes else read_sidecar(found.sidecars.get(name)) for name in found.names
+        ]
     except SoraError as problem:
         return 0, str(problem)
     return sum(bool(text) for text in texts), None
@@ -165,8 +175,9 @@ def _summary(good: dict[str, VideoInfo], bad: int, listing: Listing) -> Table:
     from collections import Counter
 
     from rich.table import Table
+    from rich.text import Text
 
-    from lightning_sora.data.decode import is_image
+    from lightning_sora.data.endings import is_image
 
     films = [info for name, info in good.items() if not is_image(listing.clips[name])]
 
@@ -177,6 +188,8 @@ def _summary(good: dict[str, VideoInfo], bad: int, listing: Listing) -> Table:
 
     table = Table.grid(padding=(0, 2))
     table.add_row("files", f"{len(films)} videos, {len(good) - len(films)} images, {bad} bad")
+    if listing.passed_over:
+        table.add_row("passed over", Text(listing.passed_over))
     table.add_row("captions", f"{listing.captioned}")
     if films:
         lengths = sorted(info.frames for info in films)

@@ -14,6 +14,7 @@ from lightning_sora.commands.arguments import positive, whole
 from lightning_sora.errors import SoraError
 from lightning_sora.lab.devices import usable_device
 from lightning_sora.redaction import redacted
+from lightning_sora.texts import read_text
 
 
 def add_parser(subparsers: Any) -> None:
@@ -108,11 +109,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read_prompts(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise SoraError(f"--prompts {path} cannot be read ({problem}); give a text file, one prompt per line") from None
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def _slug(prompt: str) -> str:

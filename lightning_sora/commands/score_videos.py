@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from lightning_sora.data import decode
 from lightning_sora.data.captions import read_sidecar, read_tables
-from lightning_sora.data.sources.folder import find_media
+from lightning_sora.data.endings import is_image
+from lightning_sora.data.finding import Found, find_media
 from lightning_sora.errors import SoraError
 from lightning_sora.metrics.protocol import ClipProtocol, nominal_rate
 
@@ -52,8 +53,8 @@ def find_videos(folder: Path, protocol: ClipProtocol, least: int, captions: bool
     Raises:
         SoraError: no or too few videos, damaged or short ones, or captions missing where they are needed.
     """
-    files, tables = find_media(folder)
-    names = [name for name in files if Path(name).suffix.lower() in decode.VIDEO_SUFFIXES]
+    files = find_media(folder)
+    names = [name for name in files.names if not is_image(name)]
     if not names:
         raise SoraError(f"there is no video under {folder}; name the folder that holds them")
     if len(names) < least:
@@ -61,13 +62,15 @@ def find_videos(folder: Path, protocol: ClipProtocol, least: int, captions: bool
             f"{folder} holds {len(names)} videos where at least {least} are needed: a distance between a handful of "
             "clips is nearly all bias; add videos, or lower --min-clips knowing that"
         )
-    if len(names) < len(files):
-        note(f"{len(files) - len(names)} still images under {folder} are not scored")
-    texts = _captions(folder, names, tables, files) if captions else {}
+    if len(names) < len(files.names):
+        note(f"{len(files.names) - len(names)} still images under {folder} are not scored")
+    if files.passed_over:
+        note(f"files under {folder} are passed over: {files.passed_over}")
+    texts = _captions(files, names) if captions else {}
     found: list[Video] = []
     damaged: list[str] = []
     short: list[str] = []
-    for name, answer in _look_at_all(folder, names, protocol, texts):
+    for name, answer in _look_at_all(files, names, protocol, texts):
         if isinstance(answer, Video):
             found.append(answer)
         elif isinstance(answer, _Short):
@@ -128,9 +131,10 @@ def note_sizes(sides: Mapping[bool, Sequence[Video]]) -> None:
         )
 
 
-def _captions(folder: Path, names: Sequence[str], tables: Sequence[Path], files: Sequence[str]) -> dict[str, str]:
-    notes = read_tables(folder, tables, set(files))
-    texts = {n: (notes[n].caption if n in notes else read_sidecar(folder / n)) or "" for n in names}
+def _captions(files: Found, names: Sequence[str]) -> dict[str, str]:
+    folder, notes = files.root, read_tables(files.root, files.tables, files.names)
+    found = {n: notes[n].captions if n in notes else read_sidecar(files.sidecars.get(n)) for n in names}
+    texts = {name: captions[0] if captions else "" for name, captions in found.items()}
     bare = [name for name, text in texts.items() if not text]
     if bare:
         raise SoraError(
@@ -145,12 +149,12 @@ class _Short(str):
 
 
 def _look_at_all(
-    folder: Path, names: Sequence[str], protocol: ClipProtocol, texts: Mapping[str, str]
+    files: Found, names: Sequence[str], protocol: ClipProtocol, texts: Mapping[str, str]
 ) -> Iterator[tuple[str, Video | str]]:
     """Each file's clip, or why it has none, under a progress bar."""
 
     def look(name: str) -> Video | str:
-        path = folder / name
+        path = files.path(name)
         try:
             info = decode.probe(path)
             rate = protocol.fps or info.fps
@@ -173,7 +177,7 @@ def _look_at_all(
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         answers = pool.map(look, names)
-        yield from zip(names, tqdm(answers, f"looking at {folder.name}", len(names), leave=False), strict=True)
+        yield from zip(names, tqdm(answers, f"looking at {files.root.name}", len(names), leave=False), strict=True)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -26,15 +26,11 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_sora import media
+from lightning_sora.data.endings import FILMED_STILLS, is_image, suffix_of
 from lightning_sora.data.frames import STILL_FPS, DoubtfulError, MissedError, Unseen, announced_rate, timed_frames
 from lightning_sora.data.picture import COLOURS, Picture, quarter_turns, shown_size
 from lightning_sora.data.places import DecodeError, Media, MediaPath
 from lightning_sora.errors import SoraError
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp"}
-)
 
 
 @dataclass(frozen=True)
@@ -60,11 +56,6 @@ class VideoInfo:
         return self.frames / self.fps
 
 
-def is_image(path: MediaPath) -> bool:
-    """Whether the name is that of a still image."""
-    return Path(str(path)).suffix.lower() in IMAGE_SUFFIXES
-
-
 def probe(path: MediaPath) -> VideoInfo:
     """Describes a file at the cost of one decoded frame (and of reading it through, where it has no frame count).
 
@@ -73,8 +64,11 @@ def probe(path: MediaPath) -> VideoInfo:
     """
     path = _place(path)
     if is_image(path):
-        with _stills(path):
-            height, width = media.image_size(path)
+        if suffix_of(path) in FILMED_STILLS:
+            height, width = _filmed_still(path, None).shape[1:3]
+        else:
+            with _stills(path):
+                height, width = media.image_size(path)
         return VideoInfo(1, height, width, STILL_FPS)
     with _opened(path) as (container, stream):
         _refuse_cut_short(path, stream)
@@ -243,14 +237,34 @@ def _stills(path: Path | Media) -> Iterator[None]:
 
 
 def _read_still(path: Path | Media, frames: int, size: tuple[int, int] | None) -> UInt8[Tensor, "1 height width 3"]:
-    with _stills(path):
-        image = media.read_image(path)
     if frames != 1:
         raise DecodeError(f"{path}: a still image has 1 frame, {frames} were asked for")
+    if suffix_of(path) in FILMED_STILLS:
+        return _filmed_still(path, size)
+    with _stills(path):
+        image = media.read_image(path)
     if size is not None and size != tuple(image.shape[:2]):
         scaled = Image.fromarray(image.numpy()).resize((size[1], size[0]), Image.Resampling.BICUBIC)
         image = torch.from_numpy(np.array(scaled))
     return image[None]
+
+
+def _filmed_still(path: Path | Media, size: tuple[int, int] | None) -> UInt8[Tensor, "1 height width 3"]:
+    """A picture that is a frame of a video codec; a container of such may hold tiles and thumbnails beside it."""
+    with _opened(path) as (container, _):
+        stream = next((s for s in container.streams.video if s.disposition & Disposition.default), None)
+        if stream is None and len(container.streams.video) > 1:
+            tiles = len(container.streams.video)
+            raise DecodeError(f"{path}: its picture is made of {tiles} tiles; convert it to JPEG or PNG")
+        stream = stream or container.streams.video[0]
+        stream.thread_type = "NONE"
+        frame = next(container.decode(stream), None)
+        if frame is None:
+            raise DecodeError(f"{path}: no picture can be decoded")
+        picture = Picture(stream, size)
+        pixels = np.empty((1, *picture.shape(frame)), dtype=np.uint8)
+        picture.draw(frame, pixels[0])
+        return torch.from_numpy(pixels)
 
 
 @contextmanager

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lightning_sora.errors import SoraError
 from lightning_sora.redaction import redact
 from lightning_sora.sealing import write_whole
+from lightning_sora.texts import parsed_json, read_text, shown
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +22,7 @@ def write_quarantine(path: Path, reasons: Mapping[str, str]) -> None:
         json.dumps({"file": _name(file), "reason": reason}, ensure_ascii=False) for file, reason in reasons.items()
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Names need not be valid text.
-    write_whole(path, "".join(f"{line}\n" for line in lines).encode("utf-8", errors="surrogateescape"))
+    write_whole(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def banned_among(names: Iterable[str], path: str | None) -> dict[str, str]:
@@ -46,7 +47,7 @@ def banned_among(names: Iterable[str], path: str | None) -> dict[str, str]:
 
 def _name(file: str) -> str:
     # Passwords and signatures of URLs are no part of what a file is.
-    return redact(file) if "://" in file else file
+    return redact(file) if "://" in file else shown(file)
 
 
 def read_quarantine(path: str | None) -> dict[str, str]:
@@ -57,15 +58,13 @@ def read_quarantine(path: str | None) -> dict[str, str]:
     """
     if path is None:
         return {}
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise SoraError(f"no quarantine list at {path}; make one with `lightning-sora data check FOLDER --out {path}`")
     found = {}
-    lines = Path(path).read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(Path(path)).split("\n"), start=1):
         if line.strip():
-            try:
-                row = json.loads(line)
-                found[str(row["file"])] = str(row["reason"])
-            except (ValueError, TypeError, KeyError):
-                raise SoraError(f'{path}, line {number}: must be {{"file": ..., "reason": ...}}') from None
+            row = parsed_json(line, path, number)
+            if not isinstance(row, dict) or not {"file", "reason"} <= set(row):
+                raise SoraError(f'{path}, line {number}: must be {{"file": ..., "reason": ...}}')
+            found[str(row["file"])] = str(row["reason"])
     return found

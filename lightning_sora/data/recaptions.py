@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ def read_captions(path: Path) -> dict[str, Recaption]:
     import pyarrow
     import pyarrow.parquet
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SoraError(f"no table of captions at {path}; make one with `lightning-sora caption ... --out {path}`")
     remedy = f"run `lightning-sora caption ... --out {path}` again, or copy it again"
     content = pyarrow.py_buffer(verify(path.read_bytes(), path, remedy))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,6 +13,7 @@ from typing import Any, BinaryIO
 
 from lightning_sora.data.places import DecodeError, Media
 from lightning_sora.errors import SoraError
+from lightning_sora.texts import named
 
 #: A folder or file: a path, or a URL of any protocol of fsspec ("s3://", "https://", "gs://", "memory://").
 Location = str | Path
@@ -28,6 +30,15 @@ def is_remote(location: Location) -> bool:
 def join(root: Location, name: str) -> Location:
     """A file under a folder."""
     return f"{str(root).rstrip('/')}/{name}" if is_remote(root) else Path(root) / name
+
+
+def local_name(folder: Path, name: str) -> str:
+    """How a file is called on this system that a table in ``folder`` names: Windows writes paths with backslashes, and
+    a table cannot hold a name that is no text as it is (:func:`~lightning_sora.texts.named`)."""
+    if "\\" not in name or os.path.lexists(folder / name):
+        return name
+    found = named(name)
+    return found if found != name and os.path.lexists(folder / found) else name.replace("\\", "/")
 
 
 def open_file(root: Location, name: str) -> AbstractContextManager[BinaryIO]:

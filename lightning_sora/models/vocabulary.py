@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lightning_sora.errors import SoraError
+from lightning_sora.texts import read_text
 
 PIECE = re.compile(r" ?[^\W\d_]+|\s|.", re.DOTALL)
 #: Word lists that come with the package, by name.
@@ -53,10 +54,7 @@ class Vocabulary:
         path = SHIPPED.get(name, Path(name))
         if not path.is_file():
             raise SoraError(f"no vocabulary {name!r}; give 'bytes', {', '.join(map(repr, SHIPPED))} or a file of words")
-        try:
-            content = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as problem:
-            raise SoraError(f"{path}: not UTF-8 text ({problem.reason}); save it as UTF-8") from problem
+        content = read_text(path)
         return cls(content.removesuffix("\n").split("\n") if content else ())
 
     @classmethod

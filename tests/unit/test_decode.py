@@ -13,6 +13,7 @@ from PIL import Image
 
 from lightning_sora.data import decode
 from lightning_sora.data import frames as reading
+from lightning_sora.data.endings import VIDEO_SUFFIXES
 from lightning_sora.data.frames import Unseen
 from lightning_sora.data.picture import SCALER, Picture
 from lightning_sora.data.places import DecodeError
@@ -363,7 +364,7 @@ def real_files() -> list[Path]:
     root = os.environ.get("LIGHTNING_SORA_TEST_DATA")
     if not root:
         pytest.skip("LIGHTNING_SORA_TEST_DATA does not name the folder of real clips")
-    return sorted(p for p in (Path(root) / "clips").iterdir() if p.suffix in decode.VIDEO_SUFFIXES)
+    return sorted(p for p in (Path(root) / "clips").iterdir() if p.suffix in VIDEO_SUFFIXES)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,8 +20,8 @@ from PIL import Image
 
 from lightning_sora.data import decode
 from lightning_sora.data.checking import check_files
+from lightning_sora.data.finding import find_media
 from lightning_sora.data.places import DecodeError
-from lightning_sora.data.sources.folder import find_media
 from tests.unit.test_decode import HEIGHT, WIDTH, counted, encode, numbers
 
 PAGE = Path(__file__).parents[2] / "docs" / "odd_files.md"
@@ -134,7 +135,6 @@ def _folder(folder: Path) -> Path:
 
 def _bomb(folder: Path) -> Path:
     """A PNG of a few bytes that announces 60,000 x 60,000 pixels."""
-    import struct
     import zlib
 
     def chunk(kind: bytes, content: bytes) -> bytes:
@@ -144,6 +144,57 @@ def _bomb(folder: Path) -> Path:
     body = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
     (folder / "bomb.png").write_bytes(body)
     return folder / "bomb.png"
+
+
+def _box(kind: bytes, body: bytes, flags: int | None = None) -> bytes:
+    body = body if flags is None else struct.pack(">I", flags) + body
+    return struct.pack(">I4s", 8 + len(body), kind) + body
+
+
+def heic(path: Path, levels: list[int], side: int = 64) -> Path:
+    """A photo as telephones store it (ISO/IEC 23008-12): one HEVC picture, or a grid of several side by side."""
+    coded, header = [], b""
+    for level in levels:
+        film = encode(
+            path.with_suffix(".mp4"), [np.full((side, side, 3), level, np.uint8)], codec="libx265",
+            options={"x265-params": "log-level=none"},
+        )  # fmt: skip
+        with av.open(str(film)) as container:
+            stream = container.streams.video[0]
+            header = bytes(stream.codec_context.extradata or b"")
+            coded.append(b"".join(bytes(packet) for packet in container.demux(stream) if packet.size))
+        film.unlink()
+    items = list(range(1, len(levels) + 1))
+    first = items[0] if len(items) == 1 else len(items) + 1  # the picture that is shown
+    kinds = dict.fromkeys(items, b"hvc1") | ({first: b"grid"} if first not in items else {})
+    grid = struct.pack(">BBBBHH", 0, 0, 0, len(items) - 1, side * len(items), side) if first not in items else b""
+    sizes = [_box(b"ispe", struct.pack(">II", side * n, side), 0) for n in (1, len(items))]
+    owned = b"".join(struct.pack(">HBBB", item, 2, 0x81, 2) for item in items)
+    owned += struct.pack(">HBB", first, 1, 3) if grid else b""
+    tiles = struct.pack(f">HH{len(items)}H", first, len(items), *items)
+    entries = [
+        _box(b"hdlr", struct.pack(">I4s12sB", 0, b"pict", b"", 0), 0),
+        _box(b"pitm", struct.pack(">H", first), 0),
+        _box(b"iinf", struct.pack(">H", len(kinds)) + b"".join(
+            _box(b"infe", struct.pack(">HH4sB", item, 0, kind, 0), 2 << 24) for item, kind in kinds.items()), 0),
+        _box(b"iref", _box(b"dimg", tiles), 0) if grid else b"",
+        _box(b"iprp", _box(b"ipco", _box(b"hvcC", header) + b"".join(sizes))
+             + _box(b"ipma", struct.pack(">I", len(kinds)) + owned, 0)),
+    ]  # fmt: skip
+    head, contents = _box(b"ftyp", b"heic\0\0\0\0mif1heic"), dict(zip(kinds, [*coded, grid], strict=False))
+
+    def index(begin: int) -> bytes:
+        places = b""
+        for item, content in contents.items():
+            places += struct.pack(">HHHII", item, 0, 1, begin, len(content))
+            begin += len(content)
+        return _box(
+            b"meta", b"".join(entries) + _box(b"iloc", struct.pack(">BBH", 0x44, 0, len(contents)) + places, 0), 0
+        )
+
+    whole = head + index(len(head) + len(index(0)) + 8) + _box(b"mdat", b"".join(contents.values()))
+    path.write_bytes(whole)
+    return path
 
 
 def _turned(degrees: int) -> Callable[[Path], Path]:
@@ -184,11 +235,28 @@ KINDS: dict[str, Odd] = {
     "motion JPEG": Odd(_clip("mjpeg.mkv", codec="mjpeg", pix_fmt="yuvj420p")),
     "ProRes": Odd(_clip("prores.mov", codec="prores_ks", pix_fmt="yuv422p10le")),
     "WMV": Odd(_clip("film.wmv", codec="wmv2"), fps=None),
+    "MXF": Odd(_clip("film.mxf", codec="mpeg2video")),
+    "DVD's VOB": Odd(_clip("film.vob", codec="mpeg2video")),
+    "camcorder's M2TS": Odd(_clip("film.m2ts", format="mpegts")),
+    "camcorder's MTS, in capitals": Odd(_clip("FILM.MTS", format="mpegts")),
+    "ASF": Odd(_clip("film.asf", codec="wmv2"), fps=None),
+    "F4V": Odd(_clip("film.f4v")),
+    "3G2": Odd(_clip("film.3g2", codec="mpeg4")),
+    "YUV4MPEG": Odd(_clip("film.y4m", codec="wrapped_avframe")),
+    "animated PNG": Odd(_clip("film.apng", codec="apng", pix_fmt="rgb24")),
     "B-frames in AVI, without shown times": Odd(_clip("bframes.avi")),
     "GIF with transparent parts": Odd(_gif, size=(4, HEIGHT, WIDTH), fps=10, read=False),
     "PNG with transparent parts": Odd(_image("alpha.png", "RGBA"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
     "PNG of a palette": Odd(_image("palette.png", "P"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
     "JPEG in CMYK": Odd(_image("cmyk.jpg", "CMYK"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
+    "TIFF": Odd(_image("still.tiff", "RGB"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
+    "TIFF of 16 bits": Odd(_image("deep.tif", "I;16"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
+    "AVIF": Odd(_image("still.avif", "RGB"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
+    "JFIF": Odd(_image("still.jfif", "RGB", format="JPEG"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
+    "JPEG 2000": Odd(_image("still.jp2", "RGB"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
+    "HEIC": Odd(lambda f: heic(f / "photo.heic", [90]), size=(1, 64, 64), fps=None, read=False),
+    "HEIC of tiles": Odd(lambda f: heic(f / "tiles.heic", [90, 180]), "made of 2 tiles; convert it"),
+    "name that is no UTF-8": Odd(lambda f: counted(f / os.fsdecode(b"caf\xe9.mp4"), COUNT)),
     "unicode name": Odd(_clip("视频 é ☃.mp4")),
     "very long name": Odd(_clip("n" * 251 + ".mp4")),
     "name with colon, brackets and a line break": Odd(_clip("a: [b]\nc.mp4")),
@@ -249,7 +317,7 @@ def test_the_table_in_the_docs_is_this_one() -> None:
 def test_a_folder_that_links_to_itself_is_walked_once(tmp_path: Path) -> None:
     counted(tmp_path / "a.mp4", 2)
     (tmp_path / "again").symlink_to(tmp_path)
-    assert find_media(tmp_path)[0] == ["a.mp4"]
+    assert list(find_media(tmp_path).names) == ["a.mp4"]
 
 
 CRASHING = """

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 from lightning_sora.data.manifest import lists, open_sora_plan, tables, webdataset  # noqa: F401  (they register themselves)
-from lightning_sora.data.manifest.rows import MANIFESTS, ClipRow, ManifestStyle, header_of
+from lightning_sora.data.manifest.rows import MANIFESTS, ClipRow, ManifestStyle
 from lightning_sora.data.manifest.tables import SUFFIXES
+from lightning_sora.data.records import header_of
 from lightning_sora.data.storage import Location, is_remote
 from lightning_sora.errors import SoraError
 
@@ -28,7 +29,7 @@ def read_manifest(place: Location, style: str = "auto") -> tuple[str, list[ClipR
     Raises:
         SoraError: nothing there, no known style, or not what the style asks for.
     """
-    if not is_remote(place) and "{" not in str(place) and not Path(place).exists():
+    if not is_remote(place) and "{" not in str(place) and not os.path.exists(place):
         raise SoraError(f"no manifest or folder at {place}; give a folder of videos, or a table, list or tar of them")
     found = detect(place) if style == "auto" else style
     if found is None:
@@ -41,4 +42,4 @@ def read_manifest(place: Location, style: str = "auto") -> tuple[str, list[ClipR
 
 def is_plain_folder(place: str) -> bool:
     """Whether the source "folder" reads this: a folder of files, with tables or texts beside them."""
-    return not is_remote(place) and Path(place).is_dir() and detect(place) in (None, "videofolder")
+    return not is_remote(place) and os.path.isdir(place) and detect(place) in (None, "videofolder")

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning_sora.data.manifest.rows import (
-    MANIFESTS,
-    ClipRow,
-    ManifestStyle,
+from lightning_sora.data.manifest.rows import MANIFESTS, ClipRow, ManifestStyle, distinct
+from lightning_sora.data.manifest.tables import located
+from lightning_sora.data.records import (
     Record,
-    distinct,
+    captions_of,
+    file_of,
     header_of,
     number,
     rate,
     records_of,
     require,
     text_of,
-    texts,
 )
-from lightning_sora.data.manifest.tables import located
 from lightning_sora.data.storage import Location, is_remote
 from lightning_sora.errors import SoraError
+from lightning_sora.texts import brief, shown
 
+LARGEST = 1 << 40  # frame or pixel
 READ = ("path", "cap", "resolution", "num_frames", "fps", "cut", "crop")
 NAMES = ("videos2caption.json", "data.txt")
 
@@ -55,7 +56,7 @@ class OpenSoraPlan(ManifestStyle):
             return place
         if is_remote(place):
             return None
-        return next((Path(place) / name for name in NAMES if (Path(place) / name).is_file()), None)
+        return next((Path(place) / name for name in NAMES if os.path.isfile(Path(place) / name)), None)
 
     def read(self, place: Location) -> list[ClipRow]:
         file = self._file(place)
@@ -70,8 +71,8 @@ class OpenSoraPlan(ManifestStyle):
             root, comma, listed = line.rpartition(",")
             if not comma or not listed.strip().endswith(".json"):
                 raise SoraError(f"{file}: the line {line!r} must be ROOT,LIST.json")
-            annotations = located(here, listed.strip())
-            found = self._rows(annotations, str(located(here, root.strip())))
+            _, annotations = located(here, listed.strip())
+            found = self._rows(annotations, str(located(here, root.strip())[1]))
             # Files of several roots may have one name.
             rows += [replace(row, id=f"{root.strip()}/{row.id}") for row in found] if len(lines) > 1 else found
         return distinct(file, rows)
@@ -87,23 +88,23 @@ class OpenSoraPlan(ManifestStyle):
 def _annotated(root: str, row: Record, where: str) -> ClipRow:
     resolution: Any = row.get("resolution") or {}
     if not isinstance(resolution, Mapping):
-        raise SoraError(f"{where}: 'resolution' is {resolution!r}; it must be {{height, width}}")
+        raise SoraError(f"{where}: 'resolution' is {brief(resolution)}; it must be {{height, width}}")
     first, frames = 0, number(row, "num_frames", where)
     cut = row.get("cut")
     if cut is not None:
         if not _numbers(cut, 2) or not 0 <= cut[0] < cut[1]:
-            raise SoraError(f"{where}: 'cut' is {cut!r}; it must be [first frame, frame after the last]")
+            raise SoraError(f"{where}: 'cut' is {brief(cut)}; it must be [first frame, frame after the last]")
         first, frames = int(cut[0]), int(cut[1]) - int(cut[0])
     crop = row.get("crop")
     if crop is not None:
         if not _numbers(crop, 4) or not (0 <= crop[0] < crop[1] and 0 <= crop[2] < crop[3]):
-            raise SoraError(f"{where}: 'crop' is {crop!r}; it must be [left, right, top, bottom] in pixels")
+            raise SoraError(f"{where}: 'crop' is {brief(crop)}; it must be [left, right, top, bottom] in pixels")
         crop = tuple(int(crop[i]) for i in (0, 2, 1, 3))
-    name = str(row["path"])
+    name, place = located(root, file_of(row, ("path",), where))
     return ClipRow(
-        id=name if cut is None else f"{name}#{first}",
-        place=located(root, name),
-        captions=texts(row["cap"], where),
+        id=shown(name if cut is None else f"{name}#{first}"),
+        place=place,
+        captions=captions_of(row, ("cap",), where),
         frames=frames,
         height=number(resolution, "height", where),
         width=number(resolution, "width", where),
@@ -115,7 +116,9 @@ def _annotated(root: str, row: Record, where: str) -> ClipRow:
 
 
 def _numbers(value: Any, count: int) -> bool:
-    return isinstance(value, list) and len(value) == count and all(isinstance(one, int | float) for one in value)
+    """Whether it is a list of so many numbers that can be places in a video."""
+    many = value if isinstance(value, list) and len(value) == count else [None]
+    return all(isinstance(one, int | float) and abs(one) <= LARGEST for one in many)
 
 
 def _lines(file: Location) -> list[str]:

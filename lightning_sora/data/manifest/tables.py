@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import ClassVar
 
-from lightning_sora.data.captions import split_of
-from lightning_sora.data.manifest.rows import (
-    MANIFESTS,
-    ClipRow,
-    ManifestStyle,
+from lightning_sora.data.captions import CAPTION_COLUMNS, FILE_COLUMNS, TABLES, identity
+from lightning_sora.data.manifest.rows import MANIFESTS, ClipRow, ManifestStyle, distinct
+from lightning_sora.data.records import (
+    SPLIT_COLUMN,
     Record,
-    distinct,
+    captions_of,
+    file_of,
     header_of,
     number,
     rate,
     records_of,
     require,
-    texts,
+    split_of,
 )
-from lightning_sora.data.storage import Location, is_remote, join
+from lightning_sora.data.storage import Location, is_remote, join, local_name
 from lightning_sora.errors import SoraError
+from lightning_sora.texts import shown
 
 SUFFIXES = (".csv", ".jsonl", ".parquet", ".json")
 SIZES = ("num_frames", "height", "width", "fps")
@@ -48,7 +50,7 @@ class TableStyle(ManifestStyle):
         if Path(str(place)).suffix.lower() in self.suffixes:
             return place
         if not is_remote(place):
-            return next((Path(place) / name for name in self.names if (Path(place) / name).is_file()), None)
+            return next((Path(place) / name for name in self.names if os.path.isfile(Path(place) / name)), None)
         return None
 
     def matches(self, place: Location) -> bool:
@@ -74,17 +76,14 @@ class TableStyle(ManifestStyle):
         return distinct(table, found)
 
     def _row(self, root: str, row: Record, where: str) -> ClipRow:
-        file = row[next(name for name in self.file if name in row)]
-        if not isinstance(file, str) or not file.strip():
-            raise SoraError(f"{where}: the file is {file!r}; it must be a path")
-        column = next(name for name in self.caption if name in row)
-        known = {*self.file, *self.caption, *self.sizes.values(), "split"}
+        name, place = located(root, file_of(row, self.file, where))
+        known = {*self.file, *self.caption, *self.sizes.values(), SPLIT_COLUMN}
         sizes = {ours: number(row, theirs, where) for ours, theirs in self.sizes.items() if ours != "fps"}
         frames = sizes.get("num_frames")
         return ClipRow(
-            id=file.strip(),
-            place=located(root, file.strip()),
-            captions=texts(row[column] if row[column] is not None else "", where),
+            id=self.identity(root, name),
+            place=place,
+            captions=captions_of(row, self.caption, where),
             frames=frames,
             height=sizes.get("height"),
             width=sizes.get("width"),
@@ -93,12 +92,17 @@ class TableStyle(ManifestStyle):
             extra={name: value for name, value in row.items() if name not in known},
         )
 
+    def identity(self, root: str, name: str) -> str:
+        """The id of a file that a manifest in ``root`` names so."""
+        return shown(name)
 
-def located(root: str, file: str) -> Location:
-    """A file as a manifest names it: absolute, a URL, or relative to the manifest's folder."""
-    if is_remote(file) or Path(file).is_absolute():
-        return file
-    return join(root, file)
+
+def located(root: str, file: str) -> tuple[str, Location]:
+    """A file's name, with slashes, and where it lies: absolute, a URL, or relative to the manifest's folder."""
+    if is_remote(file):
+        return file, file
+    name = file.replace("\\", "/") if is_remote(root) else local_name(Path(root), file)
+    return name, name if Path(name).is_absolute() else join(root, name)
 
 
 @MANIFESTS.register("videofolder")
@@ -106,8 +110,13 @@ class VideoFolder(TableStyle):
     """Hugging Face VideoFolder and ImageFolder: ``metadata.csv|jsonl|parquet`` beside the files."""
 
     needs = "videofolder needs 'file_name' and 'text' or 'caption' (or 'prompt'); 'split' and sizes may be there"
-    file, caption = ("file_name",), ("text", "caption", "prompt")
-    names = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+    file, caption = FILE_COLUMNS, CAPTION_COLUMNS
+    names = TABLES
+
+    def identity(self, root: str, name: str) -> str:
+        """As of the source "folder", which reads the same tables."""
+        inside = None if is_remote(root) or is_remote(name) else identity(Path(root), Path(root), name)
+        return shown(name) if inside is None else inside
 
 
 @MANIFESTS.register("open_sora")

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import tarfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lightning_sora.data.captions import split_of
-from lightning_sora.data.manifest.rows import MANIFESTS, ClipRow, ManifestStyle, Record, distinct, number, rate, texts
+from lightning_sora.data.endings import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from lightning_sora.data.manifest.rows import MANIFESTS, ClipRow, ManifestStyle, distinct
+from lightning_sora.data.records import Record, number, rate, split_of, texts
 from lightning_sora.data.storage import ArchiveMember, Location, RemoteFile, is_remote
 from lightning_sora.errors import SoraError
+from lightning_sora.texts import decoded, parsed_json, shown
 
-MEDIA = frozenset(
-    {"mp4", "webm", "mkv", "mov", "avi", "gif", "m4v", "mpg", "mpeg", "ts", "jpg", "jpeg", "png", "webp", "bmp"}
-)
-STILLS = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
+STILLS = frozenset(suffix[1:] for suffix in IMAGE_SUFFIXES)
+MEDIA = STILLS | {suffix[1:] for suffix in VIDEO_SUFFIXES}
 CAPTIONS = ("txt", "text", "caption", "cap", "prompt")
 #: Keys of a member's JSON that may hold the caption.
 CAPTION_KEYS = ("caption", "text", "cap", "prompt", "long_caption", "short_caption")
@@ -53,13 +53,13 @@ def shards_of(place: Location) -> list[Location]:
         return [shard for name in names for shard in shards_of(text[: braces.start()] + name + text[braces.end() :])]
     if text.endswith(".tar"):
         return [place]
-    if is_remote(place) or not Path(place).is_dir():
+    if is_remote(place) or not os.path.isdir(place):
         return []
     return sorted(Path(place).glob("*.tar"))
 
 
 def _rows(shard: Location, many: bool) -> list[ClipRow]:
-    state = None if is_remote(shard) else Path(shard).stat().st_mtime_ns if Path(shard).is_file() else None
+    state = None if is_remote(shard) else Path(shard).stat().st_mtime_ns if os.path.isfile(shard) else None
     groups: dict[str, dict[str, ArchiveMember]] = {}
     odd: list[str] = []
     for member in _members(str(shard), state):
@@ -88,21 +88,18 @@ def _is_still(ending: str) -> bool:
 
 
 def _row(shard: Location, name: str, film: ArchiveMember, parts: dict[str, ArchiveMember]) -> ClipRow:
-    where = f"{shard}, {name}"
+    where = f"{shard}, {shown(name)}"
     found: list[Any] = [_text(parts[ending], where) for ending in CAPTIONS if ending in parts]
     told: Record = {}
     if "json" in parts:
-        try:
-            told = json.loads(_text(parts["json"], where))
-        except json.JSONDecodeError as problem:
-            raise SoraError(f"{where}.json: not JSON ({problem.msg})") from problem
+        told = parsed_json(_text(parts["json"], where), f"{where}.json")
         if not isinstance(told, dict):
             raise SoraError(f"{where}.json must hold an object in braces")
         found += [told[key] for key in CAPTION_KEYS if key in told]
     captions = tuple(dict.fromkeys(text for one in found for text in texts(one, where)))
     frames = number(told, "num_frames", where)
     return ClipRow(
-        id=name,
+        id=shown(name),
         place=film,
         captions=captions,
         frames=frames,
@@ -116,10 +113,7 @@ def _row(shard: Location, name: str, film: ArchiveMember, parts: dict[str, Archi
 
 def _text(member: ArchiveMember, where: str) -> str:
     with member.open() as file:
-        try:
-            return file.read().decode("utf-8-sig")
-        except UnicodeDecodeError as problem:
-            raise SoraError(f"{where}: {member.member} is not UTF-8 text ({problem.reason})") from problem
+        return decoded(file.read(), f"{where}: {shown(member.member)}")
 
 
 @lru_cache(maxsize=4096)

@@ -16,13 +16,16 @@ import torch
 
 # The module, not its names: either of the two may be imported first.
 from lightning_sora.data import decode
-from lightning_sora.data.captions import SPLIT_NAMES, SPLITS, TABLES, Note, read_sidecar, read_tables
+from lightning_sora.data.captions import TABLES, Note, read_sidecar, read_tables
+from lightning_sora.data.finding import Found, find_media
 from lightning_sora.data.picture import COLOURS
 from lightning_sora.data.places import DecodeError
 from lightning_sora.data.quarantine import banned_among
+from lightning_sora.data.records import SPLIT_NAMES, SPLITS
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.data.window import read_window
 from lightning_sora.errors import SoraError
+from lightning_sora.texts import shown
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +39,9 @@ FINGERPRINTED_BYTES = 1 << 16  # of each end of a file
 class FolderSource(Source):
     """Videos and images under a folder, at any depth, with captions beside them if there are any.
 
-    **Captions**: ``metadata.csv``, ``.jsonl`` or ``.parquet`` (columns ``file_name`` and ``text`` or ``caption``;
-    several tables at several depths are fine), else ``clip.txt`` beside ``clip.mp4``, else the empty caption.
+    **Captions**: ``metadata.csv``, ``.jsonl`` or ``.parquet`` (columns ``file_name`` and ``text``,
+    ``caption`` or ``prompt``, a text or a list of texts of equal standing; several tables at several depths are fine),
+    else ``clip.txt`` beside ``clip.mp4``, else the empty caption.
 
     **Splits**, in this order: the tables' column ``split``; folders ``train``, ``val`` (or ``validation``),
     ``test`` right under the root; what neither names belongs to train. Whichever of val and test nobody
@@ -63,6 +67,7 @@ class FolderSource(Source):
 
     Attributes:
         failures: file -> reason, of those left out.
+        passed_over: the files of unknown kinds in words; empty if there are none.
 
     Raises:
         SoraError: no such folder, nothing usable in it, wrong metadata.
@@ -94,57 +99,47 @@ class FolderSource(Source):
         if colours not in COLOURS:
             raise SoraError(f"colours={colours!r} must be one of {', '.join(COLOURS)}")
         self.root, self.split, self.colours = Path(root), split, colours
-        files, tables = find_media(self.root)
-        notes = self._notes(files, tables, captions)
-        banned = banned_among(files, quarantine)
-        found, self.failures = _probe_all(self.root, [name for name in files if name not in banned], on_error)
-        self.failures |= {name: f"quarantined: {banned[name]}" for name in files if name in banned}
+        files = find_media(self.root)
+        self.passed_over = files.passed_over
+        notes = _notes(files, captions)
+        banned = banned_among(files.names, quarantine)
+        found, self.failures = _probe_all(files, [name for name in files.names if name not in banned], on_error)
+        self.failures |= {name: f"quarantined: {banned[name]}" for name in files.names if name in banned}
+        place = shown(str(self.root))
         if not found:
             reasons = listed(self.failures) if self.failures else "it holds no file of a known kind"
-            raise SoraError(f"no usable video or image under {self.root}: {reasons}")
+            also = f"; {self.passed_over}" if self.passed_over else ""
+            raise SoraError(f"no usable video or image under {place}: {reasons}{also}")
         if self.failures:
             log.warning(
                 "%d of %d files under %s are left out: %s",
                 len(self.failures),
-                len(files),
-                self.root,
+                len(files.names),
+                place,
                 listed(self.failures),
             )
+        if self.passed_over:
+            log.warning("files under %s are passed over: %s", place, self.passed_over)
         splits = assign_splits({i: n.split for i, n in notes.items() if i in found}, found, held_out)
         self.infos: Sequence[ClipInfo] = [
-            ClipInfo(
-                i, v.frames, v.height, v.width, v.fps, notes[i].caption, notes[i].split,
-                content=f"{(self.root / i).stat().st_size} bytes",
-            )
-            for i, v in sorted(found.items())
-            if split in splits[i]
-        ]  # fmt: skip
+            _info(i, v, notes[i], files.path(i).stat().st_size) for i, v in sorted(found.items()) if split in splits[i]
+        ]
+        # Where a name is no text, the id is another.
+        self._names = {info.id: name for info in self.infos if (name := files.names[info.id]) != info.id}
         silent = sum(not info.caption for info in self.infos)
         if silent and captions != "none":
             log.warning("%d of %d clips of split %r have no caption", silent, len(self.infos), split)
 
-    def _notes(self, files: Sequence[str], tables: Sequence[Path], captions: str) -> dict[str, Note]:
-        """A note for every file."""
-        if captions == "metadata" and not tables:
-            raise SoraError(f"captions='metadata', but there is no {' or '.join(TABLES)} under {self.root}; add one")
-        listed = read_tables(self.root, tables, set(files)) if captions in ("auto", "metadata") else {}
-        notes = {}
-        for clip_id in files:
-            note = listed.get(clip_id, Note("", None))
-            if captions == "sidecar" or (captions == "auto" and clip_id not in listed):
-                note = replace(note, caption=read_sidecar(self.root / clip_id) or "")
-            first, *rest = clip_id.split("/")
-            if note.split is None and rest:
-                note = replace(note, split=SPLIT_NAMES.get(first.lower()))
-            notes[clip_id] = note
-        return notes
+    def path(self, info: ClipInfo) -> Path:
+        """Where a clip lies."""
+        return self.root / self._names.get(info.id, info.id)
 
     def load(
         self, index: int, frames: int, height: int, width: int, *, generator: torch.Generator, fps: float | None
     ) -> Clip:
         info = self.infos[index]
         video = read_window(
-            self.root / info.id,
+            self.path(info),
             info,
             frames,
             height,
@@ -154,7 +149,7 @@ class FolderSource(Source):
             centred=self.split != "train",
             colours=self.colours,
         )
-        return Clip(video, info.caption, fps or info.fps)
+        return Clip(video, info.caption, fps or info.fps, alternatives=info.alternatives)
 
     def fingerprint(self) -> str:
         """Hash of the ids, sizes, captions, and 64 KiB of either end of every clip of the split.
@@ -168,9 +163,9 @@ class FolderSource(Source):
     def _fingerprint(self) -> str:
         digest = hashlib.blake2b(f"folder {self.split}{fingerprint_of(self.colours)}".encode(), digest_size=16)
         for info in self.infos:
-            path = self.root / info.id
+            path = self.path(info)
             size = path.stat().st_size
-            digest.update(json.dumps([info.id, size, info.caption]).encode())
+            digest.update(json.dumps([info.id, size, info.caption, *info.alternatives]).encode())
             with path.open("rb") as content:
                 digest.update(content.read(FINGERPRINTED_BYTES))
                 content.seek(max(0, size - FINGERPRINTED_BYTES))
@@ -183,38 +178,30 @@ def fingerprint_of(colours: str) -> str:
     return "" if colours == "exact" else f" colours={colours}"
 
 
-def find_media(root: Path) -> tuple[list[str], list[Path]]:
-    """The media files under a folder, as sorted relative paths with slashes, and its metadata tables.
+def _notes(files: Found, captions: str) -> dict[str, Note]:
+    """A note for every file."""
+    if captions == "metadata" and not files.tables:
+        place = shown(str(files.root))
+        raise SoraError(f"captions='metadata', but there is no {' or '.join(TABLES)} under {place}; add one")
+    listed = read_tables(files.root, files.tables, files.names) if captions in ("auto", "metadata") else {}
+    notes = {}
+    for clip_id in files.names:
+        note = listed.get(clip_id, Note(()))
+        if captions == "sidecar" or (captions == "auto" and clip_id not in listed):
+            note = replace(note, captions=read_sidecar(files.sidecars.get(clip_id)))
+        first, *rest = clip_id.split("/")
+        if note.split is None and rest:
+            note = replace(note, split=SPLIT_NAMES.get(first.lower()))
+        notes[clip_id] = note
+    return notes
 
-    Hidden files and folders are passed over; links are followed.
 
-    Raises:
-        SoraError: there is no such folder, or one in it cannot be listed.
-    """
-    if not root.is_dir():
-        raise SoraError(f"{root} is not a folder; give the folder that holds the videos")
-    files: list[str] = []
-    tables: list[Path] = []
-    visited: set[Path] = set()
-
-    def refuse(problem: OSError) -> None:
-        raise SoraError(f"{problem.filename} cannot be listed ({problem.strerror}); make it readable or move it away")
-
-    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=refuse):
-        here = Path(folder)
-        if here.resolve() in visited:
-            # A link back up would go round for ever.
-            subfolders.clear()
-            continue
-        visited.add(here.resolve())
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        tables.extend(here / name for name in TABLES if name in names)
-        files.extend(
-            (here / name).relative_to(root).as_posix()
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in decode.VIDEO_SUFFIXES | decode.IMAGE_SUFFIXES
-        )
-    return sorted(files), tables
+def _info(clip_id: str, video: decode.VideoInfo, note: Note, size: int) -> ClipInfo:
+    first, *others = note.captions or ("",)
+    return ClipInfo(
+        clip_id, video.frames, video.height, video.width, video.fps, first, note.split, alternatives=tuple(others),
+        content=f"{size} bytes",
+    )  # fmt: skip
 
 
 def assign_splits(
@@ -259,9 +246,9 @@ def _probe(path: Path, size: int, changed: int) -> decode.VideoInfo | DecodeErro
         return problem
 
 
-def _probe_all(root: Path, files: Sequence[str], on_error: str) -> tuple[dict[str, decode.VideoInfo], dict[str, str]]:
+def _probe_all(files: Found, names: Sequence[str], on_error: str) -> tuple[dict[str, decode.VideoInfo], dict[str, str]]:
     def look(clip_id: str) -> decode.VideoInfo | DecodeError:
-        path = root / clip_id
+        path = files.path(clip_id)
         try:
             state = path.stat()
         except OSError as problem:
@@ -271,14 +258,14 @@ def _probe_all(root: Path, files: Sequence[str], on_error: str) -> tuple[dict[st
     found: dict[str, decode.VideoInfo] = {}
     failures: dict[str, str] = {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for clip_id, answer in zip(files, pool.map(look, files), strict=True):
+        for clip_id, answer in zip(names, pool.map(look, names), strict=True):
             if isinstance(answer, decode.VideoInfo):
                 found[clip_id] = answer
             elif on_error == "raise":
                 pool.shutdown(cancel_futures=True)
                 raise answer
             else:
-                failures[clip_id] = str(answer).removeprefix(f"{root / clip_id}: ")
+                failures[clip_id] = str(answer).removeprefix(f"{files.path(clip_id)}: ")
     return found, failures
 
 

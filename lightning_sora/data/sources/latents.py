@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,7 +67,7 @@ class LatentSource(Source):
             wanted.setdefault(row["shard"], []).append(row)
         for name, rows in wanted.items():
             path: Any = storage.join(self.root, f"shards/{name}")
-            if not path.is_file():
+            if not os.path.isfile(path):
                 raise SoraError(f"{path} is missing; run `lightning-sora data cache` again")
             if cache.shard_rows(path, str(self.vae_hash)) != rows:
                 raise SoraError(f"{path} and its table disagree; delete both and run `lightning-sora data cache` again")

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from lightning_sora.data import decode
-from lightning_sora.data.captions import SPLITS
 from lightning_sora.data.manifest import ClipRow, read_manifest
 from lightning_sora.data.picture import COLOURS
 from lightning_sora.data.places import DecodeError, MediaPath
 from lightning_sora.data.quarantine import banned_among
+from lightning_sora.data.records import SPLITS
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.data.sources.folder import FINGERPRINTED_BYTES, assign_splits, fingerprint_of, listed
 from lightning_sora.data.storage import ArchiveMember, RemoteFile, is_remote
@@ -198,7 +198,7 @@ def _described(rows: Sequence[ClipRow], on_error: str) -> tuple[dict[str, decode
 
     def look(row: ClipRow) -> decode.VideoInfo | DecodeError:
         place = media_of(row)
-        if isinstance(place, Path) and not place.is_file():
+        if isinstance(place, Path) and not os.path.isfile(place):  # which no name is too long for
             return DecodeError(f"{place}: no such file")
         rate = decode.STILL_FPS if row.frames == 1 else row.fps
         if row.frames is not None and row.height is not None and row.width is not None and rate is not None:
