@@ -16,11 +16,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from lightning_sora import __version__
 from lightning_sora.errors import SoraError
 from lightning_sora.redaction import RedactedStream, redact
+from lightning_sora.writing import full_disk
 
 PROGRAM = "lightning-sora"
 
@@ -67,7 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with _own_signal_handlers(), _no_secrets_printed():
-            return _dispatch(arguments)
+            status = _dispatch(arguments)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # not at exit, where Python would only complain
+            return status
     except SoraError as problem:
         _say(f"error: {problem}")
         return USER_ERROR
@@ -78,6 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader went away (`lightning-sora list | head`); Python would complain again at exit.
         sys.stdout = None
         return 0
+    except (OSError, RuntimeError) as problem:
+        # By whatever library it is met: this is no bug.
+        full = full_disk(problem)
+        if full is None:
+            raise
+        sys.stdout = _still_written(sys.stdout)
+        _say(f"error: {full.filename or 'a file, or what this prints to,'} cannot be written: {full.strerror}; make "
+             "room there, in TMPDIR and where outputs go")  # fmt: skip
+        return USER_ERROR
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
 
@@ -118,6 +131,16 @@ def _help() -> str:
         f"other commands:\n{table(LIGHT)}\n"
         f"`{PROGRAM} COMMAND --help` says more.\n"
     )
+
+
+def _still_written(stream: TextIO | None) -> TextIO | None:
+    """A stream, unless it is that which is full: Python would complain again at exit."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except OSError:
+        return None
+    return stream
 
 
 def _say(text: str) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -25,6 +24,7 @@ from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedIma
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
+from lightning_sora.writing import whole
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def write_mp4(path: str | Path, video: Video, fps: float, *, scale: int = 1) -> 
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     rate = _rate(fps)
     encoder = _encoder()
-    with _whole(path) as partial, av.open(str(partial), "w", format="mp4") as container:
+    with whole(path) as partial, av.open(str(partial), "w", format="mp4") as container:
         stream: VideoStream = container.add_stream(encoder, rate=rate)  # type: ignore[assignment]
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         stream.thread_type = "NONE"
@@ -90,7 +90,7 @@ def write_gif(path: str | Path, video: Video, fps: float, *, scale: int = 1) -> 
     if scale != 1:
         size = (frames.shape[2] * _scale(scale), frames.shape[1] * scale)
         pictures = [picture.resize(size, Image.Resampling.NEAREST) for picture in pictures]
-    with _whole(path) as partial:
+    with whole(path) as partial:
         pictures[0].save(
             partial, format="GIF", save_all=True, append_images=pictures[1:], duration=delays, loop=0, optimize=False
         )
@@ -149,14 +149,14 @@ def comparison_sheet(
         for place, (label, videos) in enumerate(versions.items()):
             strip = _strip(_pixels(videos[clip], f"video {clip}"), columns_of_frames, scale)
             rows.append((caption if place == 0 else "", label, strip))
-    with _whole(path) as partial:
+    with whole(path) as partial:
         _lay_out(rows).save(partial, format="PNG")
 
 
 def write_image(path: str | Path, image: UInt8[Tensor, "height width 3"], *, scale: int = 1) -> None:
     """Writes one frame as PNG."""
     (pixels,) = _enlarged(_pixels(image[None], "image"), scale)
-    with _whole(path) as partial:
+    with whole(path) as partial:
         Image.fromarray(pixels).save(partial, format="PNG")
 
 
@@ -246,19 +246,6 @@ def _encoder() -> str:
                 log.warning("this FFmpeg has no H.264 encoder: MP4 files are written as MPEG-4 part 2")
             return name
     raise SoraError(f"this FFmpeg has none of the encoders {', '.join(ENCODERS)}; install PyAV from its own wheels")
-
-
-@contextmanager
-def _whole(path: str | Path) -> Iterator[Path]:
-    """Yields a name beside ``path`` to write to; moves it there at the end, or removes it on failure."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _palette(frames: Pixels) -> Image.Image:

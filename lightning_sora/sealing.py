@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import lzma
-import os
 import struct
 import zipfile
 import zlib
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_sora.errors import SoraError
+from lightning_sora.writing import whole
 
 if TYPE_CHECKING:
     import pyarrow
@@ -37,10 +37,13 @@ UNZIPPING = (
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that it is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    partial.replace(path)
+    """Writes a file so that it is there whole or not at all, and its folder where that is missing.
+
+    Raises:
+        SoraError: the disk is full, or nothing can be written there.
+    """
+    with whole(path) as partial:
+        partial.write_bytes(content)
 
 
 def seal(content: bytes) -> bytes:

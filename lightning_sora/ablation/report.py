@@ -17,7 +17,7 @@ from lightning_sora.ablation import figures
 from lightning_sora.ablation.study import Study, Trial
 from lightning_sora.ablation.table import costs, notes, number
 from lightning_sora.ablation.verdict import Verdict
-from lightning_sora.sealing import read_json
+from lightning_sora.sealing import read_json, write_whole
 
 #: Base64 of all videos together; more would make the page slow to open.
 VIDEO_LIMIT = 12_000_000
@@ -81,9 +81,8 @@ def write_report(study: Study, verdicts: Sequence[Verdict], folder: Path) -> Pat
         style=Markup(_template("report.css")),
         script=Markup(_template("report.js")),
     )
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "index.html"
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page.encode())
     return path
 
 

@@ -69,13 +69,14 @@ def run(arguments: Sequence[str]) -> int:
     from lightning_sora.ablation.checks import refuse_incomparable
     from lightning_sora.ablation.engines import ENGINES
     from lightning_sora.tracking.store import resolve_uri
+    from lightning_sora.writing import check_folder
 
     refuse_incomparable(plan.metric, plan.factor)
     uri = resolve_uri(args.uri)
     engine = ENGINES.create(plan.engine)
     plugins.load_plugins(args.plugins)
     folder = args.out / plan.name
-    folder.mkdir(parents=True, exist_ok=True)
+    check_folder("--out", folder, ".lock")
     _say(f"ablation {plan.name}: {plan.factor} of {plan.base.name}, {len(plan.arms)} arms x {len(plan.seeds)} seeds")
     with _held(folder / ".lock", plan.name):
         return _Sitting(args, plan, engine, uri, folder).run()
@@ -188,7 +189,6 @@ class _Sitting:
         planned = trial.planned
         folder = trial.trainings[-1].folder
         _set_aside_others(folder, planned.identity)
-        folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / TRIAL_FILE, seal_json({"trial": planned.identity}))
         commands: list[tuple[str, ...]] = []
         for training in trial.trainings:
@@ -216,10 +216,9 @@ class _Sitting:
         recipe["trainer"] |= {"default_root_dir": str(training.folder), "enable_progress_bar": False}
         if self.args.plugins:
             recipe["plugins"] = [str(Path(file).absolute()) for file in self.args.plugins]
-        training.folder.mkdir(parents=True, exist_ok=True)
         file = training.folder / RECIPE_FILE
         # Passwords go to the trial by its environment, not by its file.
-        file.write_text(yaml.safe_dump(in_environment(recipe), sort_keys=False, allow_unicode=True))
+        write_whole(file, yaml.safe_dump(in_environment(recipe), sort_keys=False, allow_unicode=True).encode())
         return file.absolute()
 
     def _judge(self, record: Any) -> None:

@@ -68,11 +68,15 @@ def run(args: argparse.Namespace) -> int:
     from lightning_sora.lab.devices import usable_device
     from lightning_sora.lit.captioners import create_captioner
     from lightning_sora.plugins import load_packages, load_plugins
+    from lightning_sora.writing import check_file, check_folder
 
     if args.path is None and args.source is None:
         raise SoraError("nothing to caption; give PATH, or --source SPEC")
     if args.out.suffix != ".parquet":
         raise SoraError(f"--out {args.out} must end in .parquet")
+    parts = args.out.with_name(args.out.name + ".parts")
+    check_file("--out", args.out)
+    check_folder("--out", parts)
     load_packages()
     load_plugins(args.plugins)
     captioner = create_captioner(args.captioner, str(usable_device(args.device)))
@@ -85,7 +89,6 @@ def run(args: argparse.Namespace) -> int:
     del captioner  # those who write have their own
     told = {"source": spec, "root": args.path, "seed": args.seed, "size": size, "fps": fps}
     told |= {"captioner": args.captioner, "device": args.device, "batch_size": args.batch_size}
-    parts = args.out.with_name(args.out.name + ".parts")
     shards, fingerprints = [], {}
     for split in SPLITS if args.split == "all" else (args.split,):
         clips = _source(spec, args.path, split, args.seed)
@@ -220,7 +223,6 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     kinds |= dict.fromkeys(SIZE, pyarrow.int64()) | {"whole": pyarrow.bool_()}
     schema = pyarrow.schema(list(kinds.items()), metadata={"lightning_sora.captions": str(VERSION)})
     table = pyarrow.Table.from_pylist(rows, schema=schema)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, parquet_bytes(table))
 
 

@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from lightning_sora.ablation.reader import read_study
     from lightning_sora.tracking.database import database_path
     from lightning_sora.tracking.store import resolve_uri
+    from lightning_sora.writing import check_folder
 
     if not 0 < args.level < 1:
         raise SoraError(f"--level {args.level} must lie between 0 and 1, such as 0.95")
@@ -53,6 +54,9 @@ def run(args: argparse.Namespace) -> int:
     if database is not None and not database.exists():
         raise SoraError(f"no mlflow store at {database}; run `lightning-sora ablate` here first, or give --uri")
     study = read_study(uri, args.what, metric=args.metric, mode=args.mode, baseline=args.baseline)
+    folder = args.out or Path("outputs/ablations") / study.name / "report"
+    if not args.no_report:
+        check_folder("--out", folder, "index.html")
     refuse_incomparable(study.metric, study.factor)
     refuse_undeclared(study)
     verdicts = verdicts_of(study, args.level)
@@ -66,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     for note in filter(None, [hardware_note(study)]):
         sys.stderr.write(f"note: {note}\n")
     if not args.no_report:
-        page = report(study, verdicts, args.out, uri)
+        page = report(study, verdicts, folder, uri)
         sys.stderr.write(f"report: {page}\n")
         if args.open:
             import webbrowser
@@ -116,17 +120,15 @@ def markdown(study: Any, verdicts: Sequence[Any]) -> str:
     return f"# {study.name}: `{study.factor}`\n\n{summary(study, verdicts)}\n\n{as_markdown(study, verdicts)}\n{said}"
 
 
-def report(study: Any, verdicts: Sequence[Any], folder: Path | None, uri: str) -> Path:
+def report(study: Any, verdicts: Sequence[Any], folder: Path, uri: str) -> Path:
     """Writes the HTML report, and stores it with the ablation's run where there is one."""
     from lightning_sora.ablation import table
     from lightning_sora.ablation.report import write_report
+    from lightning_sora.sealing import write_whole
 
-    folder = folder or Path("outputs/ablations") / study.name / "report"
-    folder.mkdir(parents=True, exist_ok=True)
     page = write_report(study, verdicts, folder)
-    (folder / "table.md").write_text(markdown(study, verdicts))
-    (folder / "table.csv").write_text(table.as_csv(study, verdicts))
-    (folder / "table.json").write_text(table.as_json(study, verdicts))
+    for form, text in (("md", markdown), ("csv", table.as_csv), ("json", table.as_json)):
+        write_whole(folder / f"table.{form}", text(study, verdicts).encode())
     if study.run_id is not None:
         from lightning_sora.tracking.store import connect
 

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         SoraError: a mistake in the recipe or the VAE; or the folder holds a cache of another VAE, recipe or data.
     """
     from lightning_sora.commands.planning import resolve
-    from lightning_sora.commands.shards import Shard, claim, run_shards
+    from lightning_sora.commands.shards import IDENTITY, Shard, claim, run_shards
     from lightning_sora.data.latents import (
         HEADER,
         SCHEMA,
@@ -69,10 +69,12 @@ def run(args: argparse.Namespace) -> int:
     from lightning_sora.lit.captioners import checkpoint_of
     from lightning_sora.plugins import load_packages, load_plugins
     from lightning_sora.sealing import seal_json, write_whole
+    from lightning_sora.writing import check_folder
 
     wanted = args.splits.split(",")
     if not wanted or set(wanted) - set(SPLITS):
         raise SoraError(f"--splits {args.splits!r} must be of {', '.join(SPLITS)}, with commas between")
+    check_folder("--out", args.out, IDENTITY)
     load_packages()
     load_plugins(args.plugins)
     recipe = resolve(args.config, _overrides(args.overrides))
@@ -112,7 +114,6 @@ def run(args: argparse.Namespace) -> int:
             work = {"data": options, "split": split, "first": first, "clips": args.shard_clips, "vae": path,
                     "dtype": args.dtype, "device": args.device, "seed": seed}  # fmt: skip
             shards.append(Shard(args.out / "shards" / f"{split}-{first:08d}.safetensors", work))
-    (args.out / "shards").mkdir(exist_ok=True)
 
     def intact(file: Path) -> bool:
         try:

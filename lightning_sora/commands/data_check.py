@@ -70,7 +70,10 @@ def run(args: argparse.Namespace) -> int:
     from lightning_sora.data.manifest import is_plain_folder
     from lightning_sora.data.quarantine import write_quarantine
     from lightning_sora.plugins import load_packages, load_plugins
+    from lightning_sora.writing import check_file
 
+    if args.out is not None:
+        check_file("--out", args.out)
     load_packages()
     load_plugins(args.plugins)
     plain = args.style == "auto" and is_plain_folder(args.path)
@@ -83,13 +86,14 @@ def run(args: argparse.Namespace) -> int:
             bad[name] = answer
         else:
             good[name] = answer
-    if args.out is not None:
-        write_quarantine(args.out, bad)
+    reasons = dict(bad)
     if listing.complaint is not None:
         bad[listing.complaint[0]] = listing.complaint[1]
     if bad:
         console.print(_bad_table(bad))
     console.print(_summary(good, len(bad), listing))
+    if args.out is not None:  # last: what was found is told whatever becomes of it
+        write_quarantine(args.out, reasons)
     return 1 if bad else 0
 
 

@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         patch = PatchSize.of([int(n) for n in args.patch.split(",")])
     except ValueError:
         raise SoraError(f"--patch {args.patch!r} must be three whole numbers, as 4,16,16") from None
+    _check_out(args.out)
     load_packages()
     load_plugins(args.plugins)
     policy = SIZES.create(args.sizes, Limits(args.frames, args.height, args.width, patch, args.batch_size))
@@ -82,6 +83,17 @@ def run(args: argparse.Namespace) -> int:
     _picture([info for some in infos.values() for info in some], plan, args.out)
     console.print(f"histograms: {args.out}")
     return 0
+
+
+def _check_out(out: Path) -> None:
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    from lightning_sora.writing import check_file
+
+    known = FigureCanvasBase.filetypes
+    if out.suffix[1:].lower() not in known:
+        raise SoraError(f"--out {out} must end as a kind of picture does: .{', .'.join(sorted(known))}")
+    check_file("--out", out)
 
 
 def source_for(path: str) -> str:
@@ -167,6 +179,8 @@ def _picture(infos: Sequence[ClipInfo], plan: BatchPlan, out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    from lightning_sora.writing import whole
+
     films = [info for info in infos if info.frames > 1]
     patch = plan.policy.limits.patch
     panels = [
@@ -194,6 +208,6 @@ def _picture(infos: Sequence[ClipInfo], plan: BatchPlan, out: Path) -> None:
         else:
             axis.text(0.5, 0.5, "none", ha="center", va="center", transform=axis.transAxes)
     figure.suptitle(f"{len(infos)} clips; patches of {patch.frames}x{patch.height}x{patch.width}", fontsize=11)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
+    with whole(out) as partial:
+        figure.savefig(partial, dpi=110, format=out.suffix[1:].lower())
     pyplot.close(figure)

@@ -14,7 +14,9 @@ from lightning_sora.commands.arguments import positive, whole
 from lightning_sora.errors import SoraError
 from lightning_sora.lab.devices import usable_device
 from lightning_sora.redaction import redacted
+from lightning_sora.sealing import write_whole
 from lightning_sora.texts import read_text
+from lightning_sora.writing import check_folder
 
 
 def add_parser(subparsers: Any) -> None:
@@ -48,8 +50,7 @@ def run(args: argparse.Namespace) -> int:
         raise SoraError("nothing to sample; give --prompt TEXT or --prompts FILE")
     if not args.ckpt.is_file():
         raise SoraError(f"no checkpoint at {args.ckpt}; give the path of a .ckpt file that `lightning-sora fit` wrote")
-    if args.out.exists() and not args.out.is_dir():
-        raise SoraError(f"--out {args.out} is a file; give a folder")
+    check_folder("--out", args.out)
     from tqdm import tqdm
 
     from lightning_sora import media
@@ -71,11 +72,13 @@ def run(args: argparse.Namespace) -> int:
         for short, rich in zip(asked, prompts, strict=True):
             print(f"{short} -> {rich}")
     model = LitDiT.load(args.ckpt, usable_device(args.device))
+    fps = args.fps or model.native_fps
     videos: list[Any] = []
+    written: list[Path] = []
     for start in range(0, len(prompts), args.batch_size):
         some = prompts[start : start + args.batch_size]
         label = f"sampling {start + len(some)}/{len(prompts)}"
-        videos += model.sample(
+        made = model.sample(
             some,
             args.frames,
             args.height,
@@ -87,13 +90,12 @@ def run(args: argparse.Namespace) -> int:
             keys=[(index,) for index in range(start, start + len(some))],
             progress=partial(tqdm, desc=label, unit="step", file=sys.stderr),
         )
-    fps = args.fps or model.native_fps
-    written = []
-    for index, (prompt, video) in enumerate(zip(asked, videos, strict=True)):
-        name = args.out / f"{index:03d}_{_slug(prompt)}_seed{args.seed}"
-        written += [name.with_suffix(".mp4"), name.with_suffix(".gif")]
-        media.write_mp4(written[-2], video, fps, scale=args.scale)
-        media.write_gif(written[-1], video, fps, scale=args.scale)
+        for index, video in enumerate(made, start):  # at once: what is made is kept, whatever becomes of the rest
+            name = args.out / f"{index:03d}_{_slug(asked[index])}_seed{args.seed}"
+            written += [name.with_suffix(".mp4"), name.with_suffix(".gif")]
+            media.write_mp4(written[-2], video, fps, scale=args.scale)
+            media.write_gif(written[-1], video, fps, scale=args.scale)
+        videos += made
     written.append(args.out / "contact_sheet.png")
     media.contact_sheet(written[-1], videos, asked)
     written.append(args.out / "samples.json")
@@ -103,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         {"prompt": short, **({"expanded": rich} if args.expand else {})}
         for short, rich in zip(asked, prompts, strict=True)
     ]
-    written[-1].write_text(json.dumps(redacted(told), indent=1, ensure_ascii=False))
+    write_whole(written[-1], json.dumps(redacted(told), indent=1, ensure_ascii=False).encode())
     sys.stdout.write("".join(f"{path}\n" for path in written))
     return 0
 

@@ -15,6 +15,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.lab.devices import usable_device
 from lightning_sora.redaction import redacted
 from lightning_sora.sealing import seal_json, verify, write_whole
+from lightning_sora.writing import check_file, check_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -152,19 +153,10 @@ def _check_sides(args: argparse.Namespace, metrics: Sequence[str]) -> None:
 
 def _check_targets(args: argparse.Namespace) -> None:
     """Refuses now what could not be written after hours."""
-    for option, folder in (("--save-reference", args.save_reference), ("--out", args.out and args.out.parent)):
-        if folder is None:
-            continue
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as problem:
-            raise SoraError(
-                f"{option}: the folder {folder} cannot be made ({problem.strerror}); name another"
-            ) from problem
-        if not os.access(folder, os.W_OK):
-            raise SoraError(f"{option}: the folder {folder} cannot be written to; name another")
-    if args.out is not None and args.out.is_dir():
-        raise SoraError(f"--out {args.out} is a folder; give the name of a file, such as {args.out / 'scores.json'}")
+    if args.save_reference is not None:
+        check_folder("--save-reference", args.save_reference, f"reference-{'0' * 16}.safetensors")
+    if args.out is not None:
+        check_file("--out", args.out)
 
 
 def _add(scorer: Scorer, videos: Sequence[Video], protocol: ClipProtocol, batch: int, real: bool) -> None:

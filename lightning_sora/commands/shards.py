@@ -66,7 +66,6 @@ def claim(folder: Path, identity: Mapping[str, Any], remedy: str, *, name: str =
         return
     if name == IDENTITY and folder.is_dir() and any(folder.iterdir()):
         raise SoraError(f"{folder} holds other files; {remedy}")
-    folder.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(wanted, indent=1, sort_keys=True).encode())
 
 

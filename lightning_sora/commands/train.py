@@ -18,6 +18,7 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
 import lightning_sora.data.datamodule  # recipes may name the classes of these without their module
@@ -46,6 +47,7 @@ from lightning_sora.lit.module import check_module, read_checkpoint
 from lightning_sora.plugins import load_packages, load_plugins, loaded
 from lightning_sora.redaction import remember_interpolations, remember_secrets
 from lightning_sora.tracking import Checkpoint, MLflowTracker, RunRecorder, StopBetweenSteps
+from lightning_sora.writing import check_folder
 
 TERMINATED = 143
 #: Warnings that would mislead: what they say is meant to be, or untrue.
@@ -255,6 +257,20 @@ class SoraCLI(LightningCLI):
         checkpoint = read_checkpoint(path)
         check_module(checkpoint, config.model.class_path.rsplit(".", 1)[-1])
         self._from_run, self._from_step = checkpoint.get("run_id"), checkpoint["global_step"]
+
+    @rank_zero_only
+    def before_instantiate_classes(self) -> None:
+        """Looks at where the outputs are to go, before anything is made for them."""
+        config = self.config[str(self.subcommand)]
+        if config.trainer.fast_dev_run:
+            return
+        root = config.trainer.default_root_dir or ""
+        if "://" not in str(root):
+            check_folder("--trainer.default_root_dir", Path(root))
+        kept = config.checkpoint.dirpath
+        if self.subcommand == "fit" and config.trainer.enable_checkpointing is not False and "://" not in str(kept):
+            folder = Checkpoint(dirpath=kept).folder(root)
+            check_folder("--checkpoint.dirpath", folder if folder.exists() else folder.parent, folder.name)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         command = str(self.subcommand)

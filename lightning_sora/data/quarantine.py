@@ -21,7 +21,6 @@ def write_quarantine(path: Path, reasons: Mapping[str, str]) -> None:
     lines = [
         json.dumps({"file": _name(file), "reason": reason}, ensure_ascii=False) for file, reason in reasons.items()
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, "".join(f"{line}\n" for line in lines).encode())
 
 

@@ -53,7 +53,6 @@ class ClipCache:
     def put(self, name: str, video: UInt8[Tensor, "frames height width 3"]) -> None:
         """Keeps a clip; an interrupted write leaves none."""
         path = self.path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
         np.save(content, video.cpu().numpy())
         write_whole(path, seal(content.getvalue() + BLANK.encode()))  # numpy reads no further than the array

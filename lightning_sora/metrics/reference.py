@@ -62,12 +62,12 @@ class ReferenceStatistics:
     def save(self, folder: str | Path, name: str) -> Path:
         """Writes ``NAME-DIGEST.safetensors`` and beside it the same facts as JSON, for people; the first's path."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         digest = self.digest
         path = folder / f"{name}-{digest[:16]}.safetensors"
         write_whole(path, safetensors.torch.save(self._tensors(), self._header()))
         facts = {"format": FORMAT, "sha256": digest, "clips": len(self.ids), "protocol_id": self.card.id}
-        path.with_suffix(".json").write_text(json.dumps({**facts, "protocol": self.fields}, indent=1, sort_keys=True))
+        told = json.dumps({**facts, "protocol": self.fields}, indent=1, sort_keys=True)
+        write_whole(path.with_suffix(".json"), told.encode())
         return path
 
     @classmethod

@@ -151,7 +151,6 @@ class FrozenTransformer(TextEncoder):
             how many there are.
         """
         home = folder / self._fingerprint
-        home.mkdir(parents=True, exist_ok=True)
         for first in range(0, len(captions), per_shard):
             path = home / f"shard-{first:08d}.safetensors"
             some = captions[first : first + per_shard]
@@ -166,7 +165,6 @@ class FrozenTransformer(TextEncoder):
         path = self._path(caption)
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, _embeddings_bytes({"embedding": embedding}, self._fingerprint))
 
     # What nn.Module must know of weights that it does not own.

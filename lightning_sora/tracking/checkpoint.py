@@ -20,6 +20,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.redaction import redacted
 from lightning_sora.sealing import verify_archive
 from lightning_sora.tracking.logger import find_tracker
+from lightning_sora.writing import part_of, unwritable, whole
 
 log = logging.getLogger(__name__)
 
@@ -41,17 +42,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = _part(target)
-        try:
-            with part.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+        with whole(path) as part, part.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Reads a checkpoint whose every record is what was written.
@@ -212,7 +206,14 @@ class Checkpoint(LightningCheckpoint):
         if is_dry_run(trainer) or trainer.global_step == self._saved_step:
             return
         self.last_model_path = str(self._folder / "last.ckpt")
-        trainer.save_checkpoint(self.last_model_path, weights_only=False)
+        try:
+            trainer.save_checkpoint(self.last_model_path, weights_only=False)
+        except SoraError as problem:
+            if not Path(self.last_model_path).exists():
+                raise
+            raise SoraError(
+                f"{problem}; the checkpoint before it is whole, and --ckpt_path last goes on from there"
+            ) from problem
         self._saved_step = trainer.global_step
         for logger in trainer.loggers:
             logger.after_save_checkpoint(self)  # type: ignore[arg-type]
@@ -222,17 +223,20 @@ class Checkpoint(LightningCheckpoint):
             return
         last = Path(self.last_model_path)
         if trainer.is_global_zero:
-            part = _part(target)
-            if last.is_dir():  # a sharded checkpoint
-                shutil.copytree(last, part)
-                shutil.rmtree(target, ignore_errors=True)
-            else:
-                # A second name suffices: `last` is replaced, never written into.
-                try:
-                    os.link(last, part)
-                except OSError:
-                    shutil.copyfile(last, part)
-            part.replace(target)
+            part = part_of(target)
+            try:
+                if last.is_dir():  # a sharded checkpoint
+                    shutil.copytree(last, part)
+                    shutil.rmtree(target, ignore_errors=True)
+                else:
+                    # A second name suffices: `last` is replaced, never written into.
+                    try:
+                        os.link(last, part)
+                    except OSError:
+                        shutil.copyfile(last, part)
+                part.replace(target)
+            except OSError as problem:
+                raise unwritable(target, problem) from problem
         trainer.strategy.barrier("checkpoint copy")
 
     def state_dict(self) -> dict[str, Any]:
@@ -262,10 +266,6 @@ def _tell_step(trainer: pl.Trainer) -> None:
     tracker = find_tracker(trainer.loggers)
     if tracker is not None and not is_dry_run(trainer):
         tracker.log_step(trainer)
-
-
-def _part(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{os.getpid()}.part")
 
 
 def _set_aside(folder: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_sora.errors import SoraError
 from lightning_sora.redaction import redacted
 from lightning_sora.tracking.database import database_path
 from lightning_sora.tracking.spool import Record, Spool
@@ -182,7 +183,9 @@ class _Sender:
         sent, whole = 0, True
         for record, lines, end in _together(self._spool, self._done):
             if record is None:
-                self._set_aside("damaged", lines)
+                if not self._set_aside("damaged", lines):
+                    whole = False
+                    break
             elif record.get("store", self._store) != self._store and not self._moved_here(record):
                 log.warning(
                     "%s waits for another mlflow store, %s; it is sent when a run with that tracking.uri starts here",
@@ -193,7 +196,9 @@ class _Sender:
             elif (problem := self._failure(record)) is None:
                 sent += len(lines)
             elif _is_final(problem):
-                self._set_aside("refused", lines, brief(problem))
+                if not self._set_aside("refused", lines, brief(problem)):
+                    whole = False
+                    break
             else:
                 self._wait(problem)
                 whole = False
@@ -227,7 +232,10 @@ class _Sender:
 
     def rest(self) -> int:
         """Forgets what is dealt with, and returns how many bytes are left."""
-        self._spool.keep_from(self._done)
+        try:
+            self._spool.keep_from(self._done)
+        except SoraError as problem:  # all of it is sent again, which changes nothing
+            log.warning("%s", problem)
         self._done = 0
         return self._spool.path.stat().st_size
 
@@ -242,16 +250,22 @@ class _Sender:
         self._retry_at = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
-    def _set_aside(self, kind: str, lines: list[bytes], reason: str = "") -> None:
+    def _set_aside(self, kind: str, lines: list[bytes], reason: str = "") -> bool:
+        """Moves lines to a file of their own; whether that could be written."""
         target = self._spool.path.with_name(f"{kind}-{self._spool.path.name.removeprefix('spool-')}")
-        with target.open("ab") as file:
-            for line in lines:
-                told = json.dumps({**json.loads(line), "reason": reason}).encode() if reason else line.rstrip(b"\n")
-                file.write(told + b"\n")
+        try:
+            with target.open("ab") as file:
+                for line in lines:
+                    told = json.dumps({**json.loads(line), "reason": reason}).encode() if reason else line.rstrip(b"\n")
+                    file.write(told + b"\n")
+        except OSError as problem:
+            self._wait(problem)
+            return False
         if reason:
             log.warning("mlflow refuses %d record(s) (%s); kept in %s", len(lines), reason, target)
         else:
             log.warning("%d line(s) of %s hold no record; kept in %s", len(lines), self._spool.path, target)
+        return True
 
 
 def _together(spool: Spool, start: int) -> Iterator[tuple[Record | None, list[bytes], int]]:

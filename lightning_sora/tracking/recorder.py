@@ -51,7 +51,7 @@ class RunRecorder(pl.Callback):
             return
         stage = str(getattr(stage, "value", stage))  # lightning passes an enum
         if stage != "fit":
-            _write(Path(trainer.default_root_dir) / f"{stage}.yaml", self.resolved)
+            write_whole(Path(trainer.default_root_dir) / f"{stage}.yaml", self.resolved.encode())
         tracker = find_tracker(trainer.loggers)
         if tracker is None:
             return
@@ -97,7 +97,7 @@ class RunRecorder(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not earlier: a fit that is refused must not replace the recipe of the one that made what is there.
         if trainer.is_global_zero and not is_dry_run(trainer):
-            _write(Path(trainer.default_root_dir) / "fit.yaml", self.resolved)
+            write_whole(Path(trainer.default_root_dir) / "fit.yaml", self.resolved.encode())
         tracker = find_tracker(trainer.loggers)
         if tracker is not None:
             parameters = list(pl_module.parameters())
@@ -121,8 +121,3 @@ class RunRecorder(pl.Callback):
         if tracker is not None:
             stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
             tracker.outcome = "KILLED" if stopped else "FAILED"
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text.encode())

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from lightning_sora.writing import whole
+
 Record = dict[str, Any]
 
 #: What a record of each kind must hold, besides its kind and its run.
@@ -93,11 +95,9 @@ class Spool:
         """Forgets the records before a byte, at the end of its use."""
         if self.empty(start) == 0:
             return
-        part = self.path.with_suffix(".part")
-        with self.path.open("rb") as file:
+        with self.path.open("rb") as file, whole(self.path) as part:
             file.seek(start)
             part.write_bytes(file.read())
-        part.replace(self.path)
 
     def _size(self) -> int:
         return os.fstat(self._file.fileno()).st_size

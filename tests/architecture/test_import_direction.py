@@ -19,9 +19,10 @@ BASE = {
     "time_left",
     "sealing",
     "texts",
+    "writing",
 }
 
-EVERYWHERE = {"directions", "errors", "registry", "memory", "sealing", "texts"}
+EVERYWHERE = {"directions", "errors", "registry", "memory", "sealing", "texts", "writing"}
 # room -> the rooms it may import, besides those.
 ALLOWED: dict[str, set[str]] = {
     "directions": set(),
@@ -36,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "time_left": set(),
     "sealing": set(),
     "texts": set(),
+    "writing": set(),
     "spacetime": set(),
     "world": {"spacetime", "randomness"},
     "nn": {"spacetime", "randomness"},

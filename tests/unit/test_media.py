@@ -115,7 +115,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_beside_it(
         raise OSError("disk full")
 
     monkeypatch.setattr(Image.Image, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(SoraError, match="disk full"):
         media.write_gif(tmp_path / "a.gif", ramp(3), 8)
     assert [p.name for p in tmp_path.iterdir()] == ["a.gif"]
     assert (tmp_path / "a.gif").read_text() == "old"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -23,6 +24,7 @@ from lightning_sora.data.window import covering, cut
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import coarse_generator, stream_seed
 from lightning_sora.world import LEVELS, Facts, World
+from lightning_sora.writing import unwritable
 
 # Each split reads its own stretch of the world's endless sequence.
 SPLITS = {"train": ("train", 0), "val": ("heldout", 0), "test": ("heldout", 1 << 24)}
@@ -218,6 +220,7 @@ class _ClipCache:
                 return torch.from_numpy(video)
             log.warning("%s: clip %d is damaged, as its digest tells; it is rendered again", self._path, index)
         video = render().numpy()
+        _reserve(self._path, index * video.nbytes, video.nbytes)
         self._videos[index] = video
         self._digests[index] = _digest(video)
         return torch.from_numpy(video)
@@ -233,8 +236,20 @@ def _digest(video: UInt8[np.ndarray, "frames height width 3"]) -> UInt8[np.ndarr
     return np.frombuffer(hashlib.sha256(np.ascontiguousarray(video).data).digest()[:DIGEST], dtype=np.uint8)
 
 
+def _reserve(path: Path, start: int, length: int) -> None:
+    """Has the disk hold a part of a file before memory is mapped there: full, it would kill the process."""
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), start, length)
+    except OSError as problem:
+        raise unwritable(path, problem) from problem
+
+
 def _memmap(path: Path, shape: tuple[int, ...]) -> np.memmap:
     size = int(np.prod(shape))
-    with path.open("ab") as file:  # creates it, or grows it with zeros; never shrinks what another run wrote
-        file.truncate(size)
+    try:
+        with path.open("ab") as file:  # creates it, or grows it with zeros; never shrinks what another run wrote
+            file.truncate(size)
+    except OSError as problem:
+        raise unwritable(path, problem) from problem
     return np.memmap(path, dtype=np.uint8, mode="r+", shape=shape)

@@ -52,7 +52,6 @@ class ClipScores(pl.Callback):
     @staticmethod
     def _write(trainer: pl.Trainer, folder: str, split: str, content: dict[str, Any]) -> None:
         path = Path(trainer.default_root_dir) / folder / f"{split}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, seal_json(content))
         for logger in trainer.loggers:
             log_files = getattr(logger, "log_files", None)

@@ -13,7 +13,9 @@ import lightning.pytorch as pl
 
 from lightning_sora import media
 from lightning_sora.errors import SoraError
+from lightning_sora.sealing import write_whole
 from lightning_sora.spacetime import SpacetimeBatch
+from lightning_sora.writing import unwritable
 
 
 class PredictionWriter(pl.Callback):
@@ -27,8 +29,7 @@ class PredictionWriter(pl.Callback):
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             folder = _folder(trainer)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "predictions.jsonl").write_text("")
+            write_whole(folder / "predictions.jsonl", b"")
         trainer.strategy.barrier("prediction folder")
 
     def on_predict_batch_end(
@@ -51,8 +52,12 @@ class PredictionWriter(pl.Callback):
             media.write_mp4(_folder(trainer) / file, video, fps)
             rows.append(json.dumps({"id": clip, "caption": caption, "file": file}, ensure_ascii=False) + "\n")
         # One write per batch: ranks share the file.
-        with (_folder(trainer) / "predictions.jsonl").open("a", encoding="utf-8") as table:
-            table.write("".join(rows))
+        path = _folder(trainer) / "predictions.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as table:
+                table.write("".join(rows))
+        except OSError as problem:
+            raise unwritable(path, problem) from problem
 
 
 def _folder(trainer: pl.Trainer) -> Path:

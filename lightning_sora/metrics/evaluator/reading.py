@@ -194,7 +194,6 @@ def _over_neighbours(logits: Float[Tensor, "frames values"]) -> Float[Tensor, "f
 def save_evaluator(network: WorldEvaluator, path: str | Path, record: Mapping[str, Any]) -> None:
     """Writes the weights, and beside them their record with the digest of what was written."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, safetensors.torch.save({k: v.contiguous().cpu() for k, v in network.state_dict().items()}))
     full = {**record, "dim": network.dim, "embedding": network.embedding, "sha256": file_sha256(path)}
     write_whole(path.with_suffix(".json"), seal_json(full))
