@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import time
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,8 +17,9 @@ from lightning_sora.directions import Mode, chosen_mode
 from lightning_sora.errors import SoraError
 from lightning_sora.redaction import redacted
 from lightning_sora.sealing import verify_archive
+from lightning_sora.tracking.kept import duplicate, find, fit_of, fits_in, set_aside
 from lightning_sora.tracking.logger import find_tracker
-from lightning_sora.writing import part_of, unwritable, whole
+from lightning_sora.writing import whole
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +69,8 @@ class Checkpoint(LightningCheckpoint):
     Lightning's ModelCheckpoint renews ``last`` only when the best improves, and lets an interrupted
     training overwrite the best; hence this one.
 
-    A fresh fit never overwrites checkpoints of an earlier one: their folder is renamed. Two fits
-    at once in one folder are refused.
+    A fresh fit never overwrites checkpoints of another one: their folder is renamed. A fit that goes on finds its own
+    where they were moved, and takes its best along into another folder. Two fits at once in one folder are refused.
 
     Args:
         dirpath: folder; by default ``checkpoints`` in ``trainer.default_root_dir``.
@@ -107,7 +106,8 @@ class Checkpoint(LightningCheckpoint):
         self._folder = Path()
         self._saved_step = -1
         self._seen_step = 0
-        self._resumed = False
+        self._fit = ""
+        self._told: dict[str, Any] | None = None  # by the checkpoint that is gone on from
         self._lock: TextIO | None = None
 
     def folder(self, root: str | Path) -> Path:
@@ -119,7 +119,7 @@ class Checkpoint(LightningCheckpoint):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if stage != "fit" or is_dry_run(trainer):
             return
-        self._folder = self.folder(trainer.default_root_dir)
+        self._folder, self._told = self.folder(trainer.default_root_dir), None
         if trainer.is_global_zero:
             self._hold()
 
@@ -146,10 +146,21 @@ class Checkpoint(LightningCheckpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not earlier: only now is every strategy done with reading the checkpoint to go on from.
-        if trainer.is_global_zero and not is_dry_run(trainer) and not self._resumed:
-            _set_aside(self._folder)
-        trainer.strategy.barrier("checkpoint folder")
+        if not is_dry_run(trainer):
+            if trainer.is_global_zero:
+                self._begin(trainer.ckpt_path)
+            known = self._fit, self.best_model_path, self.best_model_score, self.milestones
+            known = trainer.strategy.broadcast(known)
+            self._fit, self.best_model_path, self.best_model_score, self.milestones = known
         self._seen_step = trainer.global_step
+
+    def _begin(self, start: Any) -> None:
+        if self._told is not None:
+            self._take_over(self._told, Path(start))
+        else:
+            set_aside(self._folder)
+            self._fit = os.urandom(8).hex()
+            self.best_model_path, self.best_model_score, self.milestones = "", None, []
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -221,39 +232,60 @@ class Checkpoint(LightningCheckpoint):
     def _copy_last(self, trainer: pl.Trainer, target: Path) -> None:
         if is_dry_run(trainer):
             return
-        last = Path(self.last_model_path)
         if trainer.is_global_zero:
-            part = part_of(target)
-            try:
-                if last.is_dir():  # a sharded checkpoint
-                    shutil.copytree(last, part)
-                    shutil.rmtree(target, ignore_errors=True)
-                else:
-                    # A second name suffices: `last` is replaced, never written into.
-                    try:
-                        os.link(last, part)
-                    except OSError:
-                        shutil.copyfile(last, part)
-                part.replace(target)
-            except OSError as problem:
-                raise unwritable(target, problem) from problem
+            duplicate(Path(self.last_model_path), target)
         trainer.strategy.barrier("checkpoint copy")
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            "fit": self._fit,
             "folder": str(self._folder),
+            "monitor": self.monitor,
+            "mode": self.mode,
             "best_model_path": self.best_model_path,
             "best_model_score": self.best_model_score,
             "milestones": list(self.milestones),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._resumed = state_dict["folder"] == str(self._folder)
-        if self._resumed:
-            self.milestones = list(state_dict["milestones"])
-            if Path(state_dict["best_model_path"]).is_file():
-                self.best_model_path = state_dict["best_model_path"]
-                self.best_model_score = state_dict["best_model_score"]
+        self._told = state_dict
+
+    def _take_over(self, told: dict[str, Any], start: Path) -> None:
+        """Makes the folder that of the fit that goes on, wherever its checkpoints were or are now.
+
+        Args:
+            told: by this callback in the checkpoint to go on from.
+            start: that checkpoint.
+        """
+        self._fit = fit_of(told)
+        places = [self._folder, start.absolute().parent, Path(told["folder"])]
+        if fits_in(self._folder, self.state_key) != {self._fit}:
+            places.append(set_aside(self._folder))
+        found = find("best.ckpt", places, self.state_key, self._fit)
+        if found is not None:
+            self._take_best(*found)
+        elif told["best_model_score"] is not None:
+            log.warning(
+                "the best checkpoint of this fit so far, with %s=%g, is not in %s; the best begins anew",
+                self.monitor, told["best_model_score"], " nor in ".join(map(str, dict.fromkeys(places))),
+            )  # fmt: skip
+        names = {Path(path).name for path in told["milestones"]} | {
+            path.name for path in self._folder.glob("step_*.ckpt")
+        }
+        milestones = [find(name, places, self.state_key, self._fit) for name in sorted(names)]
+        self.milestones = [str(one[0]) for one in milestones if one is not None]
+
+    def _take_best(self, path: Path, told: dict[str, Any]) -> None:
+        """Carries the best checkpoint along, if it is the best by what decides now."""
+        was, now = (told.get("monitor", self.monitor), told.get("mode", self.mode)), (self.monitor, self.mode)
+        if was != now:
+            name = f"best_{was[0]}_{was[1]}.ckpt".replace("/", "_")
+            log.warning("%s is the best by another metric or mode, and is kept as %s", path, name)
+            duplicate(path, self._folder / name)
+            return
+        if path.parent != self._folder:
+            duplicate(path, self._folder / path.name)
+        self.best_model_path, self.best_model_score = str(self._folder / path.name), told["best_model_score"]
 
 
 def is_dry_run(trainer: pl.Trainer) -> bool:
@@ -266,17 +298,3 @@ def _tell_step(trainer: pl.Trainer) -> None:
     tracker = find_tracker(trainer.loggers)
     if tracker is not None and not is_dry_run(trainer):
         tracker.log_step(trainer)
-
-
-def _set_aside(folder: Path) -> None:
-    files = sorted(folder.glob("*.ckpt"))
-    if not files:
-        return
-    moment = time.strftime("%Y%m%d-%H%M%S", time.localtime(max(file.stat().st_mtime for file in files)))
-    target = folder.with_name(f"{folder.name}-{moment}")
-    count = 1
-    while target.exists():
-        count += 1
-        target = folder.with_name(f"{folder.name}-{moment}-{count}")
-    folder.rename(target)
-    log.warning("checkpoints of an earlier fit are now in %s", target)

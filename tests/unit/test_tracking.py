@@ -218,6 +218,73 @@ def test_milestones_count_optimizer_steps_not_batches(client, fit):
     assert len(list(Path("outputs/toy/checkpoints").glob("step_*"))) == 2
 
 
+def kept(folder):
+    """The step of every checkpoint in a folder, and what `last` tells of the best."""
+    steps = {path.name: torch.load(path, weights_only=True)["global_step"] for path in Path(folder).glob("*.ckpt")}
+    states = torch.load(Path(folder) / "last.ckpt", weights_only=True)["callbacks"].values()
+    return steps, next(state for state in states if "milestones" in state)
+
+
+@pytest.mark.parametrize("told", ["as now", "as by earlier versions"])
+def test_a_fit_whose_files_were_moved_goes_on_with_its_best_and_its_milestones(client, fit, tmp_path, told):
+    assert fit("--trainer.max_steps=6", "--checkpoint.keep_every_n_steps=2") == 0
+    Path("outputs/toy").rename("moved")
+    if told != "as now":
+        for path in Path("moved/checkpoints").glob("*.ckpt"):
+            content = torch.load(path, weights_only=True)
+            for state in content["callbacks"].values():
+                for name in ("fit", "monitor", "mode"):
+                    state.pop(name, None)
+            path.unlink()
+            torch.save(content, path)
+    flags = ("--ckpt_path=last", "--trainer.max_steps=7", "--trainer.default_root_dir=moved")
+    assert fit(*flags, "--trainer.val_check_interval=1") == 0
+    assert not list(tmp_path.glob("**/checkpoints-*"))
+    steps, state = kept("moved/checkpoints")
+    milestones = {f"step_{step:08d}.ckpt": step for step in (2, 4, 6)}
+    assert steps == {"last.ckpt": 7, "best.ckpt": 4, **milestones}
+    assert (state["best_model_path"], state["best_model_score"]) == (str(tmp_path / "moved/checkpoints/best.ckpt"), 0)
+    assert state["milestones"] == [str(tmp_path / "moved/checkpoints" / name) for name in milestones]
+    assert only_run(client).data.tags["checkpoint.best"] == state["best_model_path"]
+    # Into another folder, it takes its best along.
+    assert (
+        fit("--ckpt_path=moved/checkpoints/last.ckpt", "--trainer.max_steps=8", "--trainer.val_check_interval=1") == 0
+    )
+    steps, state = kept("outputs/toy/checkpoints")
+    assert steps == {"last.ckpt": 8, "best.ckpt": 4}
+    assert state["best_model_path"] == str(tmp_path / "outputs/toy/checkpoints/best.ckpt")
+    assert state["milestones"] == [str(tmp_path / "moved/checkpoints" / name) for name in milestones]
+
+
+def test_a_moved_fit_overwrites_no_other_in_its_old_place(client, fit, tmp_path):
+    assert fit("--trainer.max_steps=6", "--tracking.enabled=false") == 0
+    Path("outputs/toy").rename("moved")
+    assert fit("--trainer.max_steps=2", "--model.lr=0.5", "--tracking.enabled=false") == 0
+    other = weights("outputs/toy/checkpoints/last.ckpt")
+    flags = ("--trainer.max_steps=8", "--tracking.enabled=false")
+    assert fit("--ckpt_path=moved/checkpoints/last.ckpt", *flags) == 0
+    (aside,) = tmp_path.glob("outputs/toy/checkpoints-*")
+    assert torch.equal(weights(aside / "last.ckpt"), other)
+    assert kept("outputs/toy/checkpoints")[0] == {"last.ckpt": 8, "best.ckpt": 4}
+
+
+def test_going_back_to_a_milestone_keeps_the_best_that_came_later(client, fit):
+    flags = ("--trainer.val_check_interval=1", "--tracking.enabled=false", "--checkpoint.keep_every_n_steps=2")
+    assert fit(*flags, "--trainer.max_steps=6") == 0
+    assert fit(*flags, "--trainer.max_steps=3", "--ckpt_path=outputs/toy/checkpoints/step_00000002.ckpt") == 0
+    steps, state = kept("outputs/toy/checkpoints")
+    assert (steps["last.ckpt"], steps["best.ckpt"], state["best_model_score"]) == (3, 4, 0)
+
+
+def test_another_metric_decides_anew_and_the_best_by_the_first_is_kept(client, fit):
+    assert fit("--trainer.max_steps=6", "--tracking.enabled=false") == 0
+    flags = ("--checkpoint.monitor=train/loss", "--tracking.enabled=false")
+    assert fit(*flags, "--trainer.max_steps=8", "--ckpt_path=last") == 0
+    steps, state = kept("outputs/toy/checkpoints")
+    assert steps == {"last.ckpt": 8, "best.ckpt": 8, "best_val_loss_min.ckpt": 4}
+    assert state["best_model_score"] > 0
+
+
 def test_two_fits_at_once_in_one_folder_are_refused(client, fit, capsys):
     import fcntl
 
