@@ -15,12 +15,14 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from lightning_sora import __version__
 from lightning_sora.errors import SoraError
 from lightning_sora.redaction import RedactedStream, redact
+from lightning_sora.texts import at_home, local_path, shown
 from lightning_sora.writing import full_disk
 
 PROGRAM = "lightning-sora"
@@ -55,6 +57,21 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise SoraError(f"{message}; see `{self.prog} --help`")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, left = super().parse_known_args(args, namespace)
+        for name, value in vars(found).items():
+            setattr(found, name, _at_home(value))
+        return found, left
+
+
+def _at_home(value: Any) -> Any:
+    """What an option says, with paths from the home folder: a shell leaves ``--out=~/x`` as it is."""
+    if isinstance(value, Path):
+        return local_path(value)
+    if isinstance(value, str):
+        return at_home(value)
+    return [_at_home(item) for item in value] if isinstance(value, list) else value
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status; fit for repeated calls in one process.
@@ -63,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 after success, 2 after a mistake of the user (one line says which), 130 after Ctrl-C,
         143 after SIGTERM.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    # Names of files need not be text, and recipes, records and stores hold nothing else.
+    arguments = [shown(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     # Before torch is loaded: threads that wait by spinning are many times slower where cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -144,7 +162,7 @@ def _still_written(stream: TextIO | None) -> TextIO | None:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{PROGRAM}: {redact(' '.join(text.split()))}\n")
+    sys.stderr.write(f"{PROGRAM}: {redact(shown(' '.join(text.split())))}\n")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from lightning_sora.errors import SoraError
+from lightning_sora.texts import local_path
 
 GROUP = "lightning_sora.plugins"
 
@@ -78,8 +80,8 @@ def load_packages() -> None:
 
 
 def _load(file: Path) -> Plugin:
-    path = file.expanduser().resolve()
-    if path.suffix != ".py" or not path.is_file():
+    path = local_path(file).resolve()
+    if path.suffix != ".py" or not os.path.isfile(path):
         raise SoraError(f"no plugin at {file}; give a Python file, such as --plugins my_block.py")
     source = path.read_text()
     if path in _LOADED:

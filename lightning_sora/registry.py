@@ -18,6 +18,7 @@ from types import NoneType, UnionType
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lightning_sora.errors import SoraError
+from lightning_sora.texts import at_home
 
 T = TypeVar("T")
 
@@ -136,7 +137,8 @@ class Registry(Generic[T]):
                 f"write '{spec.name}({required[0]}=...)'"
             )
         check_types(f"{self.kind} {spec.name!r}", builder, spec.options)
-        return builder(*args, **given, **spec.options)
+        options = {n: at_home(value) if isinstance(value, str) else value for n, value in spec.options.items()}
+        return builder(*args, **given, **options)
 
     @contextmanager
     def temporary(self) -> Iterator[None]:

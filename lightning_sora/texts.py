@@ -1,4 +1,4 @@
-"""Text as files hold it: UTF-8 with or without a byte-order mark, JSON of any depth; names that are no text."""
+"""Text as files hold it, with or without byte-order mark; JSON of any depth; paths as systems and users write them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lightning_sora.errors import SoraError
 
 MARK = "\ufeff"
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_HOME = re.compile(r"~[\w.\-]*(?:/|$)")
 _BYTE = re.compile(rb"\\x([89a-f][0-9a-f])")
 
 
@@ -90,6 +91,20 @@ def named(text: str) -> str:
     if "\\x" not in text or not _is_text(text):
         return text
     return os.fsdecode(_BYTE.sub(lambda found: bytes([int(found[1], 16)]), text.encode()))
+
+
+def at_home(text: str) -> str:
+    """A path that begins with ``~/``, or with ``hf:~/``, with the home folder in its place, as a shell writes it; any
+    other text as it is."""
+    prefix = "hf:" if text.startswith("hf:") else ""
+    path = text.removeprefix(prefix)
+    return f"{prefix}{os.path.expanduser(path)}" if _HOME.match(path) else text
+
+
+def local_path(path: str | Path) -> Path:
+    """A path as a user writes it: from the home folder, or as :func:`shown`."""
+    text = at_home(str(path))
+    return Path(text if os.path.lexists(text) else named(text))
 
 
 def _is_text(name: str) -> bool:

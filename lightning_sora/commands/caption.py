@@ -36,8 +36,8 @@ def add_parser(subparsers: Any) -> None:
         "visit, which is what `data cache` keeps. "
         "Interrupted, it goes on where it stopped when it is called again.",
     )
-    parser.add_argument("path", nargs="?", metavar="PATH", help="folder or manifest of the clips")
-    parser.add_argument("--source", help="spec of the source; default: folder, or manifest where PATH is a file")
+    parser.add_argument("path", nargs="?", metavar="PATH", help="folder, manifest, tar or URL of the clips")
+    parser.add_argument("--source", help="spec of the source; default: that which reads PATH")
     parser.add_argument(
         "--captioner", required=True, help="checkpoint or run of a LitCaptioner, hf:DIRECTORY, or a spec"
     )
@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from lightning_sora.ablation.engines import ENGINES
     from lightning_sora.commands.shards import Shard, claim, run_shards
     from lightning_sora.data.sizes import Limits
+    from lightning_sora.data.sources.which import source_of
     from lightning_sora.lab.devices import usable_device
     from lightning_sora.lit.captioners import create_captioner
     from lightning_sora.plugins import load_packages, load_plugins
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     load_packages()
     load_plugins(args.plugins)
     captioner = create_captioner(args.captioner, str(usable_device(args.device)))
-    spec = args.source or ("manifest" if Path(args.path).is_file() else "folder")
+    spec = args.source or source_of(args.path)
     ENGINES.create(args.engine)  # refused before anything is claimed
     frames, height, width = (getattr(args, name) or own for name, own in zip(SIZE, captioner.size, strict=True))
     Limits(frames, height, width, captioner.patch, args.batch_size)

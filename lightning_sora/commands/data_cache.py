@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"  left out: {reason}")
     if encoder is not None:
         if options.get("captions"):
-            captions.update(row.caption for row in read_captions(Path(options["captions"])).values())
+            captions.update(row.caption for row in read_captions(options["captions"]).values())
         count = encoder.store(sorted(captions), args.out / "text")
         print(f"text: {count} captions; use them with text=\"hf(name=..., cache='{args.out / 'text'}')\"")
     header = {"schema": SCHEMA, "vae_hash": vae.fingerprint(), "vae": path, "vae_stride": list(vae.stride),

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_sora.commands.arguments import positive, whole
+from lightning_sora.errors import SoraError
+from lightning_sora.texts import local_path, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
-    from lightning_sora.data.manifest import is_plain_folder
     from lightning_sora.data.quarantine import write_quarantine
+    from lightning_sora.data.sources.which import source_of
     from lightning_sora.plugins import load_packages, load_plugins
     from lightning_sora.writing import check_file
 
@@ -76,8 +78,10 @@ def run(args: argparse.Namespace) -> int:
         check_file("--out", args.out)
     load_packages()
     load_plugins(args.plugins)
-    plain = args.style == "auto" and is_plain_folder(args.path)
-    listing = _folder(Path(args.path)) if plain else _manifest(args.path, args.style)
+    kind = source_of(args.path) if args.style == "auto" else "manifest"
+    if kind == "latents":
+        raise SoraError(f"{args.path} is a cache of latents, each verified when it is read; check the clips instead")
+    listing = _folder(local_path(args.path)) if kind == "folder" else _manifest(args.path, args.style)
     good: dict[str, VideoInfo] = {}
     bad: dict[str, str] = {}
     console = Console()
@@ -100,8 +104,6 @@ def run(args: argparse.Namespace) -> int:
 def _folder(root: Path) -> Listing:
     from lightning_sora.data.captions import TABLES
     from lightning_sora.data.finding import find_media
-    from lightning_sora.errors import SoraError
-    from lightning_sora.texts import shown
 
     found = find_media(root)
     if not found.names:
@@ -152,7 +154,6 @@ def _check_all(listing: Listing, args: argparse.Namespace) -> Iterator[tuple[str
 def _captioned(found: Found) -> tuple[int, str | None]:
     """How many files have a caption, and what is wrong with the captions."""
     from lightning_sora.data.captions import read_sidecar, read_tables
-    from lightning_sora.errors import SoraError
 
     try:
         notes = read_tables(found.root, found.tables, found.names)

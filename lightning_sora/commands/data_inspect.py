@@ -26,8 +26,8 @@ def add_parser(actions: Any) -> None:
         description="Prints counts, durations, sizes, rates and lengths of captions, the buckets or sequences that a "
         "size plan would make, and what it would leave out; writes a picture of histograms.",
     )
-    parser.add_argument("path", nargs="?", metavar="PATH", help="folder, manifest, tar or URL")
-    parser.add_argument("--source", help="spec of the source; default: folder, or manifest where PATH is none")
+    parser.add_argument("path", nargs="?", metavar="PATH", help="folder, manifest, tar, URL or cache of latents")
+    parser.add_argument("--source", help="spec of the source; default: that which reads PATH")
     parser.add_argument("--seed", type=int, default=0, help="of the source (default: %(default)s)")
     parser.add_argument("--sizes", default="bucketed", help="size policy to try (default: %(default)s)")
     parser.add_argument("--patch", default="4,16,16", help="pixels per token (default: %(default)s)")
@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from lightning_sora.data.plan import BatchPlan
     from lightning_sora.data.sizes import SIZES, Limits
     from lightning_sora.data.sources import SOURCES
+    from lightning_sora.data.sources.which import source_of
     from lightning_sora.plugins import load_packages, load_plugins
     from lightning_sora.spacetime import PatchSize
 
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     load_packages()
     load_plugins(args.plugins)
     policy = SIZES.create(args.sizes, Limits(args.frames, args.height, args.width, patch, args.batch_size))
-    spec = args.source or source_for(args.path)
+    spec = args.source or source_of(args.path)
     console = Console()
     train = SOURCES.create(spec, root=args.path, split="train", seed=args.seed)
     infos = {"train": train.infos}
@@ -94,13 +95,6 @@ def _check_out(out: Path) -> None:
     if out.suffix[1:].lower() not in known:
         raise SoraError(f"--out {out} must end as a kind of picture does: .{', .'.join(sorted(known))}")
     check_file("--out", out)
-
-
-def source_for(path: str) -> str:
-    """The source that reads a path: a plain folder, or else a manifest."""
-    from lightning_sora.data.manifest import is_plain_folder
-
-    return "folder" if is_plain_folder(path) else "manifest"
 
 
 def _summary(infos: dict[str, Sequence[ClipInfo]], source: str, unreadable: int) -> Any:

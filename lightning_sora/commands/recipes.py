@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 
 from lightning_sora.errors import SoraError
 from lightning_sora.redaction import HIDDEN, redacted
+from lightning_sora.texts import at_home, local_path
 
 #: Sections that name a class; an overlay may not change which.
 CLASS_SECTIONS = ("model", "data")
@@ -39,7 +41,7 @@ def recipe_files(arguments: Sequence[str]) -> list[Path]:
     Raises:
         SoraError: a file is missing; its nearest neighbours are named.
     """
-    files = [Path(value) for flag, value in _flags(arguments) if flag in ("--config", "-c")]
+    files = [local_path(value) for flag, value in _flags(arguments) if flag in ("--config", "-c")]
     for file in files:
         if file.is_file():
             continue
@@ -88,6 +90,33 @@ def with_plugins(arguments: Sequence[str]) -> list[str]:
         else:
             found.append(argument.replace("--plugins=", "--plugins+=", 1) if argument[10:11] != "[" else argument)
     return found
+
+
+def with_local_recipes(arguments: Sequence[str]) -> list[str]:
+    """The command line with the paths of recipes as the parser, which opens them by itself, will find them."""
+    found: list[str] = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if found and found[-1] in ("--config", "-c"):
+            argument = str(local_path(argument))
+        elif equals and flag in ("--config", "-c"):
+            argument = f"{flag}={local_path(value)}"
+        found.append(argument)
+    return found
+
+
+def from_home(value: Any) -> Any:
+    """What a recipe sets, with paths from the home folder; a parser's namespaces are changed in place."""
+    if isinstance(value, str):
+        return at_home(value)
+    if isinstance(value, list):
+        return [from_home(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: from_home(item) for key, item in value.items()}
+    if isinstance(value, Namespace):
+        for key, item in list(vars(value).items()):
+            setattr(value, key, from_home(item))
+    return value
 
 
 def with_quoted_specs(arguments: Sequence[str]) -> list[str]:

@@ -56,7 +56,8 @@ def find_videos(folder: Path, protocol: ClipProtocol, least: int, captions: bool
     files = find_media(folder)
     names = [name for name in files.names if not is_image(name)]
     if not names:
-        raise SoraError(f"there is no video under {folder}; name the folder that holds them")
+        also = f"; {files.passed_over}" if files.passed_over else ""
+        raise SoraError(f"there is no video under {folder}{also}; name the folder that holds them")
     if len(names) < least:
         raise SoraError(
             f"{folder} holds {len(names)} videos where at least {least} are needed: a distance between a handful of "

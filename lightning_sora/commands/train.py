@@ -29,11 +29,13 @@ import lightning_sora.lit.expander
 import lightning_sora.lit.vae  # noqa: F401
 from lightning_sora.commands.recipes import (
     check_recipe,
+    from_home,
     merged_vars,
     plugin_files,
     read_recipe,
     recipe_files,
     refuse_hidden,
+    with_local_recipes,
     with_plugins,
     with_quoted_specs,
     without_secrets,
@@ -159,7 +161,7 @@ class SoraCLI(LightningCLI):
     """
 
     def __init__(self, arguments: list[str], stopper: StopBetweenSteps) -> None:
-        arguments = with_quoted_specs(with_plugins(arguments))
+        arguments = with_local_recipes(with_quoted_specs(with_plugins(arguments)))
         self.arguments, self.stopper = arguments, stopper
         self.files = recipe_files(arguments)
         remember_interpolations([*arguments, *(file.read_text() for file in self.files)])
@@ -211,6 +213,7 @@ class SoraCLI(LightningCLI):
         try:
             with merged_vars(self.files, self.arguments) as arguments:
                 self.config = parser.parse_args(arguments)
+            from_home(self.config[command])
             refuse_hidden(self.config[command].as_dict())
         except OmegaConfBaseException as problem:
             raise SoraError(_explain_interpolation(problem)) from problem

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 from lightning_sora.data.recaptions import read_captions
 from lightning_sora.data.sources.base import ClipInfo
@@ -27,7 +26,7 @@ class CaptionBlend:
         if not 0 < share <= 1:
             raise SoraError(f"caption_share={share} must lie in (0, 1]")
         self.path, self.share = path, share
-        everything = read_captions(Path(path))
+        everything = read_captions(path)
         self._errors = {clip_id: row.error for clip_id, row in everything.items() if row.error}
         rows = {clip_id: row for clip_id, row in everything.items() if row.caption}
         self._captions = {clip_id: row.caption for clip_id, row in rows.items()}

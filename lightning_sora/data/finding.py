@@ -56,7 +56,8 @@ def find_media(root: Path) -> Found:
         SoraError: there is no such folder, or one in it cannot be listed.
     """
     if not os.path.isdir(root):
-        raise SoraError(f"{shown(str(root))} is not a folder; give the folder that holds the videos")
+        also = ", or the source 'manifest', which reads tables, lists and tars" if os.path.isfile(root) else ""
+        raise SoraError(f"{shown(str(root))} is not a folder; give the folder that holds the videos{also}")
     names: dict[str, str] = {}
     tables: list[Path] = []
     sidecars: dict[str, Path] = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from lightning_sora.errors import SoraError
 from lightning_sora.redaction import redact
 from lightning_sora.sealing import write_whole
-from lightning_sora.texts import parsed_json, read_text, shown
+from lightning_sora.texts import local_path, parsed_json, read_text, shown
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +57,10 @@ def read_quarantine(path: str | None) -> dict[str, str]:
     """
     if path is None:
         return {}
-    if not os.path.isfile(path):
+    if not os.path.isfile(local_path(path)):
         raise SoraError(f"no quarantine list at {path}; make one with `lightning-sora data check FOLDER --out {path}`")
     found = {}
-    for number, line in enumerate(read_text(Path(path)).split("\n"), start=1):
+    for number, line in enumerate(read_text(local_path(path)).split("\n"), start=1):
         if line.strip():
             row = parsed_json(line, path, number)
             if not isinstance(row, dict) or not {"file", "reason"} <= set(row):

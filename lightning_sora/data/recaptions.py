@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from lightning_sora.errors import SoraError
 from lightning_sora.sealing import verify
+from lightning_sora.texts import local_path
 
 COLUMNS = ("id", "caption", "confidence")
 MORE = ("content", "error")  # may be there
@@ -28,7 +29,7 @@ class Recaption(NamedTuple):
     error: str = ""
 
 
-def read_captions(path: Path) -> dict[str, Recaption]:
+def read_captions(path: str | Path) -> dict[str, Recaption]:
     """By the ids of the clips.
 
     Raises:
@@ -37,6 +38,7 @@ def read_captions(path: Path) -> dict[str, Recaption]:
     import pyarrow
     import pyarrow.parquet
 
+    path = local_path(path)
     if not os.path.isfile(path):
         raise SoraError(f"no table of captions at {path}; make one with `lightning-sora caption ... --out {path}`")
     remedy = f"run `lightning-sora caption ... --out {path}` again, or copy it again"

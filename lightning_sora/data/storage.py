@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from lightning_sora.data.places import DecodeError, Media
 from lightning_sora.errors import SoraError
-from lightning_sora.texts import named
+from lightning_sora.texts import local_path, named
 
 #: A folder or file: a path, or a URL of any protocol of fsspec ("s3://", "https://", "gs://", "memory://").
 Location = str | Path
@@ -25,6 +25,11 @@ MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 def is_remote(location: Location) -> bool:
     """Whether a location is a URL."""
     return "://" in str(location)
+
+
+def located(root: Location) -> Location:
+    """Where the folder or file lies that a user names."""
+    return root if is_remote(root) else local_path(root)
 
 
 def join(root: Location, name: str) -> Location:

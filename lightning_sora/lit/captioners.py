@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import NamedTuple
 
 from lightning_sora.errors import SoraError
@@ -14,6 +14,7 @@ from lightning_sora.metrics.digests import weights_sha256
 from lightning_sora.models.expander import whole_sentences
 from lightning_sora.registry import Registry, Spec
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch
+from lightning_sora.texts import local_path
 
 
 class Captioned(NamedTuple):
@@ -136,7 +137,7 @@ def create_captioner(text: str, device: str = "cpu") -> ClipCaptioner:
     """
     if text.startswith("hf:"):
         return CAPTIONERS.create(Spec("hf", {"name": text.removeprefix("hf:")}), device)
-    if "(" not in text and (text.endswith(".ckpt") or "/" in text or Path(text).exists()):
+    if "(" not in text and (text.endswith(".ckpt") or "/" in text or os.path.exists(text)):
         return CAPTIONERS.create(Spec("run", {"path": text}), device)
     return CAPTIONERS.create(text, device)
 
@@ -147,9 +148,10 @@ def checkpoint_of(path: str) -> str:
     Raises:
         SoraError: the folder has none.
     """
-    if not Path(path).is_dir():
+    folder = local_path(path)
+    if not os.path.isdir(folder):
         return path
-    for last in (Path(path) / "checkpoints" / "last.ckpt", Path(path) / "last.ckpt"):
+    for last in (folder / "checkpoints" / "last.ckpt", folder / "last.ckpt"):
         if last.is_file():
             return str(last)
     raise SoraError(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -229,6 +229,6 @@ def create_expander(text: str, device: str = "cpu") -> Expander:
         return EXPANDERS.create(Spec("hf", {"name": text.removeprefix("hf:")}), device)
     if text.startswith(("http://", "https://")):
         raise SoraError(f"an endpoint needs the name of its model too: \"openai(url='{text}', model='NAME')\"")
-    if "(" not in text and (text.endswith(".ckpt") or "/" in text or Path(text).exists()):
+    if "(" not in text and (text.endswith(".ckpt") or "/" in text or os.path.exists(text)):
         return EXPANDERS.create(Spec("run", {"path": text}), device)
     return EXPANDERS.create(text, device)

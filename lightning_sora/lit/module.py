@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from lightning_sora.redaction import from_environment
 from lightning_sora.registry import Spec
 from lightning_sora.sealing import verify_archive
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid
+from lightning_sora.texts import local_path
 
 log = logging.getLogger(__name__)
 
@@ -329,8 +331,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         SoraError: no such file, damaged, unreadable, or not a checkpoint of this package.
     """
-    path = Path(path)
-    if not path.is_file():
+    path = local_path(path)
+    if not os.path.isfile(path):
         raise SoraError(f"no checkpoint at {path}; give the path of a .ckpt file that `fit` wrote")
     verify_archive(path, REMEDY)
     try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.vae import LitVAE
 from lightning_sora.models.vae import VAES, VideoVAE
 from lightning_sora.randomness import initialize
+from lightning_sora.texts import local_path
 
 UNTRAINED = "untrained:"
 
@@ -19,7 +20,7 @@ def load_vae(source: str, seed: int) -> tuple[VideoVAE, str, str | None]:
         SoraError: a path that is no checkpoint, an unknown spec, or a VAE that would need training.
     """
     spec = source.removeprefix(UNTRAINED)
-    if spec.endswith(".ckpt") or Path(spec).exists():
+    if spec.endswith(".ckpt") or os.path.exists(local_path(spec)):
         module = LitVAE.load(spec)
         return module.vae, str(module.hparams["vae"]), module.run_id
     vae = VAES.create(spec)

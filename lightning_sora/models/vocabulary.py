@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lightning_sora.errors import SoraError
-from lightning_sora.texts import read_text
+from lightning_sora.texts import local_path, read_text
 
 PIECE = re.compile(r" ?[^\W\d_]+|\s|.", re.DOTALL)
 #: Word lists that come with the package, by name.
@@ -51,9 +52,11 @@ class Vocabulary:
         """
         if name == "bytes":
             return cls()
-        path = SHIPPED.get(name, Path(name))
-        if not path.is_file():
-            raise SoraError(f"no vocabulary {name!r}; give 'bytes', {', '.join(map(repr, SHIPPED))} or a file of words")
+        path = SHIPPED.get(name, local_path(name))
+        if not os.path.isfile(path):
+            raise SoraError(
+                f"no vocabulary {str(path)!r}; give 'bytes', {', '.join(map(repr, SHIPPED))} or a file of words"
+            )
         content = read_text(path)
         return cls(content.removesuffix("\n").split("\n") if content else ())
 

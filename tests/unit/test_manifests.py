@@ -14,10 +14,13 @@ import pytest
 import torch
 
 from lightning_sora import media
-from lightning_sora.data.manifest import MANIFESTS, detect, is_plain_folder, read_manifest
+from lightning_sora.cli import main
+from lightning_sora.commands import data_check
+from lightning_sora.data.manifest import MANIFESTS, detect, read_manifest
 from lightning_sora.data.places import DecodeError
 from lightning_sora.data.quarantine import read_quarantine, write_quarantine
 from lightning_sora.data.sources import SOURCES, Source
+from lightning_sora.data.sources.which import source_of
 from lightning_sora.errors import SoraError
 
 FRAMES, HEIGHT, WIDTH, FPS = 6, 32, 48, 8.0
@@ -319,8 +322,64 @@ def test_a_style_of_ones_own_joins_the_others(files: Path) -> None:
 
 
 def test_plain_folders_stay_with_the_folder_source(files: Path) -> None:
-    assert is_plain_folder(str(files))
+    assert source_of(files) == "folder"
     videofolder(files)
-    assert is_plain_folder(str(files))
+    assert source_of(files) == "folder"
     cogvideox(files)
-    assert not is_plain_folder(str(files))
+    assert source_of(files) == "manifest"
+
+
+def _paths(files: Path) -> dict[str, str]:
+    """What may be given as a path -> the source that reads it."""
+    webdataset(files)
+    (files / "tars").mkdir()
+    (files / "shard-000.tar").rename(files / "tars" / "shard-000.tar")
+    (files / "cache").mkdir()
+    (files / "cache" / "cache.json").write_text("{}")
+    table(files / "m.csv", [{"path": "a.mp4", "text": "x"}])
+    return {
+        str(files): "folder",
+        str(files / "m.csv"): "manifest",
+        str(files / "tars"): "manifest",
+        str(files / "tars" / "shard-000.tar"): "manifest",
+        str(files / "tars" / "shard-{000..000}.tar"): "manifest",
+        f"file://{files}/m.csv": "manifest",
+        f"file://{files}/tars/shard-000.tar": "manifest",
+        str(files / "cache"): "latents",
+        f"file://{files}/cache": "latents",
+    }
+
+
+def test_every_command_reads_a_path_by_the_same_source(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def create(spec: str, *, root: str, **_: Any) -> Source:
+        asked.append((root, spec))
+        raise SoraError("seen")
+
+    expected = _paths(files)
+    monkeypatch.setattr(SOURCES, "create", create)
+    for path in expected:
+        assert main(["data", "inspect", path]) == 2
+        assert main(["caption", path, "--captioner", "facts", "--out", "x.parquet"]) == 2
+    assert asked == [(path, source) for path, source in expected.items() for _ in range(2)]
+    capsys.readouterr()
+    monkeypatch.setattr(data_check, "_folder", lambda _: create("folder", root=""))
+    monkeypatch.setattr(data_check, "_manifest", lambda *_: create("manifest", root=""))
+    for path, source in expected.items():
+        assert main(["data", "check", path]) == 2
+        if source == "latents":
+            assert "is a cache of latents" in capsys.readouterr().err
+        else:
+            assert asked.pop() == ("", source)
+    for command in (["data", "inspect"], ["data", "check"], ["caption", "--captioner", "facts", "--out", "x.parquet"]):
+        assert main([*command, str(files / "nowhere")]) == 2
+        assert "no manifest or folder at" in capsys.readouterr().err
+
+
+def test_a_source_that_cannot_read_a_path_names_the_one_that_can(files: Path) -> None:
+    for path, named in ((files, "manifest"), (files / "a.mp4", "folder")):
+        with pytest.raises(SoraError, match=r"the source 'folder' reads|the source 'manifest', which reads"):
+            SOURCES.create(named, root=str(path), split="train", seed=0)

@@ -8,10 +8,11 @@ from lightning_sora.data.manifest import lists, open_sora_plan, tables, webdatas
 from lightning_sora.data.manifest.rows import MANIFESTS, ClipRow, ManifestStyle
 from lightning_sora.data.manifest.tables import SUFFIXES
 from lightning_sora.data.records import header_of
-from lightning_sora.data.storage import Location, is_remote
+from lightning_sora.data.storage import Location, is_remote, located
 from lightning_sora.errors import SoraError
+from lightning_sora.texts import shown
 
-__all__ = ["MANIFESTS", "ClipRow", "ManifestStyle", "detect", "is_plain_folder", "read_manifest"]
+__all__ = ["MANIFESTS", "ClipRow", "ManifestStyle", "detect", "found_at", "read_manifest"]
 
 #: Where several styles fit, the one that says more stands first.
 ORDER = ("webdataset", "cogvideox", "sat", "open_sora_plan", "ltx", "videofolder", "open_sora", "openvid")
@@ -29,17 +30,26 @@ def read_manifest(place: Location, style: str = "auto") -> tuple[str, list[ClipR
     Raises:
         SoraError: nothing there, no known style, or not what the style asks for.
     """
-    if not is_remote(place) and "{" not in str(place) and not os.path.exists(place):
-        raise SoraError(f"no manifest or folder at {place}; give a folder of videos, or a table, list or tar of them")
+    place = found_at(place)
     found = detect(place) if style == "auto" else style
     if found is None:
         known = "; ".join(MANIFESTS.create(name).needs for name in MANIFESTS.list())
         columns = header_of(place) if str(place).lower().endswith(SUFFIXES) else []
         told = f" (its columns are {', '.join(map(str, columns))})" if columns else ""
-        raise SoraError(f"{place} is a manifest of no known style{told}: {known}")
+        plain = "; the source 'folder' reads folders without one" if os.path.isdir(place) else ""
+        raise SoraError(f"{shown(str(place))} is a manifest of no known style{told}: {known}{plain}")
     return found, MANIFESTS.create(found).read(place)
 
 
-def is_plain_folder(place: str) -> bool:
-    """Whether the source "folder" reads this: a folder of files, with tables or texts beside them."""
-    return not is_remote(place) and os.path.isdir(place) and detect(place) in (None, "videofolder")
+def found_at(place: Location) -> Location:
+    """Where it lies that a user names.
+
+    Raises:
+        SoraError: there is nothing.
+    """
+    found = located(place)
+    if not is_remote(found) and "{" not in str(found) and not os.path.exists(found):
+        raise SoraError(
+            f"no manifest or folder at {shown(str(place))}; give a folder of videos, or a table, list or tar of them"
+        )
+    return found

@@ -25,7 +25,7 @@ from lightning_sora.data.records import SPLIT_NAMES, SPLITS
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.data.window import read_window
 from lightning_sora.errors import SoraError
-from lightning_sora.texts import shown
+from lightning_sora.texts import local_path, shown
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class FolderSource(Source):
             raise SoraError(f"held_out={held_out} must lie between 0 and 0.5: val and test take that share each")
         if colours not in COLOURS:
             raise SoraError(f"colours={colours!r} must be one of {', '.join(COLOURS)}")
-        self.root, self.split, self.colours = Path(root), split, colours
+        self.root, self.split, self.colours = local_path(root), split, colours
         files = find_media(self.root)
         self.passed_over = files.passed_over
         notes = _notes(files, captions)

@@ -40,6 +40,7 @@ class LatentSource(Source):
     def __init__(self, *, root: str | None, split: str = "train", seed: int = 0) -> None:
         if root is None:
             raise SoraError("source 'latents' needs a root; give the folder that `lightning-sora data cache` wrote")
+        root = str(storage.located(root))
         self.root, self.split = root, split
         self.reader = cache.LatentReader(root)
         self.header = cache.read_header(root)

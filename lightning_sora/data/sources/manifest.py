@@ -21,7 +21,7 @@ from lightning_sora.data.quarantine import banned_among
 from lightning_sora.data.records import SPLITS
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.data.sources.folder import FINGERPRINTED_BYTES, assign_splits, fingerprint_of, listed
-from lightning_sora.data.storage import ArchiveMember, RemoteFile, is_remote
+from lightning_sora.data.storage import ArchiveMember, RemoteFile, is_remote, located
 from lightning_sora.data.window import Region, read_window
 from lightning_sora.errors import SoraError
 
@@ -81,7 +81,7 @@ class ManifestSource(Source):
         if colours not in COLOURS:
             raise SoraError(f"colours={colours!r} must be one of {', '.join(COLOURS)}")
         self.root, self.split, self.colours = root, split, colours
-        self.style, rows = read_manifest(root, style)
+        self.style, rows = read_manifest(located(root), style)
         banned = banned_among([row.id for row in rows], quarantine)
         kept = {row.id: row for row in rows if row.id not in banned}
         found, self.failures = _described(list(kept.values()), on_error)
