@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lightning_sora.data.plan import BatchPlan
-    from lightning_sora.data.sources import ClipInfo
+    from lightning_sora.data.sizes import SizePolicy
+    from lightning_sora.data.sources import ClipInfo, Source
 
 SPLITS = ("train", "val", "test")
 SHOWN = 12  # grids, reasons
+LOOKED_AT = 1024  # clips of which what a manifest tells is compared with the file, spread over each split
 
 
 def add_parser(actions: Any) -> None:
@@ -68,19 +70,23 @@ def run(args: argparse.Namespace) -> int:
     spec = args.source or source_of(args.path)
     console = Console()
     train = SOURCES.create(spec, root=args.path, split="train", seed=args.seed)
-    infos = {"train": train.infos}
+    sources = {"train": train}
     for split in SPLITS[1:]:
         try:
-            infos[split] = SOURCES.create(spec, root=args.path, split=split, seed=args.seed).infos
+            sources[split] = SOURCES.create(spec, root=args.path, split=split, seed=args.seed)
         except SoraError as problem:  # as of a cache that holds no test
             console.print(f"{split}: {problem}", markup=False)
+    infos = {split: source.infos for split, source in sources.items()}
     failures = getattr(train, "failures", {})
-    console.print(_summary(infos, f"{spec.partition('(')[0]} {getattr(train, 'style', '')}", len(failures)))
+    kind = f"{spec.partition('(')[0]} {getattr(train, 'style', '')}"
+    console.print(_summary(infos, kind, len(failures), getattr(train, "passed_over", "")))
     plan = BatchPlan(
         train.infos, policy, fps=args.fps, seed=args.seed, order=lambda epoch: train.order(args.seed, epoch)
     )
     for table in _plan_tables(plan, args.sizes):
         console.print(table)
+    if (refused := _refused(sources, policy, args.fps)) is not None:
+        console.print(refused)
     _picture([info for some in infos.values() for info in some], plan, args.out)
     console.print(f"histograms: {args.out}")
     return 0
@@ -97,10 +103,11 @@ def _check_out(out: Path) -> None:
     check_file("--out", out)
 
 
-def _summary(infos: dict[str, Sequence[ClipInfo]], source: str, unreadable: int) -> Any:
+def _summary(infos: dict[str, Sequence[ClipInfo]], source: str, unreadable: int, passed_over: str) -> Any:
     from collections import Counter
 
     from rich.table import Table
+    from rich.text import Text
 
     clips = list({info.id: info for some in infos.values() for info in some}.values())
     films = [info for info in clips if info.frames > 1]
@@ -108,6 +115,8 @@ def _summary(infos: dict[str, Sequence[ClipInfo]], source: str, unreadable: int)
     table.add_row("read as", source)
     told = f", {unreadable} left out as unreadable or quarantined" if unreadable else ""
     table.add_row("clips", f"{len(films)} videos, {len(clips) - len(films)} images{told}")
+    if passed_over:
+        table.add_row("passed over", Text(passed_over))
     table.add_row("splits", ", ".join(f"{split} {len(some)}" for split, some in infos.items()))
     if films:
         seconds = sorted(info.frames / info.fps for info in films)
@@ -165,6 +174,45 @@ def _plan_tables(plan: BatchPlan, sizes: str) -> list[Any]:
             dropped.add_row(reason, str(len(ids)), ids[0])
         tables.append(dropped)
     return tables
+
+
+def _refused(sources: dict[str, Source], policy: SizePolicy, fps: float | None) -> Any:
+    """The clips that a training would leave out as it reads them, because their files are not what the source tells.
+
+    Raises:
+        SoraError: these are all of a split, which ends a training.
+    """
+    import os
+    from concurrent.futures import ThreadPoolExecutor
+
+    from rich.table import Table
+    from rich.text import Text
+
+    reasons: dict[str, str] = {}
+    count = 0
+    for split, source in sources.items():
+        grids = {index: policy.grid(info, fps) for index, info in enumerate(source.infos)}
+        lengths = {i: grid.size(policy.limits.patch)[0] for i, grid in grids.items() if not isinstance(grid, str)}
+        looked = list(lengths)[:: max(1, -(-len(lengths) // LOOKED_AT))]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            answers = pool.map(source.refusal, looked, [lengths[index] for index in looked], [fps] * len(looked))
+            found = {
+                source.infos[i].id: reason for i, reason in zip(looked, answers, strict=True) if reason is not None
+            }
+        if found and len(found) == len(lengths):
+            name, reason = next(iter(found.items()))
+            raise SoraError(
+                f"none of {len(found)} clips of split {split!r} can be read as planned, the first: {name}: {reason}"
+            )
+        reasons |= found
+        count += len(looked)
+    if not reasons:
+        return None
+    title = f"{len(reasons)} of {count} clips that were looked at cannot be read as planned"
+    table = Table("clip", "reason", title=title, title_justify="left")
+    for name, reason in list(reasons.items())[:SHOWN]:
+        table.add_row(Text(name, overflow="fold"), Text(reason, overflow="fold"))
+    return table
 
 
 def _picture(infos: Sequence[ClipInfo], plan: BatchPlan, out: Path) -> None:

@@ -72,15 +72,10 @@ def read_window(
     Raises:
         DecodeError: it does not fit, or cannot be read.
     """
+    if reason := misfit(info, frames, fps):
+        raise DecodeError(f"{place}: {reason}; ask for fewer frames or a higher rate")
     rate = fps or info.fps
-    # In units of the clip's own frames, from the first to the last of the window.
-    span = (frames - 1) / rate * info.fps
-    if span > info.frames - 1 + 1e-6:
-        raise DecodeError(
-            f"{place}: {frames} frames at {rate:g} per second do not fit into its {info.frames} at {info.fps:g}; "
-            "ask for fewer frames or a higher rate"
-        )
-    start = start_seconds + draw(int(info.frames - 1 - span + 1e-6), generator) / info.fps
+    start = start_seconds + draw(int(info.frames - 1 - _span(info, frames, fps) + 1e-6), generator) / info.fps
     size = covering(info.height, info.width, height, width)
     if region is None:
         video = decode.read_clip(place, start, frames, rate, size=size, colours=colours)
@@ -93,6 +88,18 @@ def read_window(
         left = min(round(region.left * scale[1]), whole[1] - size[1])
         video = video[:, top : top + size[0], left : left + size[1]]
     return cut(video, height, width, None if centred else generator)
+
+
+def misfit(info: ClipInfo, frames: int, fps: float | None) -> str | None:
+    """Why so many frames do not fit into a clip, in words, or None."""
+    if _span(info, frames, fps) <= info.frames - 1 + 1e-6:
+        return None
+    return f"{frames} frames at {fps or info.fps:g} per second do not fit into its {info.frames} at {info.fps:g}"
+
+
+def _span(info: ClipInfo, frames: int, fps: float | None) -> float:
+    """From the first to the last of a window, in units of the clip's own frames."""
+    return (frames - 1) / (fps or info.fps) * info.fps
 
 
 def draw(largest: int, generator: torch.Generator) -> int:

@@ -3,6 +3,7 @@
 # ruff: noqa: F811 (a fixture of another file)
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from lightning_sora import media
 from lightning_sora.cli import main
+from lightning_sora.data import decode
 from lightning_sora.data.manifest import read_manifest
 from lightning_sora.data.places import DecodeError
 from lightning_sora.data.quarantine import read_quarantine, write_quarantine
@@ -151,3 +153,47 @@ def test_a_quarantined_file_takes_its_cuts_along_and_strangers_are_named(tmp_pat
     assert {info.id for source in kept for info in source.infos} == {"b.mp4#0", "b.mp4#8"}
     assert "1 entries" in caplog.text
     assert "'z.mp4'" in caplog.text
+
+
+INSPECTED = ["--patch", "1,16,16", "--height", "32", "--width", "48", "--sizes", "fixed"]
+SPLITS = ("train", "train", "train", "val", "test")
+
+
+@pytest.mark.parametrize("sizes", [("num_frames", "height", "width", "fps"), ("num_frames",)])
+@pytest.mark.parametrize("told", [FRAMES + 1, FRAMES + 20])
+def test_what_still_fits_of_a_clip_that_is_told_too_long_is_read(
+    files: Path, sizes: tuple[str, ...], told: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = {"num_frames": told, "height": HEIGHT, "width": WIDTH, "fps": FPS}
+    rows = [{"path": name, "text": "x", **{size: truth[size] for size in sizes}} for name in ("a.mp4", "sub/b.mp4")]
+    place = table(files / "long.csv", rows)
+    (source, *_) = sources(place)
+    whole = source.load(0, FRAMES, HEIGHT, WIDTH, generator=torch.Generator(), fps=None)
+    assert torch.equal(whole.video, decode.read_clip(files / source.infos[0].id, 0.0, FRAMES))
+    assert source.refusal(0, FRAMES, None) is None
+    lie = f"the manifest says frames {told}, but it has {FRAMES}"
+    assert lie in (source.refusal(0, FRAMES + 1, None) or "")
+    with pytest.raises(DecodeError, match=lie):
+        source.load(0, FRAMES + 1, HEIGHT, WIDTH, generator=torch.Generator(), fps=None)
+    inspect = ["data", "inspect", str(place), *INSPECTED, "--out", str(files / "out.png")]
+    assert main([*inspect, "--frames", str(FRAMES)]) == 0
+    assert "cannot be read" not in capsys.readouterr().out
+    if len(sizes) > 1:  # where the file was not looked at
+        assert main([*inspect, "--frames", str(FRAMES + 1)]) == 2
+        assert f"clips of split 'train' can be read as planned, the first: a.mp4: {lie}" in capsys.readouterr().err
+
+
+def test_inspect_names_what_a_training_would_leave_out(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        shutil.copy(files / "a.mp4", files / f"more{number}.mp4")
+    names = ("a.mp4", "sub/b.mp4", *(f"more{number}.mp4" for number in range(3)))
+    truth = {"text": "x", "num_frames": FRAMES, "height": HEIGHT, "width": WIDTH, "fps": FPS}
+    rows = [{"path": name, **truth, "split": split} for name, split in zip(names, SPLITS, strict=True)]
+    rows[1]["height"] = 2 * HEIGHT
+    place = table(files / "m.csv", rows)
+    mixture = f"mixture(sources={{'one': {f'manifest(root={str(place)!r})'!r}}})"
+    for given in ([str(place)], ["--source", mixture]):
+        assert main(["data", "inspect", *given, *INSPECTED, "--out", str(files / "out.png"), "--frames", "5"]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "1 of 5 clips that were looked at cannot be read as planned" in shown
+        assert f"the manifest says height {2 * HEIGHT}, but it has {HEIGHT}" in shown

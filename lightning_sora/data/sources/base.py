@@ -106,6 +106,10 @@ class Source(ABC):
             DecodeError: the clip cannot be read.
         """
 
+    def refusal(self, index: int, frames: int, fps: float | None) -> str | None:
+        """Why a window of so many frames would not be loaded, in words, as far as that shows without reading it."""
+        return None
+
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash of what the source would yield: identical data, identical fingerprint."""

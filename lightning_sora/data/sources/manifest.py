@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from lightning_sora.data.records import SPLITS
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.data.sources.folder import FINGERPRINTED_BYTES, assign_splits, fingerprint_of, listed
 from lightning_sora.data.storage import ArchiveMember, RemoteFile, is_remote, located
-from lightning_sora.data.window import Region, read_window
+from lightning_sora.data.window import Region, misfit, read_window
 from lightning_sora.errors import SoraError
 
 log = logging.getLogger(__name__)
@@ -36,8 +37,8 @@ class ManifestSource(Source):
     """Clips that a manifest lists: a table, a list, a tar, a folder of one of these, or the URL of one.
 
     Sizes that the manifest tells are believed until a clip is read: one that turns out otherwise is refused then, as
-    unreadable. What it does not tell is probed. Splits are those that it names, and otherwise as of the source
-    "folder".
+    unreadable; of one that turns out shorter, what still fits is read. What the manifest does not tell is probed.
+    Splits are those that it names, and otherwise as of the source "folder".
 
     Args:
         root: the manifest.
@@ -102,8 +103,9 @@ class ManifestSource(Source):
         row, info = self.rows[index], self.infos[index]
         place = media_of(row)
         true = _probed(place)
-        if lie := disagreement(row, true):
-            raise DecodeError(f"{place}: {lie}")
+        info, reason = _readable(row, info, true, frames, fps)
+        if reason is not None:
+            raise DecodeError(f"{place}: {reason}")
         region = None if row.crop is None else Region(row.crop[0], row.crop[1], true.height, true.width)
         video = read_window(
             place, info, frames, height, width, fps=fps, generator=generator, centred=self.split != "train",
@@ -111,6 +113,14 @@ class ManifestSource(Source):
             start_seconds=row.start_frame / true.fps, region=region, colours=self.colours,
         )  # fmt: skip
         return Clip(video, info.caption, fps or info.fps, alternatives=info.alternatives)
+
+    def refusal(self, index: int, frames: int, fps: float | None) -> str | None:
+        row = self.rows[index]
+        place = media_of(row)
+        try:
+            return _readable(row, self.infos[index], _probed(place), frames, fps)[1]
+        except DecodeError as problem:
+            return str(problem).removeprefix(f"{place}: ")
 
     def fingerprint(self) -> str:
         """Hash of the rows of the split, with size and 64 KiB of either end of every local file; remote ones by URL."""
@@ -140,6 +150,21 @@ def media_of(row: ClipRow) -> Path | RemoteFile | ArchiveMember:
     if isinstance(row.place, ArchiveMember):
         return row.place
     return RemoteFile(str(row.place)) if is_remote(row.place) else Path(row.place)
+
+
+def _readable(
+    row: ClipRow, info: ClipInfo, true: decode.VideoInfo, frames: int, fps: float | None
+) -> tuple[ClipInfo, str | None]:
+    """The clip with no more frames than its file has, and why a window of so many cannot be read, if it cannot.
+
+    That a manifest counts a frame too many is common, and no reason to refuse what is there.
+    """
+    there = min(info.frames, true.frames - row.start_frame)
+    short = replace(info, frames=max(1, there))
+    reason = disagreement(replace(row, frames=None), true)
+    if reason is None and misfit(short, frames, fps) is not None:
+        reason = disagreement(row, true) or misfit(short, frames, fps)
+    return short, reason
 
 
 def disagreement(row: ClipRow, true: decode.VideoInfo) -> str | None:
@@ -207,9 +232,10 @@ def _described(rows: Sequence[ClipRow], on_error: str) -> tuple[dict[str, decode
             true = _probed(place)
         except DecodeError as problem:
             return problem
-        if lie := disagreement(row, true):
+        if lie := disagreement(replace(row, frames=None), true):
             return DecodeError(f"{place}: {lie}")
-        frames = row.frames or true.frames - row.start_frame
+        there = true.frames - row.start_frame
+        frames = min(row.frames or there, there)
         return decode.VideoInfo(frames, row.height or true.height, row.width or true.width, row.fps or true.fps)
 
     found: dict[str, decode.VideoInfo] = {}

@@ -106,6 +106,10 @@ class MixtureSource(Source):
         own = index - self._firsts[name]
         return self.parts[name].load(own, frames, height, width, generator=generator, fps=fps)
 
+    def refusal(self, index: int, frames: int, fps: float | None) -> str | None:
+        name = self.infos[index].source
+        return self.parts[name].refusal(index - self._firsts[name], frames, fps)
+
     def fingerprint(self) -> str:
         parts = [f"{name} {self.visits[name]} {part.fingerprint()}" for name, part in self.parts.items()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
