@@ -20,9 +20,10 @@ import torch
 from av.video.stream import VideoStream
 from einops import rearrange, repeat
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from lightning_sora import lettering
 from lightning_sora.errors import SoraError
 from lightning_sora.writing import whole
 
@@ -279,39 +280,20 @@ def _strip(frames: Pixels, columns: int, scale: int | None) -> Image.Image:
 
 
 def _lay_out(rows: Sequence[tuple[str, str, Image.Image]], margin: int = 8, text_width: int = 240) -> Image.Image:
-    font = ImageFont.load_default(size=15)
     has_text = any(caption or label for caption, label, _ in rows)
     left = margin + (text_width + margin if has_text else 0)
     texts = [
-        [(line, INK) for line in _wrapped(caption, font, text_width)]
-        + [(line, FAINT) for line in _wrapped(label, font, text_width)]
+        [(line, INK) for line in lettering.lines(caption, text_width)]
+        + [(line, FAINT) for line in lettering.lines(label, text_width)]
         for caption, label, _ in rows
     ]
-    line_height = 20
-    heights = [max(strip.height, line_height * len(lines)) for (_, _, strip), lines in zip(rows, texts, strict=True)]
+    heights = [max(strip.height, lettering.LINE * len(lines)) for (_, _, strip), lines in zip(rows, texts, strict=True)]
     size = (left + max(strip.width for _, _, strip in rows) + margin, sum(heights) + margin * (len(rows) + 1))
     sheet = Image.new("RGB", size, BACKGROUND)
-    draw = ImageDraw.Draw(sheet)
     top = margin
     for (_, _, strip), lines, height in zip(rows, texts, heights, strict=True):
         for place, (line, colour) in enumerate(lines):
-            draw.text((margin, top + place * line_height), line, fill=colour, font=font)
+            lettering.draw(sheet, line, margin, top + place * lettering.LINE, text_width, colour)
         sheet.paste(strip, (left, top))
         top += height + margin
     return sheet
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Lines that fit; a word wider than a line is cut."""
-    lines: list[str] = []
-    line = ""
-    for word in text.split():
-        if line and font.getlength(f"{line} {word}") > width:
-            lines.append(line)
-            line = ""
-        line = f"{line} {word}" if line else word
-        while font.getlength(line) > width and len(line) > 1:
-            cut = next(n for n in range(len(line) - 1, 0, -1) if n == 1 or font.getlength(line[:n]) <= width)
-            lines.append(line[:cut])
-            line = line[cut:]
-    return [*lines, line] if line else lines

@@ -102,6 +102,7 @@ class FrozenTransformer(TextEncoder):
             longest = max(map(len, ids))
             logger.warning("captions of up to %d tokens are cut to max_tokens=%d", longest, self.max_tokens)
             self._warned = True
+        self._warn_unknown(captions, ids)
         ids = self.tokenizer(list(captions), truncation=True, max_length=self.max_tokens)["input_ids"]
         # A tokenizer without special tokens gives nothing for the empty caption; one token stands for it.
         ids = [row or [self.tokenizer.pad_token_id] for row in ids]
@@ -112,6 +113,14 @@ class FrozenTransformer(TextEncoder):
         mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).to(tokens)
         hidden = self._hidden[0](input_ids=tokens, attention_mask=mask).last_hidden_state
         return [row[:length].float().cpu() for row, length in zip(hidden, lengths.tolist(), strict=True)]
+
+    def _warn_unknown(self, captions: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
+        unknown, others = self.tokenizer.unk_token_id, ("bos", "eos", "pad", "cls", "sep")
+        if unknown is None or unknown in {getattr(self.tokenizer, f"{name}_token_id", None) for name in others}:
+            return  # of some, one mark serves for several things
+        for caption, row in zip(captions, ids, strict=True):
+            if unknown in row:
+                logger.warning("the tokenizer of %s does not know all of the words of %.60r", self.name, caption)
 
     # The cache on disk.
     def _path(self, caption: str) -> Path | None:

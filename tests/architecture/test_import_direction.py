@@ -20,6 +20,7 @@ BASE = {
     "sealing",
     "texts",
     "writing",
+    "lettering",
 }
 
 EVERYWHERE = {"directions", "errors", "registry", "memory", "sealing", "texts", "writing"}
@@ -31,13 +32,14 @@ ALLOWED: dict[str, set[str]] = {
     "errors": {"redaction"},
     "registry": set(),
     "randomness": set(),
-    "media": set(),
+    "media": {"lettering"},
     "plugins": set(),
     "memory": set(),
     "time_left": set(),
     "sealing": set(),
     "texts": set(),
     "writing": set(),
+    "lettering": set(),
     "spacetime": set(),
     "world": {"spacetime", "randomness"},
     "nn": {"spacetime", "randomness"},

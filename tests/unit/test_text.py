@@ -166,6 +166,50 @@ def test_a_caption_of_too_many_tokens_is_cut_with_one_warning(
     assert sum("max_tokens=4" in record.getMessage() for record in caplog.records) == 1
 
 
+@pytest.mark.parametrize(
+    ("spec", "known", "unknown", "told"),
+    [
+        ("words(dim=16)", "A red circle", "a red cube مكعب", "not trained on 'cube', 'مكعب', which"),
+        ("bytes(dim=16)", "moves left", "vers le مك", "not trained on 'م', 'ك', which"),
+    ],
+)
+def test_what_an_encoder_was_never_trained_on_is_told_once(
+    spec: str, known: str, unknown: str, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained, loaded = TEXT_ENCODERS.create(spec), TEXT_ENCODERS.create(spec)
+    initialize(trained, 3)
+    initialize(loaded, 3)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3, weight_decay=0.1)
+    for _ in range(20):
+        loss = trained(["a red circle moves left", "a green circle moves over there, veers"]).embeddings.sum(-1).sin()
+        optimizer.zero_grad()
+        loss.mean().backward()
+        optimizer.step()
+    trained.eval()([unknown])
+    assert not caplog.records  # of an encoder at hand nothing is known
+    loaded.load_state_dict(trained.state_dict())
+    loaded.train()([unknown])
+    loaded.eval()([known])
+    assert not caplog.records
+    loaded([unknown, unknown])
+    loaded([unknown])
+    (record,) = caplog.records
+    assert told in record.getMessage()
+    untrained = TEXT_ENCODERS.create(spec)
+    initialize(untrained, 3)
+    untrained.load_state_dict(untrained.state_dict())
+    untrained.eval()([unknown])
+    assert len(caplog.records) == 1
+
+
+def test_a_word_that_a_tokenizer_does_not_know_is_told(
+    folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    hf(folders["bert"])(["a red circle", "a red مكعب"])
+    (record,) = caplog.records
+    assert "does not know all of the words of 'a red مكعب'" in record.getMessage()
+
+
 def test_what_cannot_be_loaded_says_why(folders: dict[str, Path], tmp_path: Path) -> None:
     for folder, options, words in (
         (tmp_path / "nowhere", {}, "nowhere"),
