@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
+import inspect
 import io
 import re
 import tempfile
@@ -16,7 +17,7 @@ import tokenize
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from jsonargparse import Namespace
@@ -287,6 +288,49 @@ def refuse_hidden(recipe: Mapping[str, Any]) -> None:
                 f"{key}={text!r} lacks its secret, which no record keeps; give it by --{key}='...${{oc.env:NAME}}...', "
                 "which takes it from the environment and is recorded as such"
             )
+
+
+def refuse_nulls(recipe: Mapping[str, Any], load: Callable[[str], Any]) -> None:
+    """Refuses ``null`` for options whose type has no None: the parser lets it pass.
+
+    Args:
+        load: the class of a ``class_path``.
+
+    Raises:
+        SoraError: with the type and the default.
+    """
+    for place, name, options in _classes(recipe):
+        made = load(name)
+        types = _types(made)
+        for option, parameter in inspect.signature(made).parameters.items():
+            takes = types.get(option, Any)
+            free = takes in (Any, None) or type(None) in get_args(takes) or parameter.default is None
+            if option in options and options[option] is None and not free:
+                told = str(takes) if get_args(takes) else getattr(takes, "__name__", str(takes))
+                default = "" if parameter.default is parameter.empty else f", {parameter.default!r}"
+                raise SoraError(
+                    f"{place}.{option}=null, but {_short(name)} takes {told.replace('typing.', '')}; "
+                    + (f"leave it out for its default{default}" if default else "give one")
+                )
+
+
+def _classes(section: Any, place: str = "") -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Where a recipe names a class, which, and with what options."""
+    items: Any = (
+        section.items() if isinstance(section, Mapping) else enumerate(section) if isinstance(section, list) else ()
+    )
+    if isinstance(section, Mapping) and isinstance(section.get("class_path"), str):
+        yield place, section["class_path"], section.get("init_args") or {}
+    for key, value in items:
+        inner = place if key == "init_args" else f"{place}.{key}" if place else str(key)
+        yield from _classes(value, inner)
+
+
+def _types(made: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(made.__init__)
+    except (NameError, TypeError):  # of what is imported for types alone: nothing can be told
+        return {}
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

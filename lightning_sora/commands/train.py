@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import inspect
 import logging
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +24,8 @@ import lightning_sora.lit.captioner
 import lightning_sora.lit.dit
 import lightning_sora.lit.expander
 import lightning_sora.lit.vae  # noqa: F401
+from lightning_sora.commands.classes import find_class, imported
+from lightning_sora.commands.explain import explain, explain_interpolation, from_worker, refusal
 from lightning_sora.commands.recipes import (
     check_recipe,
     from_home,
@@ -35,10 +34,19 @@ from lightning_sora.commands.recipes import (
     read_recipe,
     recipe_files,
     refuse_hidden,
+    refuse_nulls,
     with_local_recipes,
     with_plugins,
     with_quoted_specs,
     without_secrets,
+)
+from lightning_sora.commands.trainers import (
+    check_asked,
+    check_made,
+    check_reads,
+    check_sharded,
+    refused_by_lightning,
+    told,
 )
 from lightning_sora.data.reading import reader_died
 from lightning_sora.errors import SoraError
@@ -93,11 +101,15 @@ def run(arguments: Sequence[str]) -> int:
         raise
     except SoraError as problem:
         if WORKER_TRACEBACK in str(problem):
-            raise _from_worker(problem) from problem
+            raise from_worker(problem) from problem
         raise
-    except MisconfigurationException as problem:
-        raise SoraError(f"lightning cannot run this recipe: {problem}") from problem
+    except (MisconfigurationException, ValueError, TypeError, ImportError) as problem:
+        if refused_by_lightning(problem):
+            raise told(problem) from problem
+        raise
     except (RuntimeError, ConnectionError, EOFError) as problem:
+        if refused_by_lightning(problem):
+            raise told(problem) from problem
         if reader_died(problem):
             said = " ".join((str(problem) or repr(problem)).split())[:200]
             raise SoraError(
@@ -127,10 +139,10 @@ def parsing() -> Iterator[None]:
         yield
     except ValueError as problem:
         # The parser wraps what a model's or a data module's constructor refuses.
-        refusal = _refusal(problem)
-        if refusal is None:
+        refused = refusal(problem)
+        if refused is None:
             raise
-        raise refusal from None
+        raise refused from None
 
 
 class OneLineRecipeParser(LightningArgumentParser):
@@ -149,7 +161,7 @@ class OneLineRecipeParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # asked by another parser, which tries alternatives
             super().error(message, ex)
-        raise SoraError(_explain(message)) from ex
+        raise SoraError(explain(message)) from ex
 
 
 class SoraCLI(LightningCLI):
@@ -214,9 +226,12 @@ class SoraCLI(LightningCLI):
             with merged_vars(self.files, self.arguments) as arguments:
                 self.config = parser.parse_args(arguments)
             from_home(self.config[command])
-            refuse_hidden(self.config[command].as_dict())
+            recipe = self.config[command].as_dict()
+            refuse_hidden(recipe)
+            refuse_nulls(recipe, imported)
+            check_asked(self.config[command].trainer)
         except OmegaConfBaseException as problem:
-            raise SoraError(_explain_interpolation(problem)) from problem
+            raise SoraError(explain_interpolation(problem)) from problem
 
     def _accepted(self, section: str, name: str | None) -> list[str] | None:
         """The names that may stand in a section of a recipe; see ``check_recipe``."""
@@ -256,6 +271,7 @@ class SoraCLI(LightningCLI):
                 raise SoraError(f"--ckpt_path {asked}: {folder} holds {present}; fit this recipe first, or give a path")
         config.ckpt_path = str(path)
         if path.is_dir():  # a sharded checkpoint, which the strategy reads
+            check_sharded(path)
             return
         checkpoint = read_checkpoint(path)
         check_module(checkpoint, config.model.class_path.rsplit(".", 1)[-1])
@@ -305,78 +321,17 @@ class SoraCLI(LightningCLI):
         if tracker.enabled and given is not False:
             root = Path(config.trainer.default_root_dir or "").absolute()
             loggers = [tracker.prepare(root, config.seed_everything, self._from_run, self._from_step), *loggers]
-        return super().instantiate_trainer(logger=loggers or False, **kwargs)
-
-
-def find_class(name: str, base: type) -> type:
-    """A class by its full path, or by its name alone where its module is imported.
-
-    Raises:
-        SoraError: there is none; near matches are named.
-    """
-    known = {c.__name__: c for c in _subclasses(base) if not c.__module__.startswith("lightning.")}
-    short = name.rpartition(".")[2]
-    found = known.get(name)
-    reason = ""
-    if "." in name:
         try:
-            found = _imported(name)
-        except ModuleNotFoundError as problem:
-            reason = f" ({problem})"
-    if isinstance(found, type) and issubclass(found, base):
-        return found
-    near = difflib.get_close_matches(short, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise SoraError(
-        f"class_path {name!r} is no {base.__name__} that can be found{reason}; {hint}known: {', '.join(sorted(known))}"
-    )
-
-
-def _imported(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name, None)
-
-
-def _subclasses(base: type) -> set[type]:
-    direct: list[type] = base.__subclasses__()
-    return set(direct).union(*(_subclasses(c) for c in direct))
+            made = super().instantiate_trainer(logger=loggers or False, **kwargs)
+        except (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException) as problem:
+            if refused_by_lightning(problem):
+                raise told(problem, config.trainer) from problem
+            raise
+        check_made(config.trainer, made)
+        if config.get("ckpt_path") and Path(config.ckpt_path).is_dir():
+            check_reads(Path(config.ckpt_path), made)
+        return made
 
 
 def _no_advertisement(record: logging.LogRecord) -> bool:
     return "Tip: " not in str(record.msg)
-
-
-def _refusal(problem: BaseException | None) -> SoraError | None:
-    """The SoraError behind another one."""
-    while problem is not None and not isinstance(problem, SoraError):
-        problem = problem.__cause__ or problem.__context__
-    return problem
-
-
-def _from_worker(problem: SoraError) -> SoraError:
-    """The error as the worker raised it, without the traceback that torch put around it."""
-    raised = re.split(r"^[\w.]+: ", str(problem), flags=re.MULTILINE)
-    return SoraError(" ".join(raised[-1].split()))
-
-
-def _explain(message: str) -> str:
-    """A parser's message without its nesting and its listing of types tried."""
-    text = " ".join(message.split())
-    if unknown := re.search(r"given class_path '([^']+)': Option '([^']+)' is not accepted", text):
-        accepted = list(inspect.signature(_imported(unknown[1])).parameters)
-        near = difflib.get_close_matches(unknown[2], accepted, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        return f"{unknown[1]} has no option {unknown[2]!r}; {hint}accepted: {', '.join(accepted)}"
-    if wrong := re.search(r"(Expected .*?)\. (?:Got|Given) value: (.*?)(?= - |$)", text):
-        keys = re.findall(r'Parser key "([^"]+)"', text[: wrong.start()])
-        expected = re.sub(r"a <class '(?:\w+\.)*(\w+)'>", r"\1", wrong[1]).lower()
-        return f"{'.'.join(keys)}: {expected}, but got {wrong[2]!r}"
-    return text if len(text) <= 600 else f"{text[:600]} ..."
-
-
-def _explain_interpolation(problem: OmegaConfBaseException) -> str:
-    text = str(problem)
-    first = text.splitlines()[0]
-    place = re.search(r"full_key: (?:fit|validate|test|predict)\.(\S+)", text)
-    where = f"{place[1].replace('init_args.', '')}: " if place else ""
-    return f"{where}{first}; an interpolation names a key from the top of the recipe, such as ${{vars.dim}}"

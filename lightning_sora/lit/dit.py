@@ -86,7 +86,7 @@ class LitDiT(GenerativeModule):
         steps: int = 20,
         guidance: float | str = 2.5,
         shift: float = 1.0,
-        prompts: Sequence[str] = (),
+        prompts: Sequence[str] | None = None,
         expander: str | None = None,
         val_timesteps: int = 4,
         extractor: str | None = None,

@@ -110,7 +110,7 @@ class LitEvaluator(LitModule):
 
     def training_flops(self, batch: SpacetimeBatch) -> int:
         """Counted on one clip with one object."""
-        clip = torch.zeros((1, 3, FRAMES, SIDE, SIDE), device=self.device)
+        clip = torch.zeros((1, 3, FRAMES, SIDE, SIDE), device=self.device).to(self.dtype)
         slots = torch.zeros((1, 2), dtype=torch.int64, device=self.device)
         return FORWARD_AND_BACKWARD * len(batch) * self._count("clip", self.network, lambda: self.network(clip, slots))
 
@@ -118,13 +118,15 @@ class LitEvaluator(LitModule):
         frames = random.Random(stream_seed(self.seed, "length", batch.ids[0], batch.visits[0])).choice(LENGTHS)
         true = answers(batch.facts or (), FRAMES, FPS)
         video = self.videos(batch) * 0.5 + 0.5
+        own = video.dtype
+        video = video.to(torch.promote_types(own, torch.float32))  # a CPU resizes no halves
         draws = [random.Random(stream_seed(self.seed, "augment", *key)) for key in batch.keys]
         flips = [draw.random() < 0.5 for draw in draws]
         video = torch.stack([degraded(clip[:, :frames].flip(-1) if flip else clip[:, :frames], draw, self.degraded)
                              for clip, flip, draw in zip(video, flips, draws, strict=True)])  # fmt: skip
         captions = [mirrored_words(c) if flip else c for c, flip in zip(batch.captions, flips, strict=True)]
         true = mirrored(true, torch.tensor(flips), frames)
-        seen = self.network(video, true.slots.to(self.device))
+        seen = self.network(video.to(own), true.slots.to(self.device))
         losses = self.losses(seen, true)
         losses["contrast"] = self.contrast * contrastive(
             seen.embedding, self.network.embed_texts(captions), self.network.temperature, captions

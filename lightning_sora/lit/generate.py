@@ -32,7 +32,7 @@ class GenerativeModule(LitModule):
     Args:
         sampler, steps, guidance, shift: how samples are drawn when nothing else is asked; guidance is a spec, or the
             scale of plain classifier-free guidance.
-        prompts: of the gallery that each validation adds to.
+        prompts: of the gallery that each validation adds to; None for none.
         expander: checkpoint or spec of what turns a test's prompts into rich ones before they are sampled from; None to
             take them as they are.
     """
@@ -50,7 +50,7 @@ class GenerativeModule(LitModule):
         steps: int,
         guidance: float | str,
         shift: float,
-        prompts: Sequence[str],
+        prompts: Sequence[str] | None,
         expander: str | None = None,
         **options: Any,
     ) -> None:
@@ -58,7 +58,7 @@ class GenerativeModule(LitModule):
         self.sampler, self.steps, self.shift = SAMPLERS.create(sampler), steps, shift
         self.guidance = guidance_of(guidance)
         time_schedule(steps, shift)  # refuses impossible ones now rather than at the first validation
-        self.prompts = list(prompts)
+        self.prompts = list(prompts or ())
         # Outside the module tree: the weak model of autoguidance is no part of this one's weights.
         self.__dict__["_weak"] = None
         self.__dict__["_shown"] = None, []

@@ -21,7 +21,7 @@ from lightning_sora.lit.ema import ExponentialMovingAverage
 from lightning_sora.lit.finite import FiniteSteps, refuse_not_finite
 from lightning_sora.lit.last_step import LastStep, waits
 from lightning_sora.lit.optimizers import SCHEDULES, create_optimizer
-from lightning_sora.lit.precision import warn_of_slow_bfloat16
+from lightning_sora.lit.precision import convert_weights_alone, warn_of_slow_bfloat16
 from lightning_sora.models.pixels import from_uint8
 from lightning_sora.redaction import from_environment
 from lightning_sora.registry import Spec
@@ -172,6 +172,7 @@ class LitModule(pl.LightningModule):
             self.check_patch(data.patch)  # now, rather than at the first batch
         self._begun = Begun()
         self._last_step.begin(self.trainer.fit_loop.state_dict())
+        convert_weights_alone(self.trainer.precision_plugin)
         warn_of_slow_bfloat16(str(self.trainer.precision), self.trainer.strategy.root_device.type)
 
     def on_fit_start(self) -> None:

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
+from torchmetrics import Metric
 
 from lightning_sora.data.prompts import PromptDataModule
 from lightning_sora.errors import SoraError
@@ -202,3 +203,23 @@ def test_a_model_that_is_not_finite_is_neither_saved_nor_loaded(
     with pytest.raises(SoraError, match=f"no checkpoint of step 1 is written.*{name}"):
         trainer.save_checkpoint(tmp_path / "never.ckpt")
     assert not (tmp_path / "never.ckpt").exists()
+
+
+@pytest.mark.parametrize("name", ["vae", "captioner", "evaluator", "expander"])
+def test_half_and_double_precision_train_what_single_does(
+    name: str, make_trainer: Callable[..., pl.Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(WILD, "optimizer", "adamw(lr=1e-3)")
+    losses = {}
+    for precision in ("32-true", "64-true", "bf16-true"):
+        module, data = MAKERS[name]()
+        trainer = make_trainer(max_steps=2, precision=precision)
+        trainer.fit(module, data)
+        losses[precision] = float(trainer.callback_metrics["train/loss"])
+        states = [s for m in module.modules() if isinstance(m, Metric) for s in m._defaults.values()]
+        assert {s.dtype for s in states if torch.is_tensor(s) and s.is_floating_point()} <= {
+            torch.float64,
+            torch.float32,
+        }
+    assert losses["64-true"] == pytest.approx(losses["32-true"], rel=1e-5)
+    assert losses["bf16-true"] == pytest.approx(losses["32-true"], rel=0.02)

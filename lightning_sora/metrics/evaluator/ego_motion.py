@@ -36,7 +36,8 @@ class EgoMotion(nn.Module):
     ) -> tuple[Float[Tensor, "clips dim"], Float[Tensor, "clips pairs 2 cells cells"]]:
         """What the camera does, and the flow from each frame to the next in halves of the frame, right and down."""
         with torch.no_grad():
-            scales = [flow_of_cells(grey, saturation, scale) for scale in SCALES]
+            exact = torch.promote_types(grey.dtype, torch.float32)  # differences of frames are small
+            scales = [flow_of_cells(grey.to(exact), saturation.to(exact), scale).to(grey) for scale in SCALES]
             measured = torch.cat(scales, dim=2)
             flow = FLOW_SCALE * scales[0][:, :, :2]  # the finer is the more exact one
         cells = self.cells(rearrange(measured, "b t c y x -> (b t) c y x"))
@@ -55,7 +56,7 @@ def flow_of_cells(
         grey, saturation = (F.avg_pool2d(images, scale) for images in (grey, saturation))
     size = grey.shape[-1]
     grey = smooth(grey)
-    plain = 1 - F.max_pool2d((saturation > GREY).float(), 3, stride=1, padding=1)
+    plain = 1 - F.max_pool2d((saturation > GREY).to(grey), 3, stride=1, padding=1)
     plain = plain[:, 1:] * plain[:, :-1]
     mean = (grey[:, 1:] + grey[:, :-1]) / 2
     across, down = (mean.roll(-1, axis) - mean.roll(1, axis) for axis in (3, 2))

@@ -143,7 +143,7 @@ class WorldEvaluator(nn.Module):
         crops = follow(torch.stack([own, own * grey[clip, 0], saturation[clip, 0]], dim=1), at)
         look = self.look(rearrange(crops, "s c t h w -> (s t) c h w"))
         appearance = rearrange(self.appearance(look.flatten(1)), "(s t) d -> s t d", t=video.shape[2])
-        time = torch.linspace(-1, 1, video.shape[2], device=video.device)
+        time = torch.linspace(-1, 1, video.shape[2]).to(video)
         ground = carried(flow[clip], at)
         moved = at - at[:, :1] - ground
         when = repeat(time, "t -> s t 1", s=len(slots))
@@ -211,8 +211,8 @@ def moments(
     _, _, _, height, width = maps.shape
     weight = maps.square()  # faint everywhere is nowhere
     total = weight.sum((-2, -1)) + 1e-3
-    x = (torch.arange(width, device=maps.device) + 0.5) * 2 / width - 1
-    y = (torch.arange(height, device=maps.device) + 0.5) * 2 / height - 1
+    x = ((torch.arange(width) + 0.5) * 2 / width - 1).to(maps)
+    y = ((torch.arange(height) + 0.5) * 2 / height - 1).to(maps)
     across, down = weight.sum(-2) / total[..., None], weight.sum(-1) / total[..., None]
     center = torch.stack([across @ x, down @ y], dim=-1)
     second = torch.stack([across @ x.square(), down @ y.square()], dim=-1)
@@ -230,7 +230,7 @@ def follow(
 ) -> Float[Tensor, "objects channels frames crop crop"]:
     """A window of each frame around the object's centroid; beyond the frame all is zero."""
     frames = channels.shape[2]
-    steps = ((torch.arange(CROP, device=channels.device) + 0.5) / CROP * 2 - 1) * WINDOW
+    steps = (((torch.arange(CROP) + 0.5) / CROP * 2 - 1) * WINDOW).to(spots)
     x = spots[..., 0, None] + steps
     y = spots[..., 1, None] + steps
     grid = torch.stack(torch.broadcast_tensors(x[:, :, None, :], y[:, :, :, None]), dim=-1)

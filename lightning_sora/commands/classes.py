@@ -1,0 +1,43 @@
+"""Classes by the names that recipes call them by."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any
+
+from lightning_sora.errors import SoraError
+
+
+def find_class(name: str, base: type) -> type:
+    """A class by its full path, or by its name alone where its module is imported.
+
+    Raises:
+        SoraError: there is none; near matches are named.
+    """
+    known = {c.__name__: c for c in _subclasses(base) if not c.__module__.startswith("lightning.")}
+    short = name.rpartition(".")[2]
+    found = known.get(name)
+    reason = ""
+    if "." in name:
+        try:
+            found = imported(name)
+        except ModuleNotFoundError as problem:
+            reason = f" ({problem})"
+    if isinstance(found, type) and issubclass(found, base):
+        return found
+    near = difflib.get_close_matches(short, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise SoraError(
+        f"class_path {name!r} is no {base.__name__} that can be found{reason}; {hint}known: {', '.join(sorted(known))}"
+    )
+
+
+def imported(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name, None)
+
+
+def _subclasses(base: type) -> set[type]:
+    direct: list[type] = base.__subclasses__()
+    return set(direct).union(*(_subclasses(c) for c in direct))
