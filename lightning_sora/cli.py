@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 after success, 2 after a mistake of the user (one line says which), 130 after Ctrl-C,
-        143 after SIGTERM.
+        143 after SIGTERM or SIGHUP.
     """
     # Names of files need not be text, and recipes, records and stores hold nothing else.
     arguments = [shown(argument) for argument in (sys.argv[1:] if argv is None else argv)]
@@ -162,7 +162,7 @@ def _still_written(stream: TextIO | None) -> TextIO | None:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{PROGRAM}: {redact(shown(' '.join(text.split())))}\n")
+    RedactedStream(sys.stderr).write(f"{PROGRAM}: {shown(' '.join(text.split()))}\n")
 
 
 @contextmanager
@@ -185,11 +185,14 @@ def _print_error(kind: type[BaseException], problem: BaseException, traceback: T
 
 @contextmanager
 def _own_signal_handlers() -> Iterator[None]:
-    # Lightning leaves Ctrl-C ignored after one; the next command in this process must hear it.
+    # Lightning leaves Ctrl-C ignored after one; the next command in this process must hear it. The end of the terminal
+    # is SIGTERM to all commands, except where nohup has it ignored.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if before[signal.SIGHUP] is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         yield
     finally:

@@ -7,10 +7,12 @@ named as a secret, and the value of an environment variable that is. A recipe sh
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 #: What stands in the place of a secret.
@@ -149,15 +151,23 @@ def _left(text: str, name: str) -> str:
 
 class RedactedStream:
     """A text stream that replaces secrets in what is written to another one, and what that one cannot print: names of
-    files need not be text."""
+    files need not be text.
+
+    What is written once the terminal behind it is closed is lost, and no error: a training goes on, or is kept.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        self._stream.write(redact(text).encode(encoding, "backslashreplace").decode(encoding))
+        with _terminal_may_be_gone():
+            self._stream.write(redact(text).encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
+
+    def flush(self) -> None:
+        with _terminal_may_be_gone():
+            self._stream.flush()
 
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
@@ -165,6 +175,15 @@ class RedactedStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+@contextmanager
+def _terminal_may_be_gone() -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno != errno.EIO:
+            raise
 
 
 def _variables() -> Iterable[tuple[str, str, bool]]:

@@ -80,7 +80,7 @@ def run(arguments: Sequence[str]) -> int:
         arguments: the command line, from the command on.
 
     Returns:
-        the exit status: 0, or 143 after SIGTERM.
+        the exit status: 0, or 143 after SIGTERM or SIGHUP.
 
     Raises:
         SoraError: a mistake in the recipe, the flags or the checkpoint.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -36,8 +37,9 @@ def reader_died(problem: BaseException) -> bool:
 
 
 def start_reader(worker: int) -> None:
-    """Makes a process that reads clips end with the training, and print no secret, such as a part of a URL."""
+    """Makes a process that reads clips end with the training alone, and print no secret, such as a part of a URL."""
     end_with_parent()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # also where its terminal closes: the training ends its step
     sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
 
 

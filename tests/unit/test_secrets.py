@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import torch
 
 from lightning_sora.commands.recipes import refuse_hidden, without_secrets
 from lightning_sora.errors import SoraError
-from lightning_sora.redaction import from_environment, in_environment, redact, remember_interpolations
+from lightning_sora.redaction import RedactedStream, from_environment, in_environment, redact, remember_interpolations
 from lightning_sora.tracking import store
 
 SECRET = "hunter2/Xy+9"
@@ -178,3 +179,14 @@ def test_no_error_shows_a_secret(sora, arguments):
     done = sora(*arguments)
     assert done.returncode != 0 or arguments[0] == "ui"
     assert done.stdout + done.stderr
+
+
+def test_what_is_printed_to_a_closed_terminal_is_lost_and_no_error():
+    master, slave = os.openpty()
+    terminal = os.fdopen(slave, "w")
+    os.close(master)
+    with pytest.raises(OSError, match="Input/output"):
+        print("step 3", file=terminal, flush=True)
+    print("step 3", file=RedactedStream(terminal), flush=True)
+    with contextlib.suppress(OSError):
+        terminal.close()

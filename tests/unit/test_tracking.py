@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -173,8 +174,17 @@ def test_a_resumed_fit_can_begin_a_run_of_its_own(client, fit):
 # How runs end before their time.
 
 
-@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_a_signal_keeps_a_checkpoint_from_which_the_run_goes_on_exactly(client, fit, capsys, name, status):
+@pytest.fixture
+def hangup():
+    """Sets what SIGHUP does by default, as the shell that starts a command may."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield lambda handler: signal.signal(signal.SIGHUP, handler)
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 143)])
+def test_a_signal_keeps_a_checkpoint_from_which_the_run_goes_on_exactly(client, fit, capsys, hangup, name, status):
+    hangup(signal.SIG_DFL)
     assert fit("--trainer.default_root_dir=whole", "--tracking.enabled=false") == 0
     assert fit("--model.signal_at=4", f"--model.signal_name={name}") == status
     run = only_run(client)
@@ -186,6 +196,12 @@ def test_a_signal_keeps_a_checkpoint_from_which_the_run_goes_on_exactly(client, 
     assert torch.equal(weights("outputs/toy/checkpoints/last.ckpt"), weights("whole/checkpoints/last.ckpt"))
     # Each step is logged once.
     assert [step for step, _ in series(client, run, "train/loss")] == list(range(8))
+
+
+def test_under_nohup_the_end_of_the_terminal_ends_nothing(client, fit, hangup):
+    hangup(signal.SIG_IGN)
+    assert fit("--model.signal_at=4", "--model.signal_name=SIGHUP") == 0
+    assert only_run(client).info.status == "FINISHED"
 
 
 def test_ctrl_c_outside_of_training_is_one_line_too(client, fit, capsys):
