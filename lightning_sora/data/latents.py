@@ -197,7 +197,16 @@ def read_table(root: storage.Location, split: str) -> list[dict[str, Any]]:
     missing = [column for column in COLUMNS if column not in table.column_names]
     if missing:
         raise SoraError(f"{root}/{name} lacks the columns {', '.join(missing)}; it is no table of `data cache`")
-    return table.to_pylist()
+    rows = table.to_pylist()
+    # A cache from elsewhere reads nothing but its own shards.
+    strange = next((row["shard"] for row in rows if not _is_name(str(row["shard"]))), None)
+    if strange is not None:
+        raise SoraError(f"{root}/{name} names the shard {strange!r}, which is no file of its own; make the cache anew")
+    return rows
+
+
+def _is_name(name: str) -> bool:
+    return os.path.basename(name) == name and name not in ("", ".", "..")
 
 
 def read_header(root: storage.Location) -> dict[str, Any]:

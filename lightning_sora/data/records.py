@@ -27,10 +27,13 @@ def content_of(place: Location) -> bytes:
         SoraError: there is none.
     """
     parent, _, name = str(place).rpartition("/")
+    folder = parent or ("/" if str(place).startswith("/") else ".")
     try:
-        with open_file(parent or ("/" if str(place).startswith("/") else "."), name) as file:
+        with open_file(folder, name) as file:
             return file.read()
-    except OSError as problem:
+    except SoraError:
+        raise
+    except (OSError, ValueError) as problem:  # the second for a name that no file can have
         raise SoraError(f"{place}: cannot be read ({getattr(problem, 'strerror', None) or problem})") from problem
 
 

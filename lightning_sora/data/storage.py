@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import ipaddress
 import os
+import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 from lightning_sora.data.places import DecodeError, Media
 from lightning_sora.errors import SoraError
@@ -63,9 +67,12 @@ class RemoteFile(Media):
 
     Attributes:
         url: what fsspec opens.
+        named_by: where the manifest lies that names it, if that is from elsewhere. Then no address of this machine or
+            of a private network is requested but that one's own: neither by name, nor where a server sends on to one.
     """
 
     url: str
+    named_by: str = ""
 
     def __str__(self) -> str:
         return self.url
@@ -91,7 +98,8 @@ class RemoteFile(Media):
         import fsspec
 
         try:
-            return fsspec.core.url_to_fs(self.url)
+            guarded = self.named_by and self.url.lower().startswith(("http://", "https://"))
+            return fsspec.core.url_to_fs(self.url, **({"get_client": _public_client(self.named_by)} if guarded else {}))
         except ValueError as problem:
             raise SoraError(
                 f"{self.url}: {problem}; give a path, or a URL of a protocol that fsspec knows"
@@ -209,6 +217,54 @@ class _Window(io.RawIOBase):
         super().close()
 
 
+class PrivateAddressError(Exception):
+    """An address that a manifest from elsewhere may not have requested."""
+
+
+def is_private(host: str) -> bool:
+    """Whether a host is, as written, this machine or of a private network; names are looked up when they are used."""
+    name = host.strip("[]").rstrip(".").lower()
+    try:
+        return not _is_public(name)
+    except ValueError:
+        return "." not in name or name.endswith((".localhost", ".local", ".internal", ".lan", ".home.arpa"))
+
+
+def _is_public(address: str) -> bool:
+    found = ipaddress.ip_address(address.partition("%")[0])
+    mapped = getattr(found, "ipv4_mapped", None) or getattr(found, "sixtofour", None)
+    return (mapped or found).is_global and not found.is_multicast
+
+
+@lru_cache(maxsize=64)  # as one and the same client is one and the same file system
+def _public_client(named_by: str) -> Callable[..., Any]:
+    """What makes the client of requests for files that a manifest names: it asks at every connection."""
+
+    async def client(**options: Any) -> Any:
+        import aiohttp
+
+        own = urlsplit(named_by)
+        port = own.port or {"http": 80, "https": 443}.get(own.scheme, 0)
+        found = socket.getaddrinfo(own.hostname, port) if own.hostname and own.scheme in ("http", "https") else []
+        allowed = {entry[4][:2] for entry in found}
+
+        def connect(info: Any) -> socket.socket:
+            family, kind, protocol, _, address = info
+            if not _is_public(address[0]) and address[:2] not in allowed:
+                raise PrivateAddressError(f"it is at {address[0]}, an address of this machine or of a private network")
+            return socket.socket(family=family, type=kind, proto=protocol)
+
+        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=connect), **options)
+
+    return client
+
+
+def _private_behind(problem: BaseException | None) -> PrivateAddressError | None:
+    while problem is not None and not isinstance(problem, PrivateAddressError):
+        problem = problem.__cause__ or problem.__context__
+    return problem
+
+
 def _tried(url: str, act: Callable[[], Any]) -> Any:
     """Asks a store, a few times where it fails in passing.
 
@@ -222,6 +278,8 @@ def _tried(url: str, act: Callable[[], Any]) -> Any:
         except SoraError:
             raise
         except Exception as problem:  # each store's client has errors of its own
+            if (private := _private_behind(problem)) is not None:
+                raise DecodeError(f"{url}: {private}") from problem
             status = getattr(problem.__cause__, "status", None)  # http calls every answer but 200 "not found"
             if isinstance(problem, MISSING) and status in (None, 404):
                 raise

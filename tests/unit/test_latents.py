@@ -295,3 +295,12 @@ def test_facts_of_the_world_come_back_fit_for_judging() -> None:
     assert back["config"] == world.config
     assert asdict(back["config"])["stage"] == LEVELS["medium"].stage
     assert facts_of(facts_text(None)) is None
+
+
+@pytest.mark.parametrize("name", ["../train-00000000.safetensors", "/etc/passwd", "", ".."])
+def test_a_table_names_no_shard_but_those_of_its_own_cache(tmp_path: Path, name: str) -> None:
+    root = write(tmp_path / "cache")
+    rows = [{**row, "shard": name} for row in latents.read_table(root, "train")]
+    (root / "train.parquet").write_bytes(table_bytes(rows))
+    with pytest.raises(SoraError, match=r"names the shard .* no file of its own"):
+        source(root)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from lightning_sora.data.manifest import lists, open_sora_plan, tables, webdataset  # noqa: F401  (they register themselves)
+from lightning_sora.data.manifest.reach import Reach
 from lightning_sora.data.manifest.rows import MANIFESTS, ClipRow, ManifestStyle
 from lightning_sora.data.manifest.tables import SUFFIXES
 from lightning_sora.data.records import header_of
@@ -24,11 +26,15 @@ def detect(place: Location) -> str | None:
     return next((name for name in names if MANIFESTS.create(name).matches(place)), None)
 
 
-def read_manifest(place: Location, style: str = "auto") -> tuple[str, list[ClipRow]]:
+def read_manifest(place: Location, style: str = "auto", confined: bool | None = None) -> tuple[str, list[ClipRow]]:
     """The style of a manifest and its rows.
 
+    Args:
+        confined: refuse rows that reach out of the manifest's folder, but for public addresses; None: where the
+            manifest is from elsewhere, which is a URL.
+
     Raises:
-        SoraError: nothing there, no known style, or not what the style asks for.
+        SoraError: nothing there, no known style, not what the style asks for, or rows that are out of reach.
     """
     place = found_at(place)
     found = detect(place) if style == "auto" else style
@@ -38,7 +44,10 @@ def read_manifest(place: Location, style: str = "auto") -> tuple[str, list[ClipR
         told = f" (its columns are {', '.join(map(str, columns))})" if columns else ""
         plain = "; the source 'folder' reads folders without one" if os.path.isdir(place) else ""
         raise SoraError(f"{shown(str(place))} is a manifest of no known style{told}: {known}{plain}")
-    return found, MANIFESTS.create(found).read(place)
+    reader = MANIFESTS.create(found)
+    reader.reach = reach = Reach.of(place, confined)
+    rows = reader.read(place)
+    return found, rows if reach.root is None else [replace(row, place=reach.allow(row.place)) for row in rows]
 
 
 def found_at(place: Location) -> Location:

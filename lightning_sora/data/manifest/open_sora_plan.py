@@ -72,6 +72,7 @@ class OpenSoraPlan(ManifestStyle):
             if not comma or not listed.strip().endswith(".json"):
                 raise SoraError(f"{file}: the line {line!r} must be ROOT,LIST.json")
             _, annotations = located(here, listed.strip())
+            self.reach.allow(annotations)
             found = self._rows(annotations, str(located(here, root.strip())[1]))
             # Files of several roots may have one name.
             rows += [replace(row, id=f"{root.strip()}/{row.id}") for row in found] if len(lines) > 1 else found

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_sora.data.storage import ArchiveMember, Location
+from lightning_sora.data.manifest.reach import Reach
+from lightning_sora.data.storage import ArchiveMember, Location, RemoteFile
 from lightning_sora.errors import SoraError
 from lightning_sora.registry import Registry
 
@@ -29,7 +30,7 @@ class ClipRow:
     """
 
     id: str
-    place: Location | ArchiveMember
+    place: Location | RemoteFile | ArchiveMember
     captions: tuple[str, ...] = ()
     frames: int | None = None
     height: int | None = None
@@ -46,9 +47,11 @@ class ManifestStyle(ABC):
 
     Attributes:
         needs: what a manifest of this style is, in words, with its columns.
+        reach: what other files may be opened to read one; the rows are looked at afterwards.
     """
 
     needs: str
+    reach: Reach = Reach()
 
     @abstractmethod
     def matches(self, place: Location) -> bool:

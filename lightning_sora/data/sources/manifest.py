@@ -50,6 +50,8 @@ class ManifestSource(Source):
         on_error: what to do with files that cannot be probed: "skip" leaves them out with a warning, "raise" stops.
         colours: how YUV becomes RGB: "exact", or "fast" at a cost in pixels that
             :func:`~lightning_sora.data.decode.read_clip` states. Part of the fingerprint.
+        confined: refuse a manifest that names files out of its own folder, but for those at public addresses of the
+            web. None: where it comes from elsewhere, which is a URL. A local manifest may name any file and address.
 
     Attributes:
         style: as found.
@@ -71,6 +73,7 @@ class ManifestSource(Source):
         quarantine: str | None = None,
         on_error: str = "skip",
         colours: str = "exact",
+        confined: bool | None = None,
     ) -> None:
         if root is None:
             raise SoraError("source 'manifest' needs a root; give the manifest, as in --data.root=PATH")
@@ -82,7 +85,7 @@ class ManifestSource(Source):
         if colours not in COLOURS:
             raise SoraError(f"colours={colours!r} must be one of {', '.join(COLOURS)}")
         self.root, self.split, self.colours = root, split, colours
-        self.style, rows = read_manifest(located(root), style)
+        self.style, rows = read_manifest(located(root), style, confined)
         banned = banned_among([row.id for row in rows], quarantine)
         kept = {row.id: row for row in rows if row.id not in banned}
         found, self.failures = _described(list(kept.values()), on_error)
@@ -147,7 +150,7 @@ class ManifestSource(Source):
 
 def media_of(row: ClipRow) -> Path | RemoteFile | ArchiveMember:
     """What is to be opened."""
-    if isinstance(row.place, ArchiveMember):
+    if isinstance(row.place, ArchiveMember | RemoteFile):
         return row.place
     return RemoteFile(str(row.place)) if is_remote(row.place) else Path(row.place)
 
