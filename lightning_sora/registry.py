@@ -48,14 +48,17 @@ class Spec:
             node = ast.parse(text.strip(), mode="eval").body
             if isinstance(node, ast.Name):
                 return cls(node.id)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                raise ValueError(f"parts have names without a module: {node.func.attr!r}")
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
                 raise ValueError("not a call of a name")
             if node.args or any(keyword.arg is None for keyword in node.keywords):
                 raise ValueError("options are given by name")
             options = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
         except (SyntaxError, ValueError, AttributeError, TypeError) as problem:
+            reason = problem.msg if isinstance(problem, SyntaxError) else problem
             raise SoraError(
-                f"cannot read the spec {text!r} ({problem}); write 'name' or 'name(option=value, ...)' "
+                f"cannot read the spec {text!r} ({reason}); write 'name' or 'name(option=value, ...)' "
                 "with values that are Python literals"
             ) from problem
         return cls(node.func.id, options)

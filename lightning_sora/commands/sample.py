@@ -21,7 +21,7 @@ from lightning_sora.writing import check_folder
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("sample", help="make videos from prompts", description=__doc__)
-    parser.add_argument("--ckpt", required=True, type=Path, help="checkpoint of a LitDiT run")
+    parser.add_argument("--ckpt", required=True, type=Path, help="checkpoint of a LitDiT run, or the run's folder")
     parser.add_argument("--prompt", action="append", default=[], help="what to show; may be given several times")
     parser.add_argument("--prompts", type=Path, help="a text file with one prompt per line")
     parser.add_argument("--frames", type=whole, help="default: as trained")
@@ -37,7 +37,7 @@ def add_parser(subparsers: Any) -> None:
         help="make prompts rich first: a LitExpander's checkpoint, hf(...) or openai(...)",
     )
     parser.add_argument("--plugins", action="append", default=[], metavar="FILE", help="a file that registers parts")
-    parser.add_argument("--out", type=Path, default=Path("outputs/samples"), help="folder (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder (default: samples/prompts in the run's folder)")
     parser.add_argument("--scale", type=whole, default=1, help="enlarge by this whole number (default: %(default)s)")
     parser.add_argument("--batch-size", type=whole, default=8, help="videos at once (default: %(default)s)")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 ...; default: cuda where there is one")
@@ -48,13 +48,17 @@ def run(args: argparse.Namespace) -> int:
     prompts = [*args.prompt, *(_read_prompts(args.prompts) if args.prompts else [])]
     if not prompts:
         raise SoraError("nothing to sample; give --prompt TEXT or --prompts FILE")
-    if not args.ckpt.is_file():
+    if not args.ckpt.exists():
         raise SoraError(f"no checkpoint at {args.ckpt}; give the path of a .ckpt file that `lightning-sora fit` wrote")
+    if args.out is None:  # samples of two fits do not mix
+        folder = args.ckpt if args.ckpt.is_dir() else args.ckpt.parent
+        args.out = (folder.parent if folder.name == "checkpoints" else folder) / "samples" / "prompts"
     check_folder("--out", args.out)
     from tqdm import tqdm
 
     from lightning_sora import media
     from lightning_sora.diffusion.guidance import guidance_of
+    from lightning_sora.lit.captioners import checkpoint_of
     from lightning_sora.lit.dit import LitDiT
     from lightning_sora.lit.expander import create_expander
     from lightning_sora.plugins import load_packages, load_plugins
@@ -71,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         told |= {"expander": args.expand, "expander_fingerprint": expander.fingerprint()}
         for short, rich in zip(asked, prompts, strict=True):
             print(f"{short} -> {rich}")
-    model = LitDiT.load(args.ckpt, usable_device(args.device))
+    model = LitDiT.load(checkpoint_of(str(args.ckpt)), usable_device(args.device))
     fps = args.fps or model.native_fps
     videos: list[Any] = []
     written: list[Path] = []

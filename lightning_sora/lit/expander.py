@@ -103,6 +103,7 @@ class LitExpander(LitModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.check_batch(batch)
+        self.log_rate()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._last_step.note(self.trainer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, overload
@@ -22,6 +23,8 @@ from lightning_sora.models.text import TextContext, TextEncoder
 from lightning_sora.models.vae import VideoVAE
 from lightning_sora.randomness import normal_per_clip
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid, TokenLayout, patchify, unpatchify
+
+log = logging.getLogger(__name__)
 
 Video = UInt8[Tensor, "frames height width 3"]
 
@@ -152,6 +155,10 @@ class GenerativeModule(LitModule):
         native = self.native_size or (1, self.patch.height, self.patch.width)
         size = [n if asked is None else asked for asked, n in zip((frames, height, width), native, strict=True)]
         grid = TokenGrid.of(size[0], size[1], size[2], self.patch)
+        if beyond := self.seen_sizes.beyond(size):
+            log.warning("%s is beyond what this model has seen: samples may be worse", beyond)
+        if "" in prompts:
+            log.warning("a prompt is empty: what is sampled for it is what the model makes of none")
         times = time_schedule(self.steps if steps is None else steps, self.shift)
         layout = TokenLayout.uniform(grid, len(prompts))
         keys = keys if keys is not None else [(i,) for i in range(len(prompts))]

@@ -20,8 +20,9 @@ from lightning_sora.lit.duration import Begun, planned_steps, refuse_finished
 from lightning_sora.lit.ema import ExponentialMovingAverage
 from lightning_sora.lit.finite import FiniteSteps, refuse_not_finite
 from lightning_sora.lit.last_step import LastStep, waits
-from lightning_sora.lit.optimizers import SCHEDULES, create_optimizer
+from lightning_sora.lit.optimizers import SCHEDULES, check_optimizer, create_optimizer
 from lightning_sora.lit.precision import convert_weights_alone, warn_of_slow_bfloat16
+from lightning_sora.lit.seen_sizes import SeenSizes
 from lightning_sora.models.pixels import from_uint8
 from lightning_sora.redaction import from_environment
 from lightning_sora.registry import Spec
@@ -30,6 +31,9 @@ from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid
 from lightning_sora.texts import local_path
 
 log = logging.getLogger(__name__)
+
+MANY = 1_000_000
+"""Steps, of a schedule that is only looked at."""
 
 
 class LitModule(pl.LightningModule):
@@ -53,11 +57,14 @@ class LitModule(pl.LightningModule):
 
     def __init__(self, *, optimizer: str, schedule: str, ema_decay: float | None, seed: int) -> None:
         super().__init__()
+        check_optimizer(optimizer)  # both now, before a run is recorded
+        SCHEDULES.create(schedule, MANY)
         self.seed = seed
         self._optimizer_spec, self._schedule_spec = optimizer, schedule
         self.ema = ExponentialMovingAverage(ema_decay) if ema_decay is not None else None
         self.native_size: tuple[int, int, int] | None = None  # frames, height, width of the longest clip so far
         self.native_fps = 8.0
+        self.seen_sizes = SeenSizes()
         self.run_id: str | None = None  # the tracked run that a loaded checkpoint came from
         self.skipped_clips = 0
         self._begun, self._last_step, self._skipped_since = Begun(), LastStep(), 0
@@ -181,8 +188,11 @@ class LitModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.check_batch(batch)
+        self.log_rate()
         patch = self.patch if batch.space == "latent" else batch.patch  # in pixels
-        largest = max(grid.size(patch) for grid in batch.layout.grids)
+        sizes = {grid.size(patch) for grid in batch.layout.grids}
+        self.seen_sizes.add(list(sizes))
+        largest = max(sizes)
         if self.native_size is None or largest > self.native_size:
             self.native_size, self.native_fps = largest, batch.fps[0]
 
@@ -203,6 +213,12 @@ class LitModule(pl.LightningModule):
         """Takes one optimizer step into the moving average, before any callback may save it."""
         if self.ema is not None:
             self.ema.update(self)
+
+    def log_rate(self) -> None:
+        """Logs the learning rate of the step, of the first group of parameters."""
+        optimizers = self.optimizers()
+        first: Any = optimizers[0] if isinstance(optimizers, list) else optimizers
+        self.log("train/learning_rate", float(first.param_groups[0]["lr"]), batch_size=1)
 
     def on_train_batch_end(self, outputs: Any, batch: SpacetimeBatch, batch_idx: int) -> None:
         self.report_skipped(batch)
@@ -244,6 +260,7 @@ class LitModule(pl.LightningModule):
         checkpoint["skipped_clips"] = self.skipped_clips - self._skipped_since
         self._last_step.rewind(self.trainer, checkpoint)
         checkpoint["native"] = {"size": list(self.native_size or ()), "fps": self.native_fps}
+        checkpoint["native"] |= self.seen_sizes.state_dict()
         if self.ema is not None:
             checkpoint["ema"] = self.ema.state_dict()
 
@@ -253,6 +270,7 @@ class LitModule(pl.LightningModule):
         self.skipped_clips = checkpoint["skipped_clips"]
         self.run_id = checkpoint.get("run_id")
         self.native_size, self.native_fps = tuple(checkpoint["native"]["size"]) or None, checkpoint["native"]["fps"]
+        self.seen_sizes.load_state_dict(checkpoint["native"])
         if self.ema is not None and "ema" in checkpoint:
             self.ema.load_state_dict(checkpoint["ema"], self.device)
         if self._trainer is not None and self.trainer.state.fn == "fit":

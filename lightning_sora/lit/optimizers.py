@@ -48,10 +48,8 @@ def create_optimizer(
     Raises:
         SoraError: an unknown or unsuitable optimizer, an unknown option, or a value that the optimizer refuses.
     """
-    parsed = Spec.parse(spec)
+    parsed, builder = check_optimizer(spec)
     options = dict(parsed.options)
-    builder = _builder(parsed.name)
-    _check_options(parsed.name, builder, options)
     weight_decay = options.pop("weight_decay", 0.0)
     boundary = tuple(boundary)
     named = [(n, p) for n, p in named_parameters if p.requires_grad]
@@ -84,6 +82,18 @@ def create_optimizer(
         return builder(groups, **options)
     except (ValueError, TypeError, AssertionError, ImportError) as problem:  # the last two: no GPU, no apex
         raise SoraError(f"optimizer {str(parsed)!r} cannot be made: {problem}") from problem
+
+
+def check_optimizer(spec: str) -> tuple[Spec, str | type[torch.optim.Optimizer]]:
+    """Refuses what :func:`create_optimizer` could not make, of whatever parameters.
+
+    Raises:
+        SoraError: an unknown or unsuitable optimizer, or an unknown option.
+    """
+    parsed = Spec.parse(spec)
+    builder = _builder(parsed.name)
+    _check_options(parsed.name, builder, dict(parsed.options))
+    return parsed, builder
 
 
 def _builder(name: str) -> str | type[torch.optim.Optimizer]:

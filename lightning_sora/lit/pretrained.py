@@ -23,6 +23,11 @@ def load_vae(source: str, seed: int) -> tuple[VideoVAE, str, str | None]:
     if spec.endswith(".ckpt") or os.path.exists(local_path(spec)):
         module = LitVAE.load(spec)
         return module.vae, str(module.hparams["vae"]), module.run_id
+    if "(" not in spec and "/" in spec:
+        raise SoraError(
+            f"model.vae={source!r} is no file here, and models of a hub are not read; give the path of a LitVAE's "
+            f"checkpoint, or '{UNTRAINED}SPEC' with a spec of {', '.join(VAES.list())}"
+        )
     vae = VAES.create(spec)
     if any(True for _ in vae.parameters()) and not source.startswith(UNTRAINED):
         raise SoraError(

@@ -1,0 +1,42 @@
+"""The sizes of clips that a model was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+AXES = ("frames", "height", "width")
+Size = tuple[int, int, int]
+
+
+class SeenSizes:
+    """The least and the most of each axis, in pixels, of the clips of a training."""
+
+    def __init__(self) -> None:
+        self.least: Size | None = None
+        self.most: Size | None = None
+
+    def add(self, sizes: Sequence[Size]) -> None:
+        """Takes the sizes of a batch into account."""
+        known = [*sizes, *(one for one in (self.least, self.most) if one is not None)]
+        of_axes = list(zip(*known, strict=True))
+        self.least = (min(of_axes[0]), min(of_axes[1]), min(of_axes[2]))
+        self.most = (max(of_axes[0]), max(of_axes[1]), max(of_axes[2]))
+
+    def beyond(self, size: Sequence[int]) -> str:
+        """In words, where a size lies outside what was seen; empty if it does not, or if nothing is known."""
+        if self.least is None or self.most is None:
+            return ""
+        return ", ".join(
+            f"{axis}={asked} (trained on {least if least == most else f'{least} to {most}'})"
+            for axis, asked, least, most in zip(AXES, size, self.least, self.most, strict=True)
+            if not least <= asked <= most
+        )
+
+    def state_dict(self) -> dict[str, list[int]]:
+        """Empty before any batch."""
+        return {} if self.least is None or self.most is None else {"least": [*self.least], "most": [*self.most]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Of a checkpoint that tells nothing, nothing is known."""
+        self.least, self.most = (tuple(state[name]) if name in state else None for name in ("least", "most"))

@@ -1,0 +1,79 @@
+"""What a newcomer stumbles over: told before it costs anything."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+import lightning_sora as ls
+from lightning_sora.cli import main
+from tests.integration.conftest import make_data, make_dit, make_vae
+
+pytestmark = pytest.mark.slow
+TINY = "bytes(dim=8, depth=1, num_heads=1)"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run."""
+    folder = tmp_path_factory.mktemp("runs") / "little_dit"
+    trainer = pl.Trainer(
+        max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False, default_root_dir=folder,
+    )  # fmt: skip
+    trainer.fit(make_dit("identity", patch_size=(4, 8, 8)), datamodule=make_data())
+    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"optimizer": "torch.optim.SGD(lr=0.1)"}, "names without a module: 'SGD'"),
+        ({"optimizer": "adamm(lr=0.1)"}, "did you mean"),
+        ({"optimizer": "adamw(rl=0.1)"}, "does not accept 'rl'"),
+        ({"schedule": "cosin(warmup=1)"}, "did you mean 'cosine'"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_is_refused_as_the_model_is_made(change: dict[str, str], told: str) -> None:
+    with pytest.raises(ls.SoraError, match=told):
+        make_vae(**change)
+
+
+def test_a_model_of_a_hub_is_no_spec() -> None:
+    with pytest.raises(ls.SoraError, match="models of a hub are not read; give the path of a LitVAE's checkpoint"):
+        make_dit("THUDM/CogVideoX-2b")
+
+
+def test_the_learning_rate_is_logged(make_trainer: Callable[..., pl.Trainer]) -> None:
+    trainer = make_trainer(max_steps=3)
+    trainer.fit(make_vae(optimizer="adamw(lr=0.01)", schedule="cosine(warmup=0)"), datamodule=make_data())
+    # The rate of the last of three steps, two thirds of the way down: (1 + cos(120 degrees)) / 2 is a quarter.
+    assert float(trainer.callback_metrics["train/learning_rate"]) == pytest.approx(0.0025)
+
+
+def test_a_size_that_was_not_trained_on_is_told(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = ls.load(trained, "cpu")
+    assert isinstance(model, ls.LitDiT)
+    with caplog.at_level(logging.WARNING, "lightning_sora"):
+        same = model.sample("a red cube")
+    assert not caplog.messages
+    assert torch.equal(same, model.sample(["a red cube"], 5, 16, 16)[0])
+    model.sample(["", "a"], 9, 16, 24)
+    assert caplog.messages == [
+        "frames=9 (trained on 5), width=24 (trained on 16) is beyond what this model has seen: samples may be worse",
+        "a prompt is empty: what is sampled for it is what the model makes of none",
+    ]
+
+
+def test_samples_of_two_fits_do_not_mix(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "--ckpt", str(trained), "--prompt", "a red cube", "--device", "cpu"]) == 0
+    (told,) = (Path(line) for line in capsys.readouterr().out.splitlines() if line.endswith(".json"))
+    assert told.parent == trained / "samples" / "prompts"
+    assert json.loads(told.read_text())["size"] == [5, 16, 16]
