@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_sora.data.blend import CaptionBlend
 from lightning_sora.data.plan import BatchPlan, PlanSampler
-from lightning_sora.data.progress import StreamProgress, place_in_stretch, settle, stretch
+from lightning_sora.data.progress import StreamProgress, check_interval, place_in_stretch, settle, stretch
 from lightning_sora.data.reading import PlannedClips, start_reader
 from lightning_sora.data.sizes import SIZES, Limits, SizePolicy
 from lightning_sora.data.sources import SOURCES, Source
@@ -150,6 +150,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
             sampler.consumed = lambda: self._progress.consumed(trainer)
         if train and trainer is not None:
             length = sampler.length = stretch(len(plan.epoch(0)), trainer)
+            check_interval(trainer, length)
             settle(trainer, length)
             sampler.place = lambda: place_in_stretch(trainer, length)
         clips = PlannedClips(

@@ -265,8 +265,14 @@ def _at_least(batches: Sequence[PlannedBatch], count: int) -> list[PlannedBatch]
     while len(found) < count:
         largest = max(range(len(found)), key=lambda i: len(found[i].clips))
         if len(found[largest].clips) < 2:
-            raise SoraError(
-                f"{len(found)} clips to evaluate cannot be dealt to {count} ranks; give one each, or fewer ranks"
-            )
+            raise too_few(len(found), count)
         found[largest : largest + 1] = found[largest].halves()
     return found
+
+
+def too_few(clips: int, ranks: int) -> SoraError:
+    """What to do about a rank without any clip to evaluate."""
+    return SoraError(
+        f"{clips} clip{'s'[: clips != 1]} to evaluate cannot be dealt to {ranks} ranks; set trainer.devices to at most "
+        f"{clips}, hold out {ranks} clips or more, or fit without validation by trainer.limit_val_batches=0"
+    )

@@ -69,6 +69,21 @@ def stretch(batches: int, trainer: pl.Trainer | None) -> int:
     return -(-batches // (trainer.world_size * together)) * together
 
 
+def check_interval(trainer: pl.Trainer, length: int) -> None:
+    """Refuses an interval of validations that no stretch of this length reaches.
+
+    Raises:
+        SoraError: it is longer, and not counted over the ends of epochs.
+    """
+    interval, every = trainer.val_check_interval, trainer.check_val_every_n_epoch
+    if isinstance(interval, int) and interval > length and every is not None and trainer.limit_val_batches:
+        raise SoraError(
+            f"trainer.val_check_interval={interval} counts batches of one rank in an epoch, which has {length} on "
+            f"{trainer.world_size} rank{'s'[: trainer.world_size != 1]}; set trainer.check_val_every_n_epoch=null to "
+            f"count over the ends of epochs, or an interval of at most {length}"
+        )
+
+
 def settle(trainer: pl.Trainer, length: int) -> None:
     """Has lightning count what a resumed fit had done within stretches of this length, as others may have trained.
 

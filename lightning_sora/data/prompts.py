@@ -9,7 +9,8 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lightning_sora.data.progress import StreamProgress, place_in_stretch, settle, stretch
+from lightning_sora.data.plan import too_few
+from lightning_sora.data.progress import StreamProgress, check_interval, place_in_stretch, settle, stretch
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import stream_seed
 from lightning_sora.spacetime import PatchSize
@@ -64,29 +65,34 @@ class WorldPrompts(Dataset[PromptBatch]):
 
 
 class _Numbers(Sampler[tuple[int, ...]]):
-    """The batches of numbers of one rank: each number once."""
+    """The batches of numbers of one rank: each number once, in smaller batches where there are fewer than ranks.
+
+    Raises:
+        SoraError: fewer numbers than ranks.
+    """
 
     def __init__(self, length: int, batch_size: int, rank: int, ranks: int) -> None:
-        self.length, self.batch_size, self.rank, self.ranks = length, batch_size, rank, ranks
-        self.batches = -(-length // batch_size)
+        if length < ranks:
+            raise too_few(length, ranks)
+        self.length, self.batch_size, self.rank, self.ranks = length, min(batch_size, length // ranks), rank, ranks
 
     def __len__(self) -> int:
-        return len(range(self.rank, self.batches, self.ranks))
+        return len(range(self.rank, -(-self.length // self.batch_size), self.ranks))
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
-        for batch in range(self.rank, self.batches, self.ranks):
-            begin = batch * self.batch_size
+        for begin in range(self.rank * self.batch_size, self.length, self.ranks * self.batch_size):
             yield tuple(range(begin, min(begin + self.batch_size, self.length)))
 
 
-class _EndlessNumbers(_Numbers):
+class _EndlessNumbers(Sampler[tuple[int, ...]]):
     """What is left of the present stretch of endless batches of numbers, from where training stands."""
 
     def __init__(self, length: int, batch_size: int, trainer: pl.Trainer | None, progress: StreamProgress) -> None:
-        rank, ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        super().__init__(length, batch_size, rank, ranks)
+        self.rank, self.ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        self.batches, self.batch_size = -(-length // batch_size), batch_size
         self.trainer, self.progress = trainer, progress
         if trainer is not None:
+            check_interval(trainer, len(self))
             settle(trainer, len(self))
 
     def __len__(self) -> int:
@@ -157,7 +163,7 @@ class PromptDataModule(pl.LightningDataModule):
 
     def loader(self, split: str) -> DataLoader[PromptBatch]:
         """Batches of one split; "train" is endless and can resume."""
-        sampler: _Numbers
+        sampler: Sampler[tuple[int, ...]]
         if split == "train":
             sampler = _EndlessNumbers(self.sizes[split], self.batch_size, self.trainer, self._progress)
         else:

@@ -102,3 +102,16 @@ def test_the_bar_counts_up_to_the_end_of_the_fit(make_trainer: Make, monkeypatch
     trainer = make_trainer(callbacks=[Progress()], enable_progress_bar=True, max_steps=100, max_epochs=2)
     trainer.fit(make_dit(), make_data())
     assert shares == [0.25, 0.5, 0.75, 1.0]
+
+
+@pytest.mark.parametrize("data", [make_data(), PromptDataModule(clips=4, heldout_clips=2, batch_size=2)])
+def test_validations_further_apart_than_an_epoch_name_the_remedy_that_works(make_trainer: Make, data: Any) -> None:
+    far = {"val_check_interval": 3, "limit_val_batches": 1, "max_steps": 3}
+    model = make_dit() if data.patch == make_data().patch else LitExpander(dim=16, depth=1, num_heads=2)
+    with pytest.raises(
+        SoraError, match=r"which has 2 on 1 rank; set trainer.check_val_every_n_epoch=null .* at most 2"
+    ):
+        make_trainer(**far).fit(model, data)
+    trainer = make_trainer(**far, check_val_every_n_epoch=None)
+    trainer.fit(model, data)
+    assert "val/loss" in trainer.callback_metrics

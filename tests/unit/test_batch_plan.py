@@ -81,8 +81,10 @@ def test_evaluation_leaves_no_rank_without_clips(policy: str) -> None:
     judged = [list(PlanSampler(few, rank=r, ranks=7)) for r in range(7)]
     assert all(judged)
     assert visits([b for t in judged for b in t]) == Counter((i, 0) for i in range(7))
-    with pytest.raises(SoraError, match="7 clips to evaluate cannot be dealt to 8 ranks"):
+    with pytest.raises(SoraError, match="7 clips to evaluate cannot be dealt to 8 ranks") as refused:
         PlanSampler(few, rank=0, ranks=8)
+    for remedy in ("trainer.devices to at most 7", "hold out 8 clips", "trainer.limit_val_batches=0"):
+        assert remedy in str(refused.value)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -1,6 +1,7 @@
 """Text in and out: the vocabulary, the decoder, what captions say, the captioner and the expander."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -271,3 +272,18 @@ def test_learning_to_write_works(tmp_path: Path) -> None:
     written = model.eval().write([[words.bos, 65 + k] for k in range(3)], end=words.eos, longest=12)
     assert [words.decode(one.ids) for one in written] == texts
     assert all(one.ended for one in written)
+
+
+@pytest.mark.parametrize(("pairs", "ranks"), [(5, 2), (3, 3), (130, 3), (64, 1)])
+def test_every_rank_has_pairs_to_evaluate_and_each_pair_is_judged_once(pairs: int, ranks: int) -> None:
+    dealt = []
+    for rank in range(ranks):
+        data = PromptDataModule(clips=4, heldout_clips=pairs, batch_size=64)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=ranks)
+        dealt.append([batch.ids for batch in data.val_dataloader()])
+        assert len(data.val_dataloader()) == len(dealt[-1]) > 0
+    ids = [name for batches in dealt for batch in batches for name in batch]
+    assert len(ids) == len(set(ids)) == pairs
+    data.trainer.world_size = pairs + 1
+    with pytest.raises(SoraError, match=f"set trainer.devices to at most {pairs}"):
+        data.val_dataloader()
