@@ -13,10 +13,14 @@ from lightning_sora.errors import SoraError
 
 
 def refusal(problem: BaseException | None) -> SoraError | None:
-    """The SoraError behind another one."""
+    """The SoraError behind another one, or what stands for a package that is missing."""
+    missing, raised = None, True  # by what it caused, and not while something else was tried
     while problem is not None and not isinstance(problem, SoraError):
+        if raised and isinstance(problem, ImportError) and missing is None:
+            missing = SoraError(f"a part of this recipe cannot be imported: {' '.join(str(problem).split())}")
+        raised = raised and problem.__cause__ is not None
         problem = problem.__cause__ or problem.__context__
-    return problem
+    return problem or missing
 
 
 def from_worker(problem: SoraError) -> SoraError:
@@ -33,6 +37,12 @@ def explain(message: str) -> str:
         near = difflib.get_close_matches(unknown[2], accepted, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         return f"{unknown[1]} has no option {unknown[2]!r}; {hint}accepted: {', '.join(accepted)}"
+    if lacking := re.search(
+        r"given class_path '([^']+)': the following arguments are required: ([\w, ]+?)(?= - |$)", text
+    ):
+        keys = re.findall(r'Parser key "([^"]+)"', text[: lacking.start()])
+        first = lacking[2].split(",")[0]
+        return f"{lacking[1]} needs {lacking[2]}; give it by --{'.'.join([*keys, first])}=..."
     if wrong := re.search(r"(Expected .*?)\. (?:Got|Given) value: (.*?)(?= - |$)", text):
         keys = re.findall(r'Parser key "([^"]+)"', text[: wrong.start()])
         expected = re.sub(r"a <class '(?:\w+\.)*(\w+)'>", r"\1", wrong[1]).lower()

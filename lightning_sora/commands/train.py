@@ -216,7 +216,9 @@ class SoraCLI(LightningCLI):
         command = self.arguments[0]
         if not any(argument in ("-h", "--help") or "help" in argument for argument in self.arguments):
             if not self.files and not any(a.startswith("--model") for a in self.arguments):
-                raise SoraError(f"{command} needs a recipe; give one by --config recipes/NAME.yaml")
+                here = ", ".join(map(str, sorted(Path("recipes").glob("*.yaml"))))
+                there = f"those here are {here}" if here else "a checkout has some in recipes/"
+                raise SoraError(f"{command} needs a recipe; give one by --config FILE: {there}")
             check_recipe(self.files, self.arguments[1:], self._accepted)
         name = self.files[0].stem if self.files else command
         self._subcommand_parsers[command].set_defaults({"trainer.default_root_dir": f"outputs/{name}"})

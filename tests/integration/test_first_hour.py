@@ -77,3 +77,24 @@ def test_samples_of_two_fits_do_not_mix(trained: Path, capsys: pytest.CaptureFix
     (told,) = (Path(line) for line in capsys.readouterr().out.splitlines() if line.endswith(".json"))
     assert told.parent == trained / "samples" / "prompts"
     assert json.loads(told.read_text())["size"] == [5, 16, 16]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(list(arguments)) == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_a_recipe_lacks_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(Path(__file__).parents[2] / "recipes" / "world_pixels.yaml")
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    assert refused(capsys, "fit").endswith("give one by --config FILE: those here are recipes/mine.yaml")
+    told = refused(capsys, "fit", "--config", recipe, "--trainer.logger=CSVLogger")
+    assert told.endswith("CSVLogger needs save_dir; give it by --trainer.logger.save_dir=...")
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
+    told = refused(capsys, "fit", "--config", recipe, "--trainer.logger=WandbLogger")
+    assert "a part of this recipe cannot be imported" in told
+    assert not list(tmp_path.glob("mlflow.db"))
