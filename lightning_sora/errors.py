@@ -13,3 +13,7 @@ class SoraError(ValueError):
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(redact(part) if isinstance(part, str) else part for part in args))
+
+
+class WeightsMissing(SoraError):
+    """A network that others trained, or an earlier run, is not where it is looked for; it may come there yet."""

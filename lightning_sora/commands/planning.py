@@ -175,6 +175,8 @@ class Planner:
         model, data = built
         if not isinstance(model, LitModule):
             raise SoraError(f"{type(model).__name__} is no LitModule, so its FLOPs and scores per clip are unknown")
+        if self.plan.tested:
+            model.awaited.settle("test")
         model.check_patch(data.patch)
         return model, data
 

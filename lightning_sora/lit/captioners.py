@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, WeightsMissing
 from lightning_sora.lit.captioner import LitCaptioner
 from lightning_sora.metrics.caption_facts import tell
 from lightning_sora.metrics.digests import weights_sha256
@@ -154,6 +154,6 @@ def checkpoint_of(path: str) -> str:
     for last in (folder / "checkpoints" / "last.ckpt", folder / "last.ckpt"):
         if last.is_file():
             return str(last)
-    raise SoraError(
+    raise WeightsMissing(
         f"{path} holds no checkpoints/last.ckpt; give a .ckpt file, or the folder of a run that `fit` wrote"
     )

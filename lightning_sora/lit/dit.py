@@ -140,7 +140,7 @@ class LitDiT(GenerativeModule):
         self.weighting = WEIGHTINGS.create(weighting)
         self.timesteps = TIMESTEPS.create(timesteps)
         self.text_drop, self.val_timesteps, self.weigh = text_drop, val_timesteps, weigh
-        self.judge, self.reconstruction = GenerationJudge(extractor, clip), ReconstructionQuality()
+        self.judge, self.reconstruction = GenerationJudge(extractor, clip, self.awaited), ReconstructionQuality()
         self._clip_cache: ClipCache | None = None
         self._latents = LatentMemory()  # of the fit that runs
         self._facts, self._sizes = False, set[str]()  # of the clips of the test
@@ -328,16 +328,11 @@ class LitDiT(GenerativeModule):
         # What a clip is made from, beside the model and the protocol.
         keys = [repr(key) for key in zip(batch.ids, batch.captions, sizes, strict=True)]
         made = {key: cache.get(key) for key in keys} if cache is not None else {}
-        for size in sorted(set(sizes)):
-            missing = [i for i, key in enumerate(keys) if made.get(key) is None and sizes[i] == size]
-            if not missing:
-                continue
-            prompts = self.expanded([batch.captions[i] for i in missing])
-            videos = self.sample(prompts, *size, seed=self.seed, keys=[("test", batch.ids[i]) for i in missing])
-            for i, video in zip(missing, videos, strict=True):
-                made[keys[i]] = video
-                if cache is not None:
-                    cache.put(keys[i], video)
+        missing = [i for i, key in enumerate(keys) if made.get(key) is None]
+        for i, video in self.sample_captions(batch, missing, "test", self.seed).items():
+            made[keys[i]] = video
+            if cache is not None:
+                cache.put(keys[i], video)
         return [clip for key in keys if (clip := made[key]) is not None]
 
     def _score_vae(self, batch: SpacetimeBatch) -> list[Video]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, overload
 
@@ -36,8 +36,8 @@ class GenerativeModule(LitModule):
         sampler, steps, guidance, shift: how samples are drawn when nothing else is asked; guidance is a spec, or the
             scale of plain classifier-free guidance.
         prompts: of the gallery that each validation adds to; None for none.
-        expander: checkpoint or spec of what turns a test's prompts into rich ones before they are sampled from; None to
-            take them as they are.
+        expander: checkpoint or spec of what turns captions into rich prompts before a test or a prediction samples from
+            them; None to take them as they are.
     """
 
     vae: VideoVAE
@@ -65,7 +65,8 @@ class GenerativeModule(LitModule):
         # Outside the module tree: the weak model of autoguidance is no part of this one's weights.
         self.__dict__["_weak"] = None
         self.__dict__["_shown"] = None, []
-        self.__dict__["expander"] = None if expander is None else create_expander(expander)
+        made = None if expander is None else self.awaited.make(lambda: create_expander(expander), "test", "predict")
+        self.__dict__["expander"] = made
 
     @property
     def patch(self) -> PatchSize:
@@ -170,13 +171,26 @@ class GenerativeModule(LitModule):
 
     def predict_step(self, batch: SpacetimeBatch, batch_idx: int) -> list[Video]:
         """A clip for each caption, of the size of its clip."""
-        sizes = [grid.size(self.patch) for grid in batch.layout.grids]
+        made = self.sample_captions(batch, range(len(batch)), "predict")
+        return [made[i] for i in range(len(batch))]
+
+    def sample_captions(
+        self, batch: SpacetimeBatch, places: Iterable[int], purpose: str, seed: int = 0
+    ) -> dict[int, Video]:
+        """By their places, clips for some captions of a batch, expanded where the recipe says so.
+
+        Args:
+            purpose: the noise of each clip is keyed by it and the clip's id.
+        """
+        groups: dict[tuple[int, int, int], list[int]] = {}
+        for place in places:
+            groups.setdefault(batch.layout.grids[place].size(self.patch), []).append(place)
         made: dict[int, Video] = {}
-        for size in sorted(set(sizes)):
-            members = [i for i, own in enumerate(sizes) if own == size]
-            prompts, keys = [batch.captions[i] for i in members], [("predict", batch.ids[i]) for i in members]
-            made |= zip(members, self.sample(prompts, *size, keys=keys), strict=True)
-        return [made[i] for i in range(len(sizes))]
+        for size, members in sorted(groups.items()):
+            prompts = self._expanded([batch.captions[i] for i in members])
+            keys = [(purpose, batch.ids[i]) for i in members]
+            made |= zip(members, self.sample(prompts, *size, seed=seed, keys=keys), strict=True)
+        return made
 
     def denoiser(self, prompts: Sequence[str], layout: TokenLayout, guidance: float | str | None = None) -> Denoise:
         """``(x_t, t) -> x_0`` for these prompts, guided; the solver's state stays in float32.
@@ -218,8 +232,8 @@ class GenerativeModule(LitModule):
 
         return denoise
 
-    def expanded(self, prompts: Sequence[str]) -> list[str]:
-        """What a test samples from: the prompts, expanded where the recipe says so."""
+    def _expanded(self, prompts: Sequence[str]) -> list[str]:
+        """What is sampled from: the prompts, expanded where the recipe says so."""
         expander = self.__dict__["expander"]
         return list(prompts) if expander is None else expander.expand(prompts, seed=self.seed)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_sora.errors import SoraError
+from lightning_sora.lit.awaited import Awaited
 from lightning_sora.metrics.adherence import PromptAdherence, asked_codes, judge, read_codes
 from lightning_sora.metrics.clip_means import ClipMeans
 from lightning_sora.metrics.clip_score import ChanceCLIPScore, VideoCLIPScore
@@ -41,13 +42,15 @@ class ReconstructionJudge(nn.Module):
 
     Args:
         extractor: spec of the space of the reconstruction FVD; None for none.
+        awaited: takes note of missing weights, without which there is no test.
     """
 
-    def __init__(self, extractor: str | None) -> None:
+    def __init__(self, extractor: str | None, awaited: Awaited) -> None:
         super().__init__()
-        self.spec = extractor
-        if extractor is not None:
-            self.__dict__["extractor"] = EXTRACTORS.create(extractor)
+        made = None if extractor is None else awaited.make(lambda: EXTRACTORS.create(extractor), "test")
+        self.spec = None if made is None else extractor
+        if made is not None:
+            self.__dict__["extractor"] = made
             self.rfvd = FrechetVideoDistance(self.__dict__["extractor"])
         self.means = ClipMeans(("warping_error", "warping_error_real"))
         self._rates: set[float] = set()  # of the clips of the test
@@ -116,19 +119,23 @@ class GenerationJudge(nn.Module):
     Args:
         extractor: spec of the space of the Fréchet and kernel distances; None for no distances.
         clip: "world" for the evaluator's text tower, or the name or directory of a CLIP; None for no CLIP score.
+        awaited: takes note of missing weights, without which there is no test.
     """
 
-    def __init__(self, extractor: str | None, clip: str | None) -> None:
+    def __init__(self, extractor: str | None, clip: str | None, awaited: Awaited) -> None:
         super().__init__()
-        self.spec, self.clip_spec = extractor, clip
-        if extractor is not None:
+        made = None if extractor is None else awaited.make(lambda: EXTRACTORS.create(extractor), "test")
+        self.spec = None if made is None else extractor
+        if made is not None:
             # Hidden from the module tree: neither trained, nor saved with the model.
-            self.__dict__["extractor"] = EXTRACTORS.create(extractor)
+            self.__dict__["extractor"] = made
             self.fvd, self.fvd_vae = (FrechetVideoDistance(self.__dict__["extractor"]) for _ in range(2))
             # A clip and the one that was made for its caption are alike: no pair of independent clips.
             self.kvd = KernelVideoDistance(self.__dict__["extractor"], paired=True)
-        if clip is not None and clip != WORLD:
-            self.clip = VideoCLIPScore(CLIPEncoder(clip))
+        encoder = None if clip in (None, WORLD) else awaited.make(lambda: CLIPEncoder(str(clip)), "test")
+        self.clip_spec = clip if clip == WORLD or encoder is not None else None
+        if encoder is not None:
+            self.clip = VideoCLIPScore(encoder)
         self.chance = ChanceCLIPScore(self.evaluator.width) if clip == WORLD else None
         self._told = False
         self.adherence = PromptAdherence()

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, WeightsMissing
+from lightning_sora.lit.awaited import Awaited
 from lightning_sora.lit.duration import Begun, planned_steps, refuse_finished
 from lightning_sora.lit.ema import ExponentialMovingAverage
 from lightning_sora.lit.finite import FiniteSteps, refuse_not_finite
@@ -65,6 +66,7 @@ class LitModule(pl.LightningModule):
         self.native_size: tuple[int, int, int] | None = None  # frames, height, width of the longest clip so far
         self.native_fps = 8.0
         self.seen_sizes = SeenSizes()
+        self.awaited = Awaited()
         self.run_id: str | None = None  # the tracked run that a loaded checkpoint came from
         self.skipped_clips = 0
         self._begun, self._last_step, self._skipped_since = Begun(), LastStep(), 0
@@ -171,6 +173,7 @@ class LitModule(pl.LightningModule):
 
     # Lightning's hooks.
     def setup(self, stage: str) -> None:
+        self.awaited.settle(stage)
         # Buffers are equal on all ranks by construction. DDP would broadcast them at every call, and hang where
         # one rank evaluates a batch more than another.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
@@ -352,7 +355,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = local_path(path)
     if not os.path.isfile(path):
-        raise SoraError(f"no checkpoint at {path}; give the path of a .ckpt file that `fit` wrote")
+        raise WeightsMissing(f"no checkpoint at {path}; give the path of a .ckpt file that `fit` wrote")
     verify_archive(path, REMEDY)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

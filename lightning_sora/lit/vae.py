@@ -96,7 +96,7 @@ class LitVAE(LitModule):
         self._unstepped = LatentStatistics(self.vae.latent_channels)  # of the batches that make the next step
         self.quality = ReconstructionQuality()
         self._means, self._latents = EvaluationMeans(), LatentStatistics(self.vae.latent_channels)  # of an evaluation
-        self.judge = ReconstructionJudge(extractor)
+        self.judge = ReconstructionJudge(extractor, self.awaited)
         self._gallery_batches: list[SpacetimeBatch] = []
         self._count = CountedFlops()
 

@@ -17,7 +17,7 @@ import torch
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, WeightsMissing
 from lightning_sora.models.text_hf import refuse_missing_folder
 from lightning_sora.registry import Registry
 
@@ -81,7 +81,7 @@ class LanguageModel(Expander):
         try:
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ImportError as problem:
-            raise SoraError(
+            raise WeightsMissing(
                 "the expander 'hf' needs transformers, which is not installed: pip install 'lightning-sora[hf]'"
             ) from problem
         refuse_missing_folder(name, "language model")
@@ -90,7 +90,7 @@ class LanguageModel(Expander):
             self.model: Any = AutoModelForCausalLM.from_pretrained(name).eval().to(device)
         except (OSError, ValueError, ImportError, SafetensorError) as problem:
             reason = str(problem).strip().splitlines()[0]
-            raise SoraError(
+            raise WeightsMissing(
                 f"cannot load the language model {name!r} ({reason}); give a directory that holds a causal model of "
                 "transformers with its tokenizer"
             ) from problem

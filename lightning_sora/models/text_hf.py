@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, WeightsMissing
 from lightning_sora.models.text import TextContext, TextEncoder
 from lightning_sora.sealing import write_whole
 
@@ -262,7 +262,7 @@ def _holds(path: Path, keys: Sequence[str]) -> bool:
 def refuse_missing_folder(name: str, kind: str) -> None:
     """Raises SoraError if a name is meant as a path, and nothing is there: a hub's own complaint would not say so."""
     if name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
-        raise SoraError(
+        raise WeightsMissing(
             f"cannot load the {kind} {name!r}: no such directory; give one that holds a model of transformers"
         )
 

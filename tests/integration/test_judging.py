@@ -14,6 +14,7 @@ from lightning_sora.cli import main
 from lightning_sora.data.datamodule import SpacetimeDataModule
 from lightning_sora.errors import SoraError
 from lightning_sora.lit import LitEvaluator
+from lightning_sora.lit.awaited import Awaited
 from lightning_sora.lit.callbacks import ClipScores
 from lightning_sora.lit.clip_cache import ClipCache
 from lightning_sora.lit.judge import GenerationJudge, ReconstructionJudge
@@ -172,7 +173,7 @@ def test_distances_see_clips_at_their_own_rate() -> None:
     for frames, fps in ((17, 8.0), (33, 16.0)):
         source = data(frames=frames, fps=fps)
         source.setup("test")
-        of_vae, of_model = ReconstructionJudge("world"), GenerationJudge("world", None)
+        of_vae, of_model = ReconstructionJudge("world", Awaited()), GenerationJudge("world", None, Awaited())
         for batch in source.test_dataloader():
             made = [255 - clip for clip in batch.videos()]
             of_vae.update(batch, made)

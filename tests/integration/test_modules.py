@@ -1,6 +1,6 @@
 """LitModules: averages, resumption under another recipe, losses that repeat, adversarial training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, WeightsMissing
 from lightning_sora.lit import LitDiT, LitVAE
 from lightning_sora.lit.callbacks import Progress
 from lightning_sora.lit.ema import ExponentialMovingAverage
@@ -160,3 +160,56 @@ def test_a_dit_refuses_the_checkpoint_of_a_vae(make_trainer: Callable[..., pl.Tr
     with pytest.raises(SoraError, match="holds a LitVAE, not a LitDiT"):
         LitDiT.load(tmp_path / "vae.ckpt")
     assert make_dit(str(tmp_path / "vae.ckpt")).vae_spec == VAE
+
+
+class Louder:
+    """An expander whose work is seen."""
+
+    def expand(self, prompts: Sequence[str], *, seed: int = 0) -> list[str]:
+        return [f"{prompt.upper()} {seed}" for prompt in prompts]
+
+
+def test_a_prediction_is_sampled_from_expanded_captions_as_a_test_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_dit(seed=3)
+    module.__dict__["expander"] = Louder()
+    (batch, *_) = list(make_data().loader("test"))
+    asked: list[tuple[str, ...]] = []
+    sample = module.sample
+    monkeypatch.setattr(
+        module, "sample", lambda prompts, *a, **k: asked.append(tuple(prompts)) or sample(prompts, *a, **k)
+    )
+    predicted, tested = module.predict_step(batch, 0), module.generate(batch)
+    assert asked == [tuple(f"{caption.upper()} 3" for caption in batch.captions)] * 2
+    assert (
+        [clip.shape for clip in predicted]
+        == [clip.shape for clip in tested]
+        == [video.shape for video in batch.videos()]
+    )
+
+
+ABSENT: dict[str, Any] = {"extractor": "i3d(weights='absent.pt')"}
+
+
+@pytest.mark.parametrize(
+    ("make", "absent"),
+    [(make_vae, ABSENT), (make_dit, {**ABSENT, "clip": "./absent_clip", "expander": "absent/last.ckpt"})],
+)
+def test_a_fit_does_without_what_only_a_test_needs_and_says_so(
+    make: Callable[..., pl.LightningModule],
+    absent: dict[str, Any],
+    make_trainer: Callable[..., pl.Trainer],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    module = make(**absent)
+    trainer = make_trainer(max_steps=1, limit_val_batches=1.0)
+    trainer.fit(module, make_data())
+    assert trainer.global_step == 1
+    for name in ("absent.pt", "absent_clip", "absent/last.ckpt")[: len(absent)]:
+        assert any(name in line and "will need it" in line for line in caplog.messages)
+    with pytest.raises(WeightsMissing, match=r"absent\.pt|absent/last"):
+        make_trainer().test(module, make_data(), verbose=False)
+    if "expander" in absent:
+        with pytest.raises(WeightsMissing, match="absent/last"):
+            make_trainer().predict(module, make_data())
+    with pytest.raises(SoraError, match="i3f"):
+        make(extractor="i3f(weights='absent.pt')")

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, WeightsMissing
 from lightning_sora.metrics.digests import file_sha256
 from lightning_sora.metrics.evaluator.network import Perception, WorldEvaluator
 from lightning_sora.metrics.evaluator.vocabulary import FPS, FRAMES, MIN_FRAMES, OF_OBJECTS, SIDE, VOCABULARY
@@ -208,7 +208,7 @@ def load_evaluator(path: str | None = None) -> TrainedEvaluator:
     """
     file = Path(path) if path is not None else SHIPPED
     if not (file.is_file() and file.with_suffix(".json").is_file()):
-        raise SoraError(
+        raise WeightsMissing(
             f"no evaluator at {file} (with its .json beside it); train one with recipes/world_evaluator.yaml and test "
             "it, or leave the path out to use the shipped one"
         )

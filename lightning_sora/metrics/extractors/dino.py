@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, WeightsMissing
 from lightning_sora.metrics.digests import weights_sha256
 from lightning_sora.metrics.extractors.base import EXTRACTORS, Clip, Extractor, freeze
 from lightning_sora.metrics.extractors.pretrained import (
@@ -134,7 +134,7 @@ def _timm(name: str) -> nn.Module:
     except Exception as problem:
         # timm raises whatever the hub, the file or the architecture does; all of it is about the name given.
         reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
-        raise SoraError(
+        raise WeightsMissing(
             f"the extractor dino cannot load {name!r} with timm ({reason}); give a local directory that holds a vision "
             "transformer of timm or transformers, or a name that this machine can reach"
         ) from problem

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, WeightsMissing
 from lightning_sora.metrics.extractors.i3d_network import I3D
 
 Table = Mapping[str, Mapping[str, Any]]
@@ -85,7 +85,9 @@ def load_i3d(path: str | Path, table: Table | None = None) -> I3D:
     """
     path = Path(path)
     if not path.is_file():
-        raise SoraError(f"there is no file {str(path)!r}, where the weights of I3D are looked for; {DOWNLOAD}, to it")
+        raise WeightsMissing(
+            f"there is no file {str(path)!r}, where the weights of I3D are looked for; {DOWNLOAD}, to it"
+        )
     table = published_table() if table is None else table
     tensors = _read(path, table)
     named = {name: tensor for key, tensor in tensors.items() if (name := tf_name(key)) in table}

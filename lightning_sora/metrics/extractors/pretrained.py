@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, WeightsMissing
 from lightning_sora.metrics.digests import file_sha256
 from lightning_sora.sealing import verify_archive
 
@@ -39,7 +39,7 @@ def load_pretrained(kind: str, name: str, part: str, optional: tuple[str, ...] =
     try:
         import transformers
     except ImportError as problem:
-        raise SoraError(
+        raise WeightsMissing(
             f"{part} needs transformers, which is not installed: pip install 'lightning-sora[hf]'"
         ) from problem
     try:
@@ -77,7 +77,7 @@ def load_tokenizer(name: str, part: str) -> Any:
 
 def _cannot_load(part: str, name: str, problem: Exception, wanted: str) -> SoraError:
     reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
-    return SoraError(
+    return WeightsMissing(
         f"{part} cannot load {name!r} ({reason}); give a local directory that holds {wanted}, or a name on the hub "
         "that this machine can reach"
     )

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, WeightsMissing
 from lightning_sora.metrics.digests import weights_sha256
 from lightning_sora.metrics.extractors.base import EXTRACTORS, Clip, Extractor, freeze
 from lightning_sora.metrics.extractors.pretrained import exact_float32, is_published, read_state_dict
@@ -48,7 +48,7 @@ class TorchvisionExtractor(Extractor):
         part, published = f"the extractor {architecture}", choice.url.rpartition("/")[2]
         path = Path(weights) if weights is not None else Path(torch.hub.get_dir()) / "checkpoints" / published
         if not path.is_file():
-            raise SoraError(
+            raise WeightsMissing(
                 f"{part} finds no weights at {str(path)!r}; download {published} (torchvision's {choice}, SHA-256 "
                 f"beginning with {published.rpartition('-')[2].removesuffix('.pth')}) to that path, or give its path "
                 "as weights=..."
