@@ -18,10 +18,7 @@ from lightning_sora.sealing import seal_json, verify, write_whole
 from lightning_sora.writing import check_file, check_folder
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lightning_sora.commands.score_videos import Video
-    from lightning_sora.metrics.protocol import ClipProtocol
     from lightning_sora.metrics.scoring import Scorer, Scores
 
 LEAST = 8  # clips, below which an interval cannot be made
@@ -109,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     if earlier is not None:
         _check_same(scorer, sides, earlier, args.compare)
     for real, videos in sides.items():
-        _add(scorer, videos, protocol, args.batch_size, real)
+        _add(scorer, videos, args.batch_size, real)
     if args.save_reference is not None:
         print(f"reference statistics: {scorer.statistics().save(args.save_reference, 'reference')}")
     if args.generated is None:
@@ -159,15 +156,10 @@ def _check_targets(args: argparse.Namespace) -> None:
         check_file("--out", args.out)
 
 
-def _add(scorer: Scorer, videos: Sequence[Video], protocol: ClipProtocol, batch: int, real: bool) -> None:
+def _add(scorer: Scorer, videos: Sequence[Video], batch: int, real: bool) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     from tqdm import tqdm
-
-    from lightning_sora.data import decode
-
-    def read(video: Video) -> Tensor:
-        return decode.read_clip(video.path, video.start, protocol.frames, video.fps)
 
     with (
         tqdm(total=len(videos), desc="real" if real else "generated", unit="clip", leave=False) as bar,
@@ -176,7 +168,7 @@ def _add(scorer: Scorer, videos: Sequence[Video], protocol: ClipProtocol, batch:
         for first in range(0, len(videos), batch):
             some = videos[first : first + batch]
             scorer.add(
-                list(pool.map(read, some)),
+                list(pool.map(lambda video: video.read(), some)),
                 [video.id for video in some],
                 real=real,
                 contents=[video.content for video in some],

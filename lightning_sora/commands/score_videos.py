@@ -6,19 +6,22 @@ import hashlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import Tensor
 from tqdm import tqdm
 
 from lightning_sora.data import decode
 from lightning_sora.data.captions import read_sidecar, read_tables
 from lightning_sora.data.endings import is_image
 from lightning_sora.data.finding import Found, find_media
+from lightning_sora.data.stacks import ARRAY, NumberedImages, Stack, digest_of, stacks_in
 from lightning_sora.errors import SoraError
 from lightning_sora.metrics.protocol import ClipProtocol, nominal_rate
+from lightning_sora.texts import shown
 
 ALIKE = 1.05  # times a rate is still that rate: a GIF of 8 frames per second has 8.33, its delays being hundredths
 LISTED = 5  # files named in a refusal
@@ -27,81 +30,122 @@ LOOKED_AT = (16, 16)  # pixels that a clip is scaled to when it is only asked wh
 
 @dataclass(frozen=True)
 class Video:
-    """One file, and the clip to be cut from it.
+    """One file or stack of pictures, and the clip to be cut from it.
 
     Attributes:
         id: its path in the folder.
-        start: seconds.
-        fps: that of the protocol, or the file's own.
+        start: seconds; of a stack, frames.
+        frames: of the clip.
+        fps: that of the protocol, or the file's own; None where it tells none.
         size: (height, width) of its frames.
-        content: SHA-256 of the file.
+        content: SHA-256 of the file, or of the pictures of a stack.
         caption: empty where none is needed.
     """
 
-    path: Path
+    place: Path | Stack
     id: str
     start: float
-    fps: float
+    frames: int
+    fps: float | None
     size: tuple[int, int]
     content: str
     caption: str
 
+    def read(self) -> Tensor:
+        """The clip, uint8 [frames height width 3].
 
-def find_videos(folder: Path, protocol: ClipProtocol, least: int, captions: bool) -> list[Video]:
-    """The videos of a folder, every one of which yields a clip of the protocol.
+        Raises:
+            DecodeError: it cannot be read any more.
+        """
+        if isinstance(self.place, Path):
+            return decode.read_clip(self.place, self.start, self.frames, self.fps)
+        return self.place.read(int(self.start), self.frames)
+
+
+def find_videos(folder: Path, protocol: ClipProtocol, least: int, captions: bool, images: bool = False) -> list[Video]:
+    """The videos of a folder, every one of which yields a clip of the protocol: files, folders of images that are
+    numbered as frames, and arrays.
+
+    Args:
+        images: take every still image too, and by itself, as a clip of one frame.
 
     Raises:
         SoraError: no or too few videos, damaged or short ones, or captions missing where they are needed.
     """
-    files = find_media(folder)
-    names = [name for name in files.names if not is_image(name)]
-    if not names:
-        also = f"; {files.passed_over}" if files.passed_over else ""
-        raise SoraError(f"there is no video under {folder}{also}; name the folder that holds them")
-    if len(names) < least:
+    found = find_media(folder)
+    try:
+        stacks = [stack for stack in stacks_in(found) if not (images and isinstance(stack, NumberedImages))]
+    except decode.DecodeError as problem:
+        raise SoraError(f"{problem}; write such an array, or remove the file") from problem
+    places: dict[str, Path | Stack] = {
+        name: found.path(name) for name in found.names if images or not is_image(name)
+    } | {stack.id: stack for stack in stacks}
+    others = {name: path for name, path in found.others.items() if not path.lower().endswith(ARRAY)}
+    strange = replace(found, others=others).passed_over
+    if not places:
+        also = f"; {strange}" if strange else ""
         raise SoraError(
-            f"{folder} holds {len(names)} videos where at least {least} are needed: a distance between a handful of "
-            "clips is nearly all bias; add videos, or lower --min-clips knowing that"
+            f"there is no video under {folder}, nor a folder of numbered images or an array (.npy){also}; name the "
+            "folder that holds them"
         )
-    if len(names) < len(files.names):
-        note(f"{len(files.names) - len(names)} still images under {folder} are not scored")
-    if files.passed_over:
-        note(f"files under {folder} are passed over: {files.passed_over}")
-    texts = _captions(files, names) if captions else {}
-    found: list[Video] = []
+    if len(places) < least:
+        what = "videos and images" if images else "videos"
+        raise SoraError(
+            f"{folder} holds {len(places)} {what} where at least {least} are needed: a distance between a handful of "
+            "clips is nearly all bias; add some, or lower --min-clips knowing that"
+        )
+    stills = sum(map(is_image, found.names)) - sum(len(s.files) for s in stacks if isinstance(s, NumberedImages))
+    if stills and not images:
+        note(f"{stills} still images under {folder} are not scored")
+    if strange:
+        note(f"files under {folder} are passed over: {strange}")
+    if stacks and protocol.fps is not None:
+        note(f"{len(stacks)} folders of frames and arrays under {folder} are taken to be at {protocol.fps:g} fps")
+    texts = _captions(found, places) if captions else {}
+    videos: list[Video] = []
     damaged: list[str] = []
     short: list[str] = []
-    for name, answer in _look_at_all(files, names, protocol, texts):
+    for name, answer in _look_at_all(folder, places, protocol, texts):
         if isinstance(answer, Video):
-            found.append(answer)
+            videos.append(answer)
         elif isinstance(answer, _Short):
             short.append(f"{name} ({answer})")
         else:
             damaged.append(f"{name} ({answer})")
     if damaged:
         raise SoraError(
-            f"{len(damaged)} of {len(names)} videos under {folder} cannot be read: {_some(damaged)}; repair or remove "
+            f"{len(damaged)} of {len(places)} videos under {folder} cannot be read: {_some(damaged)}; repair or remove "
             f"them; `lightning-sora data check {folder}` looks at all"
         )
     if short:
         rate = f" at {protocol.fps:g} fps" if protocol.fps else ""
         raise SoraError(
-            f"{len(short)} of {len(names)} videos under {folder} are shorter than {protocol.frames} frames{rate}: "
+            f"{len(short)} of {len(places)} videos under {folder} are shorter than {protocol.frames} frames{rate}: "
             f"{_some(short)}; lower --frames, or remove them"
         )
-    copies = len(found) - len({video.content for video in found})
+    copies = len(videos) - len({video.content for video in videos})
     if copies:
-        note(f"{copies} of {len(found)} videos under {folder} are copies of others, and count as often as they occur")
-    return found
+        note(f"{copies} of {len(videos)} videos under {folder} are copies of others, and count as often as they occur")
+    return videos
 
 
-def common_rate(sides: Mapping[bool, Sequence[Video]]) -> float:
-    """The one rate at which all videos of all sides (real and generated) were recorded: that of most real ones.
+def common_rate(sides: Mapping[bool, Sequence[Video]]) -> float | None:
+    """The one rate at which all videos of all sides (real and generated) were recorded: that of most real ones. None if
+    none tells a rate; those that do not are taken to be at that of the others.
 
     Raises:
         SoraError: they have several: the same number of frames is then another length of time.
     """
-    rates = {real: Counter(nominal_rate(video.fps) for video in videos) for real, videos in sides.items()}
+    rates = {
+        real: Counter(nominal_rate(video.fps) for video in videos if video.fps is not None)
+        for real, videos in sides.items()
+    }
+    rates = {real: counts for real, counts in rates.items() if counts}
+    silent = sum(video.fps is None and video.frames > 1 for videos in sides.values() for video in videos)
+    if not rates:
+        if silent:
+            note("folders of frames and arrays tell no frame rate, and the protocol has none; --fps tells it")
+        return None
     different = sorted({rate for counts in rates.values() for rate in counts})
     if different[-1] > ALIKE * different[0]:
         told = "; ".join(
@@ -114,7 +158,10 @@ def common_rate(sides: Mapping[bool, Sequence[Video]]) -> float:
             f"the videos have several frame rates ({told} fps), so that as many frames are not as many seconds; give "
             f"--fps {different[0]:g} to resample all to one rate"
         )
-    return rates[max(rates)].most_common(1)[0][0]  # of the real ones, where there are some
+    common = rates[max(rates)].most_common(1)[0][0]  # of the real ones, where there are some
+    if silent:
+        note(f"{silent} folders of frames and arrays tell no rate and are taken to be at {common:g} fps, as the others")
+    return common
 
 
 def note_sizes(sides: Mapping[bool, Sequence[Video]]) -> None:
@@ -132,14 +179,17 @@ def note_sizes(sides: Mapping[bool, Sequence[Video]]) -> None:
         )
 
 
-def _captions(files: Found, names: Sequence[str]) -> dict[str, str]:
-    folder, notes = files.root, read_tables(files.root, files.tables, files.names)
-    found = {n: notes[n].captions if n in notes else read_sidecar(files.sidecars.get(n)) for n in names}
-    texts = {name: captions[0] if captions else "" for name, captions in found.items()}
+def _captions(found: Found, names: Collection[str]) -> dict[str, str]:
+    notes = read_tables(found.root, found.tables, [*found.names, *names])
+    texts = {}
+    for name in names:
+        beside = found.root / f"{name.removesuffix(ARRAY)}.txt"
+        sidecar = found.sidecars.get(name) if name in found.names else beside if beside.is_file() else None
+        texts[name] = next(iter(notes[name].captions if name in notes else read_sidecar(sidecar)), "")
     bare = [name for name, text in texts.items() if not text]
     if bare:
         raise SoraError(
-            f"clip_score needs a caption for every generated video, and {len(bare)} of {len(names)} under {folder} "
+            f"clip_score needs a caption for every generated video, and {len(bare)} of {len(names)} under {found.root} "
             f"have none: {_some(bare)}; add metadata.csv with the columns file_name and text, or a .txt beside each"
         )
     return texts
@@ -150,37 +200,54 @@ class _Short(str):
 
 
 def _look_at_all(
-    files: Found, names: Sequence[str], protocol: ClipProtocol, texts: Mapping[str, str]
+    folder: Path, places: Mapping[str, Path | Stack], protocol: ClipProtocol, texts: Mapping[str, str]
 ) -> Iterator[tuple[str, Video | str]]:
-    """Each file's clip, or why it has none, under a progress bar."""
+    """The clip of each, or why it has none, under a progress bar."""
 
     def look(name: str) -> Video | str:
-        path = files.path(name)
+        place, text = places[name], texts.get(name, "")
         try:
-            info = decode.probe(path)
-            rate = protocol.fps or info.fps
-            # What is shown in the last moment lasts until the end of the video.
-            if int(info.duration * rate + 1e-6) < protocol.frames:
-                return _Short(f"{info.frames} frames at {info.fps:.4g} fps")
-            start = max(0.0, (info.duration - protocol.frames / rate) / 2) if protocol.offset == "center" else 0.0
-            # Headers lie: what can be read is known when it was read. All of it, since what is damaged after the
-            # clip says that the file is not what its maker wrote.
-            decode.read_clip(path, start, protocol.frames, rate, size=LOOKED_AT)
-            if reason := decode.check(path):
-                return reason
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
+            if not isinstance(place, Path):
+                return _look_at_stack(place, protocol, text)
+            return _look_at_file(place, name, protocol, text)
         except decode.DecodeError as problem:
-            return str(problem).removeprefix(f"{path}: ")
-        return Video(path, name, start, rate, (info.height, info.width), content, texts.get(name, ""))
+            return str(problem).removeprefix(f"{place if isinstance(place, Path) else name}: ")
 
     # Threads will do: decoding runs outside the interpreter's lock.
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        answers = pool.map(look, names)
-        yield from zip(names, tqdm(answers, f"looking at {files.root.name}", len(names), leave=False), strict=True)
+        answers = tqdm(pool.map(look, places), f"looking at {shown(folder.name)}", len(places), leave=False)
+        yield from zip(places, answers, strict=True)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _look_at_file(path: Path, name: str, protocol: ClipProtocol, caption: str) -> Video | str:
+    info = decode.probe(path)
+    start, frames, rate = 0.0, 1, None
+    if not is_image(path):
+        frames, rate = protocol.frames, protocol.fps or info.fps
+        # What is shown in the last moment lasts until the end of the video.
+        if int(info.duration * rate + 1e-6) < frames:
+            return _Short(f"{info.frames} frames at {info.fps:.4g} fps")
+        start = max(0.0, (info.duration - frames / rate) / 2) if protocol.offset == "center" else 0.0
+        # Headers lie: what can be read is known when it was read. All of it, since what is damaged after the
+        # clip says that the file is not what its maker wrote.
+        decode.read_clip(path, start, frames, rate, size=LOOKED_AT)
+    if reason := decode.check(path):
+        return reason
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    return Video(path, name, start, frames, rate, (info.height, info.width), content, caption)
+
+
+def _look_at_stack(stack: Stack, protocol: ClipProtocol, caption: str) -> Video | str:
+    frames, height, width = stack.size()
+    if frames < protocol.frames:
+        return _Short(f"{frames} frames")
+    start = (frames - protocol.frames) // 2 if protocol.offset == "center" else 0
+    content = digest_of(stack)
+    return Video(stack, stack.id, start, protocol.frames, protocol.fps, (height, width), content, caption)
 
 
 def note(text: str) -> None:

@@ -25,14 +25,14 @@ class Found:
             is no text (:func:`~lightning_sora.texts.shown`).
         tables: of metadata.
         sidecars: id -> the text of the same name beside it, whatever the case of its ending.
-        others: ids of the files of unknown kinds.
+        others: as names, of the files of unknown kinds.
     """
 
     root: Path
     names: Mapping[str, str]
     tables: Sequence[Path]
     sidecars: Mapping[str, Path]
-    others: Sequence[str]
+    others: Mapping[str, str]
 
     def path(self, clip_id: str) -> Path:
         """Where a video or image lies."""
@@ -46,7 +46,7 @@ class Found:
         endings = Counter(Path(name).suffix or "no ending" for name in self.others)
         told = ", ".join(f"{ending} ({count})" for ending, count in endings.most_common(SHOWN))
         more = " ..." if len(endings) > SHOWN else ""
-        return f"{len(self.others)} of other kinds: {told}{more}, such as {self.others[0]}"
+        return f"{len(self.others)} of other kinds: {told}{more}, such as {next(iter(self.others))}"
 
 
 def find_media(root: Path) -> Found:
@@ -61,7 +61,7 @@ def find_media(root: Path) -> Found:
     names: dict[str, str] = {}
     tables: list[Path] = []
     sidecars: dict[str, Path] = {}
-    others: list[str] = []
+    others: dict[str, str] = {}
     visited: set[str] = set()
 
     def refuse(problem: OSError) -> None:
@@ -92,8 +92,8 @@ def find_media(root: Path) -> Found:
                 if text is not None:
                     sidecars[clip_id] = Path(folder) / text
             elif suffix_of(name) not in COMPANIONS:
-                others.append(clip_id)
-    return Found(root, dict(sorted(names.items())), tables, sidecars, sorted(others))
+                others[clip_id] = inside + name
+    return Found(root, dict(sorted(names.items())), tables, sidecars, dict(sorted(others.items())))
 
 
 def _texts(files: Sequence[str]) -> dict[str, str]:

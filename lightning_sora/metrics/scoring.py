@@ -173,8 +173,8 @@ class Scorer:
             mine["fps"] = theirs.get("fps")
         ProtocolCard({"clip": theirs}).check_same(ProtocolCard({"clip": mine}), "the reference and these clips")
 
-    def recorded_at(self, fps: float) -> None:
-        """Tells the rate of clips that are not resampled.
+    def recorded_at(self, fps: float | None) -> None:
+        """Tells the rate of clips that are not resampled; None where it is not known.
 
         Raises:
             SoraError: the reference's clips have another.
