@@ -53,8 +53,14 @@ def for_mlflow(uri: str) -> str:
 
 @contextmanager
 def reading(database: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that writes nothing."""
+    """A connection that writes nothing, but that it undoes what a killed process had begun to write.
+
+    Without that, no reader is let in: the file beside the database says how it was.
+    """
     uri = f"{database.absolute().as_uri()}?mode=ro"
+    if Path(f"{database}-journal").exists():
+        with closing(sqlite3.connect(f"{uri[:-1]}w", uri=True, timeout=PATIENCE)) as connection:
+            connection.execute("select count(*) from sqlite_master").fetchone()
     with closing(sqlite3.connect(uri, uri=True, timeout=PATIENCE)) as connection:
         yield connection
 

@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -228,3 +230,25 @@ def test_runs_without_artifacts_are_compared_without_asking_mlflow_of_each(clien
     assert both[0] == both[1]
     monkeypatch.setattr("mlflow.MlflowClient.__init__", lambda *_: pytest.fail("one client per run and file"))
     assert read_study(uri, ["a", "b", "c", "d"]) == both[1]
+
+
+def test_a_writer_that_was_killed_in_the_middle_locks_nobody_out(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    told = (
+        "import os, sqlite3, sys\n"
+        "c = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "c.execute('create table runs (name)'); c.execute('create table experiments (name)')\n"
+        "c.execute('insert into runs values (1)')\n"
+        "c.execute('pragma cache_size = 1'); c.execute('begin')\n"
+        "c.execute('create table large (text)')\n"
+        "c.executemany('insert into large values (?)', [('x' * 4000,)] * 200)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", told, str(file)], check=False)
+    assert Path(f"{file}-journal").exists()
+    with pytest.raises(sqlite3.OperationalError), sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True) as plain:
+        plain.execute("select * from runs")
+    database.check_database(file)
+    with database.reading(file) as connection:
+        assert connection.execute("select count(*) from runs").fetchone() == (1,)
+        assert connection.execute("select name from sqlite_master where name = 'large'").fetchall() == []
