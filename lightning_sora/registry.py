@@ -21,6 +21,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.texts import at_home
 
 T = TypeVar("T")
+SHOWN = 300  # letters of a spec that cannot be read
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,13 @@ class Spec:
             if node.args or any(keyword.arg is None for keyword in node.keywords):
                 raise ValueError("options are given by name")
             options = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
-        except (SyntaxError, ValueError, AttributeError, TypeError) as problem:
-            reason = problem.msg if isinstance(problem, SyntaxError) else problem
+        except (SyntaxError, ValueError, AttributeError, TypeError, RecursionError, MemoryError) as problem:
+            reason = problem.msg if isinstance(problem, SyntaxError) else str(problem)
+            # Of its parser's depth, Python's own words say nothing.
+            reason = "nested too deeply" if isinstance(problem, RecursionError | MemoryError) else reason
+            shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
             raise SoraError(
-                f"cannot read the spec {text!r} ({reason}); write 'name' or 'name(option=value, ...)' "
+                f"cannot read the spec {shown!r} ({reason}); write 'name' or 'name(option=value, ...)' "
                 "with values that are Python literals"
             ) from problem
         return cls(node.func.id, options)

@@ -96,7 +96,7 @@ def read_json(content: bytes, place: object, remedy: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(verify(content, place, remedy))
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise SoraError(f"{place} is damaged: it is no JSON ({problem}); {remedy}") from problem
     if not isinstance(value, dict):
         raise SoraError(f"{place} is damaged: it holds no JSON object; {remedy}")

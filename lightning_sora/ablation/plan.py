@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import yaml
-
 from lightning_sora.directions import Mode, chosen_mode
+from lightning_sora.documents import read_yaml
 from lightning_sora.errors import SoraError
 
 Quantity = Literal["steps", "tokens", "flops", "params", "seconds"]
@@ -217,10 +216,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         near = difflib.get_close_matches(path.name, present, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"{path.parent} holds {', '.join(present) or 'none'}"
         raise SoraError(f"no ablation file at {path}; {hint}")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as problem:
-        raise SoraError(f"{path} is not readable YAML: {problem}") from problem
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise SoraError(f"{path} must hold keys such as `base:` and `arms:`, not {type(content).__name__}")
     return content

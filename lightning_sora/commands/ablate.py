@@ -15,9 +15,11 @@ from typing import IO, Any
 import yaml
 
 from lightning_sora.ablation.plan import Plan, read_plan
+from lightning_sora.documents import parse_yaml
 from lightning_sora.errors import SoraError
 from lightning_sora.redaction import in_environment, redact
 from lightning_sora.sealing import read_json, seal_json, write_whole
+from lightning_sora.texts import read_text
 
 TRIAL_FILE, RECIPE_FILE = "trial.json", "recipe.yaml"
 
@@ -108,7 +110,7 @@ class _Sitting:
         if planner.seconds_per_step:  # a later sitting must plan the same steps
             write_whole(calibration, seal_json(planner.seconds_per_step))
         record = AblationRecord(self.uri, self.plan, design)
-        record.begin(arms, [trial.planned for trial in trials], self.args.file.read_text())
+        record.begin(arms, [trial.planned for trial in trials], read_text(self.args.file))
         todo = [trial for trial in trials if not record.finished(trial.planned)]
         if len(todo) < len(trials):
             _say(f"{len(trials) - len(todo)} of {len(trials)} trials are finished already and are not repeated")
@@ -293,7 +295,7 @@ def _dotted(rest: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
             )
         section, _, name = key.partition(".")
         if section == "budget":
-            budget[name] = yaml.safe_load(value)
+            budget[name] = parse_yaml(value, f"--{key}")
         else:
             overrides[key] = value
     return budget, overrides

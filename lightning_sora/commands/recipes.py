@@ -6,7 +6,6 @@ near matches; what can be told beforehand is told here.
 
 from __future__ import annotations
 
-import copy
 import difflib
 import functools
 import inspect
@@ -22,10 +21,11 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from jsonargparse import Namespace
 
+from lightning_sora.documents import parse_yaml, read_yaml, refuse_unbounded
 from lightning_sora.errors import SoraError
-from lightning_sora.redaction import HIDDEN, redacted
 from lightning_sora.texts import at_home, local_path
 
+SHOWN = 80  # letters of what is on a command line
 #: Sections that name a class; an overlay may not change which.
 CLASS_SECTIONS = ("model", "data")
 
@@ -63,10 +63,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     Raises:
         SoraError: not YAML, or no mapping.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as problem:
-        raise SoraError(f"{path} is not readable YAML: {problem}") from problem
+    content = read_yaml(path)
     if not isinstance(content, Mapping):
         raise SoraError(f"{path} must hold sections such as `model:` and `data:`, not {type(content).__name__}")
     nested: dict[str, Any] = {}
@@ -121,7 +118,14 @@ def from_home(value: Any) -> Any:
 
 
 def with_quoted_specs(arguments: Sequence[str]) -> list[str]:
-    """The command line with specs such as ``world(overrides={'stage': 4.0})`` as text: YAML sees mappings there."""
+    """The command line with specs such as ``world(overrides={'stage': 4.0})`` as text: YAML sees mappings there.
+
+    Raises:
+        SoraError: a value is nested without end, or refers to itself.
+    """
+    for argument in arguments:
+        flag, _, value = argument.partition("=")
+        refuse_unbounded(value or flag, flag[:SHOWN])
     return [_quoted(argument) for argument in arguments]
 
 
@@ -130,9 +134,9 @@ def quoted_spec(value: str) -> str:
     if not SPEC.fullmatch(value):
         return value
     try:
-        if yaml.safe_load(value) == value:
+        if parse_yaml(value, value) == value:
             return value
-    except yaml.YAMLError:
+    except SoraError:
         pass
     try:
         tokens = list(tokenize.generate_tokens(io.StringIO(value).readline))
@@ -163,7 +167,7 @@ def plugin_files(files: Sequence[Path], arguments: Sequence[str]) -> list[str]:
         found += named
     for flag, value in _flags(arguments):
         if flag in ("--plugins", "--plugins+"):
-            found += yaml.safe_load(value) if value.startswith("[") else [value]
+            found += parse_yaml(value, flag) if value.startswith("[") else [value]
     return found
 
 
@@ -212,82 +216,6 @@ def merged_vars(files: Sequence[Path], arguments: Sequence[str]) -> Iterator[lis
         merged = Path(folder) / "vars.yaml"
         merged.write_text(yaml.safe_dump({"vars": functools.reduce(_merge, layers)}))
         yield [*arguments[:after], f"--config={merged}", *arguments[after:]]
-
-
-def without_secrets(resolved: str, unresolved: str) -> tuple[str, dict[str, Any]]:
-    """A resolved recipe as it is recorded: what comes from the environment named, passwords replaced.
-
-    Args:
-        resolved: the recipe with its interpolations resolved.
-        unresolved: the same before; empty where it has none.
-
-    Returns:
-        the recipe as text and as mappings.
-    """
-    recipe: dict[str, Any] = yaml.safe_load(resolved)
-    named = copy.deepcopy(recipe)
-    for place, text in _from_environment(unresolved):
-        section: Any = named
-        try:
-            for key in place[:-1]:
-                section = section[key]
-            known = section[place[-1]] is not None
-        except (KeyError, IndexError, TypeError):
-            continue  # a part of a text that the parser read as a whole
-        if known:
-            section[place[-1]] = text
-    shown: dict[str, Any] = redacted(named)
-    return (resolved if shown == recipe else yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)), shown
-
-
-def _from_environment(unresolved: str) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """The values that stem from the environment, also by way of others, with its variables still named."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    if "${oc.env:" not in unresolved:
-        return
-    # Letters alone, so that resolvers which read their arguments again take them for text.
-    variables = sorted(set(re.findall(r"\$\{oc\.env:[^${}]*\}", unresolved)))
-    marks = {f"ENVIRONMENT{index}VARIABLE": variable for index, variable in enumerate(variables)}
-    marked = unresolved
-    for mark, variable in marks.items():
-        marked = marked.replace(variable, mark)
-    config = OmegaConf.create(yaml.safe_load(marked))
-    for place, raw in _texts(yaml.safe_load(marked)):
-        try:
-            value = OmegaConf.select(config, "".join(f"[{key}]" for key in place))
-        except OmegaConfBaseException:
-            value = raw  # reckons with it: named as it is written
-        text = str(value)
-        if any(mark in text for mark in marks):
-            for mark, variable in marks.items():
-                text = text.replace(mark, variable)
-            yield place[1:] if place[0] in ("fit", "validate", "test", "predict") else place, text
-
-
-def _texts(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    items: Any = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        if isinstance(item, str):
-            yield (*place, key), item
-        else:
-            yield from _texts(item, (*place, key))
-
-
-def refuse_hidden(recipe: Mapping[str, Any]) -> None:
-    """Refuses a recipe of a record whose secrets were replaced.
-
-    Raises:
-        SoraError: with the key, and how to give the secret.
-    """
-    for place, text in _texts(recipe):
-        if text == HIDDEN or f":{HIDDEN}@" in text or f"//{HIDDEN}@" in text or f"={HIDDEN}" in text:
-            key = ".".join(str(part) for part in place if part != "init_args")
-            raise SoraError(
-                f"{key}={text!r} lacks its secret, which no record keeps; give it by --{key}='...${{oc.env:NAME}}...', "
-                "which takes it from the environment and is recorded as such"
-            )
 
 
 def refuse_nulls(recipe: Mapping[str, Any], load: Callable[[str], Any]) -> None:

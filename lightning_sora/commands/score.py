@@ -265,7 +265,7 @@ def _read_scores(path: Path) -> dict[str, Any]:
     try:
         content = verify(path.read_bytes(), path, "score again, or copy the file again")
         earlier = json.loads(content)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as problem:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as problem:
         raise SoraError(
             f"{path} cannot be read as scores ({problem}); give a file that `score --out` wrote"
         ) from problem

@@ -55,8 +55,10 @@ def claim(folder: Path, identity: Mapping[str, Any], remedy: str, *, name: str =
     if path.is_file():
         try:
             found = json.loads(path.read_text())
-        except ValueError:
-            raise SoraError(f"{path} is damaged; {remedy}") from None
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise SoraError(f"{path} is damaged; {remedy}")
         for key in sorted({*wanted, *found}):
             if wanted.get(key) != found.get(key):
                 raise SoraError(

@@ -26,6 +26,7 @@ import lightning_sora.lit.expander
 import lightning_sora.lit.vae  # noqa: F401
 from lightning_sora.commands.classes import find_class, imported
 from lightning_sora.commands.explain import explain, explain_interpolation, from_worker, refusal
+from lightning_sora.commands.recipe_secrets import refuse_hidden, without_secrets
 from lightning_sora.commands.recipes import (
     check_recipe,
     from_home,
@@ -33,12 +34,10 @@ from lightning_sora.commands.recipes import (
     plugin_files,
     read_recipe,
     recipe_files,
-    refuse_hidden,
     refuse_nulls,
     with_local_recipes,
     with_plugins,
     with_quoted_specs,
-    without_secrets,
 )
 from lightning_sora.commands.trainers import (
     check_asked,
@@ -56,6 +55,7 @@ from lightning_sora.lit.finite import FiniteSteps
 from lightning_sora.lit.module import check_module, read_checkpoint
 from lightning_sora.plugins import load_packages, load_plugins, loaded
 from lightning_sora.redaction import remember_interpolations, remember_secrets
+from lightning_sora.texts import read_text
 from lightning_sora.tracking import Checkpoint, MLflowTracker, RunRecorder, StopBetweenSteps
 from lightning_sora.writing import check_folder
 
@@ -176,7 +176,7 @@ class SoraCLI(LightningCLI):
         arguments = with_local_recipes(with_quoted_specs(with_plugins(arguments)))
         self.arguments, self.stopper = arguments, stopper
         self.files = recipe_files(arguments)
-        remember_interpolations([*arguments, *(file.read_text() for file in self.files)])
+        remember_interpolations([*arguments, *map(read_text, self.files)])
         for file in self.files:
             remember_secrets(read_recipe(file))
         load_packages()
@@ -234,6 +234,8 @@ class SoraCLI(LightningCLI):
             check_asked(self.config[command].trainer)
         except OmegaConfBaseException as problem:
             raise SoraError(explain_interpolation(problem)) from problem
+        except RecursionError as problem:
+            raise SoraError("a value of the recipe or a flag is nested too deeply to be read") from problem
 
     def _accepted(self, section: str, name: str | None) -> list[str] | None:
         """The names that may stand in a section of a recipe; see ``check_recipe``."""
@@ -304,7 +306,7 @@ class SoraCLI(LightningCLI):
         recorder = RunRecorder(
             resolved=resolved,
             recipe=recipe,
-            sources={f"{index}_{file.name}": file.read_text() for index, file in enumerate(self.files)},
+            sources={f"{index}_{file.name}": read_text(file) for index, file in enumerate(self.files)},
             command=("lightning-sora", *self.arguments),
             plugins={name: plugin.source for name, plugin in loaded().items()},
         )

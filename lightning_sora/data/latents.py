@@ -31,6 +31,8 @@ from lightning_sora.sealing import BLANK, KEY, is_whole, parquet_bytes, read_jso
 
 SCHEMA = 1
 HEADER = "cache.json"
+#: What a header tells, where it does.
+TOLD: dict[str, type] = {"vae_hash": str, "dtype": str, "splits": dict, "clips": dict, "data": dict, "skipped": dict}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OPEN_SHARDS = 64  # of a reader at most; processes may often hold no more than 1,024 open files
 NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -140,7 +142,7 @@ def _read_shard(path: Path, vae_hash: str) -> tuple[dict[str, Any], dict[str, An
         told = json.loads(header.pop("__metadata__", {}).get("cache", "{}"))
         schema, found = told.get("schema"), told.get("vae_hash")
         end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError):
         raise _damaged(path) from None
     if schema != SCHEMA or found != vae_hash:
         raise SoraError(f"{path} holds latents of VAE {found}, not {vae_hash}; make the cache anew")
@@ -158,7 +160,7 @@ def _header(file: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
         if len(content) != length or length > 1 << 28:
             raise ValueError
         return json.loads(content), 8 + length
-    except (ValueError, MemoryError, OverflowError):
+    except (ValueError, MemoryError, OverflowError, RecursionError):
         raise _damaged(path) from None
 
 
@@ -225,6 +227,13 @@ def read_header(root: storage.Location) -> dict[str, Any]:
         ) from None
     if header.get("schema") != SCHEMA:
         raise SoraError(f"{root} was written by another version (schema {header.get('schema')}, not {SCHEMA})")
+    wrong = [name for name, kind in TOLD.items() if not isinstance(header.get(name, kind()), kind)]
+    stride = header.get("vae_stride")
+    if not isinstance(stride, list) or len(stride) != 3 or not all(type(n) is int and n > 0 for n in stride):
+        wrong.append("vae_stride")
+    if wrong:
+        said = f"{', '.join(wrong)} cannot be what it says"
+        raise SoraError(f"{root}/{HEADER} is damaged: {said}; delete it and run `data cache` again")
     return header
 
 

@@ -17,11 +17,16 @@ from torch import Tensor
 
 from lightning_sora.errors import SoraError
 from lightning_sora.metrics.extractors.base import Extractor
-from lightning_sora.metrics.frechet import Moments, merged
+from lightning_sora.metrics.frechet import Moments
 from lightning_sora.metrics.protocol import ProtocolCard
 from lightning_sora.sealing import write_whole
 
 FORMAT = "lightning_sora reference 1"
+#: What a header that is damaged, or of something else, makes its readers raise.
+DAMAGE = (
+    SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError,
+    OSError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ class ReferenceStatistics:
                         "`lightning-sora score --save-reference` wrote"
                     )
                 tensors = {name: file.get_tensor(name) for name in ("counts", "totals", "outers", "ids")}
+            _check(tensors, header["fields"])
             groups = [
                 Moments(int(c), t, o)
                 for c, t, o in zip(*(tensors[n] for n in ("counts", "totals", "outers")), strict=True)
@@ -99,7 +105,7 @@ class ReferenceStatistics:
             digest = loaded.digest
         except SoraError:
             raise
-        except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as problem:
+        except DAMAGE as problem:
             reason = " ".join(str(problem).split())
             raise SoraError(f"{path} cannot be read as reference statistics ({reason}); make them anew") from problem
         if not path.stem.endswith(digest[:16]):
@@ -107,8 +113,6 @@ class ReferenceStatistics:
                 f"{path} has the digest {digest[:16]}, not the one in its name: it was changed or damaged, or "
                 "renamed; make it anew, or copy it again"
             )
-        if len(loaded.ids) != merged(groups).count:
-            raise SoraError(f"{path} names {len(loaded.ids)} clips and sums {merged(groups).count}; make it anew")
         return loaded
 
     def merge(self, other: ReferenceStatistics) -> ReferenceStatistics:
@@ -134,3 +138,20 @@ class ReferenceStatistics:
         """
         made_by = ProtocolCard({"extractor": self.fields.get("extractor")})
         made_by.check_same(ProtocolCard({"extractor": extractor.card()}), "the reference and these clips")
+
+
+def _check(tensors: Mapping[str, Tensor], fields: object) -> None:
+    """Raises ValueError where these are not the parts of statistics, or contradict each other."""
+    if not isinstance(fields, Mapping) or not all(
+        isinstance(fields.get(name, {}), Mapping) for name in ("clip", "extractor")
+    ):
+        raise ValueError("what it tells of its clips and extractor is no table of names")
+    counts, totals, outers, ids = (tensors[name] for name in ("counts", "totals", "outers", "ids"))
+    if totals.ndim != 2 or outers.shape != (*totals.shape, totals.shape[1]) or counts.shape != totals.shape[:1]:
+        raise ValueError("its sums are not of one width")
+    if not (totals.dtype == outers.dtype == torch.float64 and totals.isfinite().all() and outers.isfinite().all()):
+        raise ValueError("its sums are not finite numbers in float64")
+    if not (counts.dtype == ids.dtype == torch.int64 and ids.ndim == 1):
+        raise ValueError("its clips are not told by hashes and counts")
+    if not len(counts) or counts.min() < 0 or len(ids) != counts.sum():
+        raise ValueError(f"it names {len(ids)} clips and sums {int(counts.sum())}")

@@ -21,9 +21,10 @@ BASE = {
     "texts",
     "writing",
     "lettering",
+    "documents",
 }
 
-EVERYWHERE = {"directions", "errors", "registry", "memory", "sealing", "texts", "writing"}
+EVERYWHERE = {"directions", "errors", "registry", "memory", "sealing", "texts", "writing", "documents"}
 # room -> the rooms it may import, besides those.
 ALLOWED: dict[str, set[str]] = {
     "directions": set(),
@@ -39,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "sealing": set(),
     "texts": set(),
     "writing": set(),
+    "documents": set(),
     "lettering": set(),
     "spacetime": set(),
     "world": {"spacetime", "randomness"},
