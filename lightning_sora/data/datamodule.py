@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_sora.data.blend import CaptionBlend
 from lightning_sora.data.plan import BatchPlan, PlanSampler
+from lightning_sora.data.plan_record import Part, PlanRecord
 from lightning_sora.data.progress import StreamProgress, check_interval, place_in_stretch, settle, stretch
 from lightning_sora.data.reading import PlannedClips, start_reader
 from lightning_sora.data.sizes import SIZES, Limits, SizePolicy
@@ -93,6 +94,17 @@ class SpacetimeDataModule(pl.LightningDataModule):
         self.num_workers, self.on_error, self.side_by_side = num_workers, on_error, side_by_side
         self._sources: dict[str, Source] = {}
         self._progress = StreamProgress()
+        self._settings = {
+            f"data.{name}": value
+            for name, value in {
+                "batch_size": batch_size, "frames": frames, "height": height, "width": width,
+                "patch": list(self.patch), "sizes": sizes, "fps": fps, "seed": seed, "side_by_side": side_by_side,
+            }.items()
+        }  # fmt: skip
+        self._told: dict[str, Any] | None = None  # of the plan, by the checkpoint that is gone on from
+        self._begun: Part | None = None
+        self._record: PlanRecord | None = None
+        self._plan: BatchPlan | None = None  # of the fit that runs
 
     def source(self, split: str) -> Source:
         """The source of a split, made on first use."""
@@ -127,12 +139,39 @@ class SpacetimeDataModule(pl.LightningDataModule):
         policy = self.sizes if train else self.eval_sizes
         order = (lambda epoch: source.order(self.seed, epoch)) if train else None
         return BatchPlan(
-            source.infos, policy, fps=self.fps, seed=self.seed, order=order, side_by_side=self.side_by_side
+            source.infos,
+            policy,
+            fps=self.fps,
+            seed=self.seed,
+            order=order,
+            side_by_side=self.side_by_side,
+            begun=self._resumed() if train else (0, ()),
         )
+
+    def record(self) -> PlanRecord:
+        """What the plan of training depends on, made on first use."""
+        if self._record is None:
+            source = self.source("train")
+            self._record = PlanRecord(self._settings, source.infos, lambda epoch: source.order(self.seed, epoch))
+        return self._record
+
+    def _resumed(self) -> Part:
+        """Where the plan of training begins."""
+        if self._told is not None and self._begun is None:
+            self._begun, changes = self.record().resumed(self._told)
+            if changes:
+                self._progress.begin_anew()
+                epoch, had = self._begun
+                log.warning(
+                    "changed since the checkpoint: %s; epoch %d goes on with the clips that it has not had, after %d",
+                    "; ".join(changes), epoch, len(had),
+                )  # fmt: skip
+        return self._begun or (0, ())
 
     def stretch(self) -> int:
         """Batches of one rank in what the trainer calls an epoch."""
-        return stretch(len(self.plan("train").epoch(0)), self.trainer)
+        plan = self.plan("train")
+        return stretch(len(plan.epoch(plan.whole)), self.trainer)
 
     def loader(self, split: str) -> DataLoader[SpacetimeBatch]:
         """A loader of one split; "train" is shuffled and can resume."""
@@ -149,7 +188,8 @@ class SpacetimeDataModule(pl.LightningDataModule):
         if train and (trainer is not None or self._progress.begun):
             sampler.consumed = lambda: self._progress.consumed(trainer)
         if train and trainer is not None:
-            length = sampler.length = stretch(len(plan.epoch(0)), trainer)
+            self._plan = plan
+            length = sampler.length = stretch(len(plan.epoch(plan.whole)), trainer)
             check_interval(trainer, length)
             settle(trainer, length)
             sampler.place = lambda: place_in_stretch(trainer, length)
@@ -190,7 +230,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
                 reason,
                 ", ".join(ids[:SHOWN]) + (" ..." if len(ids) > SHOWN else ""),
             )
-        unkept = plan.unkept(0) if split == "train" else 0
+        unkept = plan.unkept(plan.whole) if split == "train" else 0
         if unkept:
             log.warning(
                 "the shares in data.sizes leave out %d clips of the first epoch, others of the next ones", unkept
@@ -234,8 +274,14 @@ class SpacetimeDataModule(pl.LightningDataModule):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Progress as one integer, ``consumed``: batches of all ranks, whose number may change."""
-        return self._progress.state_dict(self.trainer)
+        """Progress as one integer, ``consumed``: batches of all ranks, whose number may change.
+
+        With it, ``plan`` tells what the batches depend on and what the epoch has had, in case that changes.
+        """
+        state = self._progress.state_dict(self.trainer)
+        told = self._told if self._plan is None else self.record().state(self._plan, state["consumed"])
+        return state if told is None else {**state, "plan": told}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._progress.load_state_dict(state_dict)
+        self._told, self._begun = state_dict.get("plan"), None

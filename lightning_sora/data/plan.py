@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -91,6 +91,10 @@ class BatchPlan:
         order: epoch -> clips with their visits; None: every clip once, as listed (evaluation).
         side_by_side: this many consecutive batches cost about the same, for ranks that take one each. It moves the
             order, so that it is no function of the number of ranks, which may change.
+        begun: the epoch that the stream begins with, and those of its visits that were had before.
+
+    Attributes:
+        whole: an epoch of which nothing was had before.
 
     Raises:
         SoraError: no clip can be used; a bucket that was asked for gets none; or a number below 1.
@@ -105,11 +109,13 @@ class BatchPlan:
         seed: int,
         order: Callable[[int], Order] | None = None,
         side_by_side: int = 8,
+        begun: tuple[int, Collection[tuple[int, int]]] = (0, ()),
     ) -> None:
         if side_by_side < 1:
             raise SoraError(f"side_by_side={side_by_side} must be at least 1")
         self.infos, self.policy, self.fps, self.seed = infos, policy, fps, seed
-        self.order, self.side_by_side = order, side_by_side
+        self.order, self.side_by_side, self.begun = order, side_by_side, begun
+        self.whole = begun[0] + 1 if begun[1] else 0
         self.grids: dict[int, TokenGrid] = {}
         self.usage = Usage(len(infos))
         for index, info in enumerate(infos):
@@ -142,10 +148,20 @@ class BatchPlan:
         return [batches[i] for i in drawn]
 
     def start(self, epoch: int) -> int:
-        """How many batches all epochs before this one have."""
-        while len(self._starts) <= epoch:
-            self._starts.append(self._starts[-1] + len(self._dealt(len(self._starts) - 1)))
-        return self._starts[epoch]
+        """How many batches of the stream all epochs before this one have."""
+        first = self.begun[0]
+        while len(self._starts) <= epoch - first:
+            self._starts.append(self._starts[-1] + len(self._dealt(first + len(self._starts) - 1)))
+        return self._starts[max(0, epoch - first)]
+
+    def had(self, consumed: int) -> tuple[int, list[tuple[int, int]]]:
+        """The epoch that goes on after so many batches of the stream, and the visits that it has had."""
+        epoch, had = self.begun[0], list(self.begun[1])
+        while self.start(epoch + 1) <= consumed:
+            epoch, had = epoch + 1, []
+        for batch in self.epoch(epoch)[: consumed - self.start(epoch)]:
+            had += zip(batch.clips, batch.visits, strict=True)
+        return epoch, had
 
     def unkept(self, epoch: int) -> int:
         """Visits of an epoch of training at which chance left a clip out."""
@@ -159,6 +175,8 @@ class BatchPlan:
             order: Order = [(index, 0) for index in range(len(self.infos))]
         else:
             order = self.order(epoch)
+            if epoch == self.begun[0] and self.begun[1]:
+                order = [visit for visit in order if visit not in self.begun[1]]
         members: list[tuple[int, int]] = []
         grids: list[TokenGrid] = []
         for index, visit in order:
@@ -197,13 +215,13 @@ class BatchPlan:
         Raises:
             SoraError: an epoch without one batch.
         """
-        epoch = max(0, bisect.bisect_right(self._starts, start) - 1)
-        for number in itertools.count(epoch):
+        first = self.begun[0]
+        for number in itertools.count(first + max(0, bisect.bisect_right(self._starts, start) - 1)):
             batches = self.epoch(number)
-            if not batches:
+            if not batches and not (number == first and self.begun[1]):  # which may have had all
                 raise no_batch(number)
             self.start(number + 1)
-            yield from batches[max(0, start - self._starts[number]) :]
+            yield from batches[max(0, start - self.start(number)) :]
 
 
 def no_batch(epoch: int) -> SoraError:
@@ -234,9 +252,9 @@ class PlanSampler(Sampler[PlannedBatch]):
         self.plan, self.rank, self.ranks, self.consumed = plan, rank, ranks, consumed
         self.place: Callable[[], int] | None = None
         self.training = plan.order is not None
-        batches = plan.epoch(0)
+        batches = plan.epoch(plan.whole)
         if not batches:
-            raise no_batch(0)
+            raise no_batch(plan.whole)
         self._judged = [] if self.training else _at_least(batches, ranks)[rank::ranks]
         self.length = -(-len(batches) // ranks) if self.training else len(self._judged)
         self._own = 0

@@ -42,6 +42,10 @@ class StreamProgress:
             "processed": _counts(trainer).total.processed - waiting,
         }
 
+    def begin_anew(self) -> None:
+        """Counts from here on, in another stream."""
+        self._consumed = 0
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._consumed, self._processed = state_dict["consumed"], state_dict["processed"]
 
@@ -100,6 +104,7 @@ def settle(trainer: pl.Trainer, length: int) -> None:
     if not over and progress.is_last_batch and current.ready == length:
         return  # from where lightning knows how to go on
     past = current.ready // length * length
+    past += (current.ready - past) % trainer.accumulate_grad_batches  # more or fewer made a step until now
     for name in ("ready", "started", "processed", "completed"):
         setattr(current, name, getattr(current, name) - past)
 

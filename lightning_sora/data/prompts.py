@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from lightning_sora.errors import SoraError
 from lightning_sora.randomness import stream_seed
 from lightning_sora.spacetime import PatchSize
 from lightning_sora.world import LEVELS, World
+
+log = logging.getLogger(__name__)
 
 SPLITS = {"train": ("train", 0), "val": ("heldout", 0), "test": ("heldout", 1 << 24)}
 
@@ -85,9 +88,16 @@ class _Numbers(Sampler[tuple[int, ...]]):
 
 
 class _EndlessNumbers(Sampler[tuple[int, ...]]):
-    """What is left of the present stretch of endless batches of numbers, from where training stands."""
+    """What is left of the present stretch of endless batches of numbers, from where training stands.
 
-    def __init__(self, length: int, batch_size: int, trainer: pl.Trainer | None, progress: StreamProgress) -> None:
+    Args:
+        begin: the number of the first batch.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, trainer: pl.Trainer | None, progress: StreamProgress, begin: int
+    ) -> None:
+        self.begin = begin
         self.rank, self.ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         self.batches, self.batch_size = -(-length // batch_size), batch_size
         self.trainer, self.progress = trainer, progress
@@ -102,7 +112,7 @@ class _EndlessNumbers(Sampler[tuple[int, ...]]):
         first = self.progress.consumed(self.trainer)
         used = first if self.trainer is None else place_in_stretch(self.trainer, len(self))
         for step in range(len(self) - used % len(self)):
-            begin = (first + step * self.ranks + self.rank) * self.batch_size
+            begin = self.begin + (first + step * self.ranks + self.rank) * self.batch_size
             yield tuple(range(begin, begin + self.batch_size))
 
 
@@ -146,6 +156,8 @@ class PromptDataModule(pl.LightningDataModule):
         self.levels, self.styles, self.batch_size, self.seed = levels, styles, batch_size, seed
         self.sizes = {"train": clips, "val": heldout_clips, "test": heldout_clips}
         self._progress = StreamProgress()
+        self._told: dict[str, Any] = {}  # by the checkpoint that is gone on from
+        self._begin = 0  # the number of the first batch of those counted as progress
         self.patch = PatchSize()  # it has no clips
         self.pairs("train")[tuple(range(len(self.styles)))]  # refuses an unknown style now
 
@@ -165,7 +177,9 @@ class PromptDataModule(pl.LightningDataModule):
         """Batches of one split; "train" is endless and can resume."""
         sampler: Sampler[tuple[int, ...]]
         if split == "train":
-            sampler = _EndlessNumbers(self.sizes[split], self.batch_size, self.trainer, self._progress)
+            self._go_on()
+            length = self.sizes[split]
+            sampler = _EndlessNumbers(length, self.batch_size, self.trainer, self._progress, self._begin)
         else:
             rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
             sampler = _Numbers(self.sizes[split], self.batch_size, rank, ranks)
@@ -184,8 +198,28 @@ class PromptDataModule(pl.LightningDataModule):
         return self.loader("test")
 
     def state_dict(self) -> dict[str, Any]:
-        """Progress as the batches of all ranks that were used."""
-        return self._progress.state_dict(self.trainer)
+        """Progress as the batches of all ranks that were used, of so many pairs, from a number on."""
+        own = {"begin": self._begin, "batch_size": self.batch_size, "clips": self.sizes["train"]}
+        return {**self._progress.state_dict(self.trainer), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._progress.load_state_dict(state_dict)
+        self._begin, self._told = state_dict.get("begin", 0), state_dict
+
+    def _go_on(self) -> None:
+        """Goes on with the next pair, also in other batches.
+
+        Raises:
+            SoraError: of another number of clips, whose pairs are others.
+        """
+        told, self._told = self._told, {}
+        clips, size = told.get("clips", self.sizes["train"]), told.get("batch_size", self.batch_size)
+        if clips != self.sizes["train"]:
+            raise SoraError(
+                f"the checkpoint was trained with data.clips={clips}, not {self.sizes['train']}, so that its place in "
+                f"them means nothing here; set data.clips={clips}, or begin a new fit without --ckpt_path"
+            )
+        if size != self.batch_size:
+            log.warning("changed since the checkpoint: data.batch_size was %d, is %d", size, self.batch_size)
+            self._begin += told["consumed"] * size
+            self._progress.begin_anew()

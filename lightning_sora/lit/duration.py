@@ -73,5 +73,6 @@ def _limits(trainer: pl.Trainer, begun: Begun) -> dict[str, int]:
         return limits | {"max_epochs": int(trainer.estimated_stepping_batches)}
     length = data.stretch()
     used = begun.batches if begun.batches == length and begun.at_the_end else begun.batches % length
+    used -= used % trainer.accumulate_grad_batches
     left = (trainer.max_epochs - begun.epochs) * length - used
     return limits | {"max_epochs": begun.steps + max(0, -(-left // trainer.accumulate_grad_batches))}
