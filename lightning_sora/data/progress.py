@@ -98,15 +98,21 @@ def settle(trainer: pl.Trainer, length: int) -> None:
     current = progress.current
     over = epochs.current.ready == epochs.current.processed
     if over and current.ready and not progress.is_last_batch:
-        for count in (epochs.current, epochs.total):
-            count.processed -= 1
-            count.completed -= 1
-    if not over and progress.is_last_batch and current.ready == length:
-        return  # from where lightning knows how to go on
+        _add(-1, epochs, "processed", "completed")
+    elif not over and progress.is_last_batch and current.ready == length:
+        if current.completed < current.processed:  # saved within the batch; lightning ends the stretch itself
+            return
+        _add(1, epochs, "processed", "completed")
     past = current.ready // length * length
     past += (current.ready - past) % trainer.accumulate_grad_batches  # more or fewer made a step until now
     for name in ("ready", "started", "processed", "completed"):
         setattr(current, name, getattr(current, name) - past)
+
+
+def _add(number: int, epochs: Any, *names: str) -> None:
+    for count in (epochs.current, epochs.total):
+        for name in names:
+            setattr(count, name, getattr(count, name) + number)
 
 
 def place_in_stretch(trainer: pl.Trainer, length: int) -> int:

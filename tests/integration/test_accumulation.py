@@ -163,3 +163,19 @@ def test_a_fit_that_ended_with_a_stretch_goes_on_by_whole_steps(
     first.save_checkpoint(tmp_path / "end.ckpt")
     whole = fitted(trainer(5), make_dit(), make_data())
     assert begun + fitted(trainer(5), make_dit(), make_data(), tmp_path / "end.ckpt") == whole
+
+
+def test_a_fit_that_was_stopped_early_at_the_end_of_a_stretch_goes_on_by_whole_steps(
+    make_trainer: Make, tmp_path: Path
+) -> None:
+    class Stop(Watch):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            self.batches += 1
+            trainer.should_stop = self.batches == 4  # lightning validates then, though none is due
+
+    options: dict[str, Any] = {"accumulate_grad_batches": 2, "max_steps": 5, "limit_val_batches": 1}
+    options |= {"val_check_interval": 3, "check_val_every_n_epoch": None}
+    whole = fitted(make_trainer(callbacks=[Watch()], **options), make_dit(), make_data())
+    begun = fitted(make_trainer(callbacks=[Stop(tmp_path)], **options), make_dit(), make_data())
+    again = make_trainer(callbacks=[Watch()], **options)
+    assert begun + fitted(again, make_dit(), make_data(), tmp_path / "04_validated.ckpt") == whole
