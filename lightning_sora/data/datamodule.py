@@ -163,7 +163,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
                 self._progress.begin_anew()
                 epoch, had = self._begun
                 log.warning(
-                    "changed since the checkpoint: %s; epoch %d goes on with the clips that it has not had, after %d",
+                    "changed since the checkpoint: %s; epoch %d, which has had %d clips, goes on with the others",
                     "; ".join(changes), epoch, len(had),
                 )  # fmt: skip
         return self._begun or (0, ())

@@ -59,7 +59,9 @@ def test_an_epoch_goes_on_with_what_it_has_not_had(
     (tmp_path / "end.ckpt").rename(tmp_path / "mid.ckpt")
     with caplog.at_level(logging.WARNING, logger="lightning_sora"):
         rest = fitted(make_trainer, make_data(**after), 16, tmp_path / "mid.ckpt")
-    assert f"changed since the checkpoint: {words}; epoch 1 goes on with the clips that it has not had" in caplog.text
+    assert (
+        f"changed since the checkpoint: {words}; epoch 1, which has had 4 clips, goes on with the others" in caplog.text
+    )
     assert set(Counter(had + rest).values()) == {1}
     clips = {f"train-{i}" for i in range(after["clips"])}
     last = max(visit for _, visit in rest)
