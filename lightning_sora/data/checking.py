@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from lightning_sora.data import decode
 from lightning_sora.data.places import MediaPath
+from lightning_sora.data.processes import Spawned
 from lightning_sora.lifeline import end_with_parent
 
 #: The decoded file, or why it is unfit.
@@ -54,8 +54,7 @@ class _Worker:
     """A process that decodes one file after the other."""
 
     def __init__(self) -> None:
-        # Not fork: decoders have run in this process.
-        context = multiprocessing.get_context("spawn")
+        context = Spawned()  # not forked: decoders have run in this process
         self.pipe, theirs = context.Pipe()
         self.process: Any = context.Process(target=_serve, args=(theirs,), daemon=True)
         self.process.start()

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from lightning_sora.data.blend import CaptionBlend
 from lightning_sora.data.plan import BatchPlan, PlanSampler
 from lightning_sora.data.plan_record import Part, PlanRecord
+from lightning_sora.data.processes import Served
 from lightning_sora.data.progress import StreamProgress, check_interval, place_in_stretch, settle, stretch
 from lightning_sora.data.reading import PlannedClips, start_reader
 from lightning_sora.data.sizes import SIZES, Limits, SizePolicy
@@ -210,8 +211,8 @@ class SpacetimeDataModule(pl.LightningDataModule):
             batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            # fork is not safe once decoders or threads have run.
-            multiprocessing_context="forkserver" if self.num_workers else None,
+            # Not forked, which is not safe once decoders or threads have run.
+            multiprocessing_context=Served() if self.num_workers else None,
             worker_init_fn=start_reader,
             pin_memory=torch.cuda.is_available(),
             # Its own generator, so that starting an epoch draws nothing from the global one.
