@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_sora.commands.arguments import positive, whole
+from lightning_sora.commands.shards import check_unchanged
 from lightning_sora.errors import SoraError
 
 if TYPE_CHECKING:
@@ -92,10 +93,11 @@ def run(args: argparse.Namespace) -> int:
     told |= {"captioner": args.captioner, "device": args.device, "batch_size": args.batch_size}
     shards, fingerprints = [], {}
     for split in SPLITS if args.split == "all" else (args.split,):
-        clips = _source(spec, args.path, split, args.seed)
+        clips = _made_source(spec, args.path, split, args.seed)
         fingerprints[split] = clips.fingerprint() if clips.infos else "empty"
         for first in range(0, len(clips.infos), args.shard_clips):
             work = {**told, "split": split, "first": first, "last": min(first + args.shard_clips, len(clips.infos))}
+            work["identity"] = [fingerprints[split], identified]
             shards.append(Shard(parts / f"{split}-{first:08d}.parquet", work))
     if not shards:
         raise SoraError(f"source {spec!r} has no clips in split {args.split!r}")
@@ -129,8 +131,9 @@ def caption_shard(work: Mapping[str, Any], path: Path) -> None:
     from lightning_sora.randomness import generator
     from lightning_sora.spacetime import SpacetimeBatch, TokenLayout, patchify
 
-    captioner = _captioner(work["captioner"], work["device"])
-    source = _source(work["source"], work["root"], work["split"], work["seed"])
+    of_source, of_captioner = work["identity"]
+    captioner = _captioner(work["captioner"], work["device"], of_captioner)
+    source = _source(work["source"], work["root"], work["split"], work["seed"], of_source)
     indices = range(work["first"], work["last"])
     frames, height, width = work["size"]
     limits = Limits(frames, height, width, captioner.patch, work["batch_size"])
@@ -194,16 +197,27 @@ def caption_shard(work: Mapping[str, Any], path: Path) -> None:
     _write(path, [rows[index] for index in sorted(rows)])
 
 
+# One process may serve several calls: what it keeps is that of the fingerprint that the call has seen.
+
+
 @lru_cache(maxsize=1)
-def _captioner(text: str, device: str) -> ClipCaptioner:
+def _captioner(text: str, device: str, fingerprint: str) -> ClipCaptioner:
     from lightning_sora.lab.devices import usable_device
     from lightning_sora.lit.captioners import create_captioner
 
-    return create_captioner(text, str(usable_device(device)))
+    captioner = create_captioner(text, str(usable_device(device)))
+    check_unchanged(f"the captioner {text}", captioner.fingerprint(), fingerprint)
+    return captioner
 
 
 @lru_cache(maxsize=4)
-def _source(spec: str, root: str | None, split: str, seed: int) -> Source:
+def _source(spec: str, root: str | None, split: str, seed: int, fingerprint: str) -> Source:
+    source = _made_source(spec, root, split, seed)
+    check_unchanged(f"the source {spec!r}", source.fingerprint(), fingerprint)
+    return source
+
+
+def _made_source(spec: str, root: str | None, split: str, seed: int) -> Source:
     from lightning_sora.data.sources import SOURCES
 
     source = SOURCES.create(spec, root=root, split=split, seed=seed)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_sora.commands.arguments import whole
+from lightning_sora.commands.shards import check_unchanged
 from lightning_sora.errors import SoraError
 from lightning_sora.redaction import redacted
 
@@ -87,12 +88,12 @@ def run(args: argparse.Namespace) -> int:
     encoder = None if args.text is None else _frozen(args.text, args.device)
     path = checkpoint_of(named)
     seed = int((recipe["model"].get("init_args") or {}).get("seed") or 0)  # moves a VAE that is named as untrained
-    vae = _vae(path, args.device, seed)
+    vae = _made_vae(path, args.device, seed)
     if any(p % s for p, s in zip(options["patch"], vae.stride, strict=True)):
         raise SoraError(
             f"data.patch={options['patch']} is no multiple of the stride {list(vae.stride)} of the VAE {path}"
         )
-    data = _data(json.dumps(options, sort_keys=True))
+    data = _made_data(options)
     for split in wanted:
         _refuse_what_varies(data, split)
     what = {key: options[key] for key in sorted(options) if key not in AS_ONE_LIKES}
@@ -112,7 +113,8 @@ def run(args: argparse.Namespace) -> int:
         used = sorted(_plan(data, split).grids)
         for first in range(0, len(used), args.shard_clips):
             work = {"data": options, "split": split, "first": first, "clips": args.shard_clips, "vae": path,
-                    "dtype": args.dtype, "device": args.device, "seed": seed}  # fmt: skip
+                    "dtype": args.dtype, "device": args.device, "seed": seed,
+                    "identity": [sources[split].fingerprint(), vae.fingerprint()]}  # fmt: skip
             shards.append(Shard(args.out / "shards" / f"{split}-{first:08d}.safetensors", work))
 
     def intact(file: Path) -> bool:
@@ -171,7 +173,9 @@ def cache_shard(work: Mapping[str, Any], path: Path) -> None:
     from lightning_sora.randomness import generator
     from lightning_sora.sealing import write_whole
 
-    data, vae = _data(json.dumps(work["data"], sort_keys=True)), _vae(work["vae"], work["device"], work["seed"])
+    of_data, of_vae = work["identity"]
+    data = _data(json.dumps(work["data"], sort_keys=True), work["split"], of_data)
+    vae = _vae(work["vae"], work["device"], work["seed"], of_vae)
     source, plan = data.source(work["split"]), _plan(data, work["split"])
     clips, latents, skipped = [], [], []
     for index in sorted(plan.grids)[work["first"] : work["first"] + work["clips"]]:
@@ -249,8 +253,17 @@ def _overrides(given: list[str]) -> dict[str, str]:
     return found
 
 
+# One process may serve several calls: what it keeps is that of the fingerprint that the call has seen.
+
+
 @lru_cache(maxsize=1)
-def _vae(path: str, device: str, seed: int) -> VideoVAE:
+def _vae(path: str, device: str, seed: int, fingerprint: str) -> VideoVAE:
+    vae = _made_vae(path, device, seed)
+    check_unchanged(f"the VAE {path}", vae.fingerprint(), fingerprint)
+    return vae
+
+
+def _made_vae(path: str, device: str, seed: int) -> VideoVAE:
     from lightning_sora.lab.devices import usable_device
     from lightning_sora.lit.pretrained import load_vae
 
@@ -259,10 +272,16 @@ def _vae(path: str, device: str, seed: int) -> VideoVAE:
 
 
 @lru_cache(maxsize=1)
-def _data(options: str) -> SpacetimeDataModule:
+def _data(options: str, split: str, fingerprint: str) -> SpacetimeDataModule:
+    data = _made_data(json.loads(options))
+    check_unchanged(f"the data {data.spec!r}", data.source(split).fingerprint(), fingerprint)
+    return data
+
+
+def _made_data(options: Mapping[str, Any]) -> SpacetimeDataModule:
     from lightning_sora.data.datamodule import SpacetimeDataModule
 
-    data = SpacetimeDataModule(**{**json.loads(options), "captions": None, "caption_share": 1.0})
+    data = SpacetimeDataModule(**{**options, "captions": None, "caption_share": 1.0})
     if data.source("train").space != "pixel":
         raise SoraError(f"data.source={data.spec!r} yields latents already; name the source of the clips")
     return data

@@ -41,6 +41,16 @@ class Shard:
     work: Mapping[str, Any]
 
 
+def check_unchanged(what: str, found: str, wanted: str) -> None:
+    """Refuses to go on with something else than the command has begun with.
+
+    Raises:
+        SoraError: the fingerprint of ``what`` is another one by now.
+    """
+    if found != wanted:
+        raise SoraError(f"{what} has changed since the command began ({found}, then {wanted}); call it again")
+
+
 def claim(folder: Path, identity: Mapping[str, Any], remedy: str, *, name: str = IDENTITY) -> None:
     """Makes a folder the home of one piece of work, or finds that it is already.
 

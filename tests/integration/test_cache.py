@@ -15,14 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import pyarrow.parquet
 import pytest
+import safetensors.torch
 import torch
 import yaml
 
+from lightning_sora import media
 from lightning_sora.ablation.engines import ENGINES, ENTRY, Engine, Job, Outcome, call
 from lightning_sora.cli import main
 from lightning_sora.data.datamodule import SpacetimeDataModule
 from lightning_sora.errors import SoraError
+from lightning_sora.lit import LitVAE
 from lightning_sora.models.text import TEXT_ENCODERS
 from tests.integration.conftest import VAE, make_dit, make_vae
 from tests.unit.test_text import folders  # noqa: F401
@@ -318,3 +322,41 @@ def test_unreadable_clips_are_left_out_and_listed(
     assert told["skipped"]["train"][0].endswith("clip.mp4: damaged")
     made = SpacetimeDataModule(**{**DATA, "source": "latents", "root": str(tmp_path / "c")})  # type: ignore[arg-type]
     assert len(made.source("train").infos) == 7
+
+
+def test_a_process_that_makes_several_caches_sees_what_has_changed(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        media.write_mp4(folder / f"{name}.mp4", torch.zeros((9, 16, 16, 3), dtype=torch.uint8), 8.0)
+        (folder / f"{name}.txt").write_text(f"before {name}")
+    vae = tmp_path / "vae.ckpt"
+    shutil.copy(recipe.parent / "vae.ckpt", vae)
+
+    def make(out: str) -> int:
+        given = ("data.source=folder", f"data.root={folder}", "--vae", str(vae), "--splits", "train")
+        return main(command(recipe, tmp_path / out, *given))
+
+    def captions(out: str) -> set[str]:
+        return {row["caption"] for row in pyarrow.parquet.read_table(tmp_path / out / "train.parquet").to_pylist()}
+
+    assert make("one") == 0
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.txt").write_text(f"after {name}")
+    assert make("one") == 2
+    assert "data fingerprint" in capsys.readouterr().err
+    assert make("two") == 0
+    assert {text.split()[0] for text in captions("one")} == {"before"}
+    assert captions("two") == {text.replace("before", "after") for text in captions("one")}
+    # Another VAE at the same path.
+    changed = torch.load(vae, weights_only=True)
+    for name, value in changed["state_dict"].items():
+        changed["state_dict"][name] = 2 * value if name.endswith("latent_std") else value
+    torch.save(changed, vae)
+    assert make("three") == 0
+    hashes = [json.loads((tmp_path / out / "cache.json").read_text())["vae_hash"] for out in ("two", "three")]
+    assert hashes == [LitVAE.load(path).vae.fingerprint() for path in (recipe.parent / "vae.ckpt", vae)]
+    latents = [safetensors.torch.load_file(next((tmp_path / out / "shards").glob("*"))) for out in ("two", "three")]
+    assert any(not torch.equal(latents[0][name], latents[1][name]) for name in latents[0] if name in latents[1])

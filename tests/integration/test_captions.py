@@ -213,3 +213,23 @@ def test_inspect_tells_what_a_plan_would_use(tmp_path: Path, capsys: Any) -> Non
     assert "none of 20 clips" in capsys.readouterr().err
     assert main(["data", "inspect", "--source", source, "--patch", "4,x"]) == 2
     assert "three whole numbers" in capsys.readouterr().err
+
+
+def test_a_process_that_captions_twice_sees_what_has_changed(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: Any
+) -> None:
+    import lightning_sora.commands.shards as shards
+    from lightning_sora import media
+
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    monkeypatch.setattr(shards, "run_shards", InProcess())
+    told = []
+    for wording in ("before", "after"):
+        for name in ("a", "b", "c", "d"):
+            media.write_mp4(folder / f"{name}.mp4", torch.zeros((8, 16, 16, 3), dtype=torch.uint8), 8.0)
+            (folder / f"{name}.txt").write_text(wording)
+        out = tmp_path / f"{wording}.parquet"
+        assert main(["caption", str(folder), "--captioner", str(runs["captioner"]), "--out", str(out)]) == 0
+        told.append({row["original"] for row in pyarrow.parquet.read_table(out).to_pylist()})
+    assert told == [{"before"}, {"after"}]

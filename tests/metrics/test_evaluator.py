@@ -149,6 +149,7 @@ def test_damaged_and_missing_weights_are_refused(tmp_path: Path) -> None:
     copy = tmp_path / SHIPPED.name
     for suffix in (".safetensors", ".json"):
         shutil.copy(SHIPPED.with_suffix(suffix), tmp_path)
+    assert load_evaluator(str(copy)) is load_evaluator(str(copy))
     data = bytearray(copy.read_bytes())
     data[-100] ^= 4
     copy.write_bytes(data)

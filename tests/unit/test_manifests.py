@@ -383,3 +383,15 @@ def test_a_source_that_cannot_read_a_path_names_the_one_that_can(files: Path) ->
     for path, named in ((files, "manifest"), (files / "a.mp4", "folder")):
         with pytest.raises(SoraError, match=r"the source 'folder' reads|the source 'manifest', which reads"):
             SOURCES.create(named, root=str(path), split="train", seed=0)
+
+
+def test_a_file_that_has_changed_is_looked_at_again(files: Path) -> None:
+    path = table(files / "meta.csv", [{"path": "a.mp4", "text": "a red clip"}, {"path": "sub/b.mp4", "text": "green"}])
+
+    def seen() -> dict[str, tuple[int, int, int]]:
+        made = SOURCES.create("manifest", root=str(path), split="train", seed=0)
+        return {info.id: (info.frames, info.height, info.width) for info in made.infos}
+
+    assert seen()["a.mp4"] == (FRAMES, HEIGHT, WIDTH)
+    media.write_mp4(files / "a.mp4", torch.zeros((9, 16, 16, 3), dtype=torch.uint8), FPS)
+    assert seen()["a.mp4"] == (9, 16, 16)

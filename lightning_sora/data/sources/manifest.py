@@ -211,14 +211,18 @@ def _content(row: ClipRow) -> str:
 
 
 @lru_cache(maxsize=1 << 16)
-def _probe(place: Hashable) -> decode.VideoInfo:
+def _probe(place: Hashable, state: tuple[int, int] | None) -> decode.VideoInfo:
     return decode.probe(place)  # type: ignore[arg-type]
 
 
 def _probed(place: MediaPath) -> decode.VideoInfo:
-    """What a file is, asked once: a manifest's files do not change while it is trained on."""
+    """What a file is, asked once; a changed file is asked anew, but for one at a URL."""
     assert isinstance(place, Hashable)
-    return _probe(place)
+    held = place.archive if isinstance(place, ArchiveMember) else place
+    if not isinstance(held, Path) or not held.is_file():
+        return _probe(place, None)
+    told = held.stat()
+    return _probe(place, (told.st_size, told.st_mtime_ns))
 
 
 def _described(rows: Sequence[ClipRow], on_error: str) -> tuple[dict[str, decode.VideoInfo], dict[str, str]]:

@@ -199,7 +199,6 @@ def save_evaluator(network: WorldEvaluator, path: str | Path, record: Mapping[st
     write_whole(path.with_suffix(".json"), seal_json(full))
 
 
-@lru_cache(maxsize=4)
 def load_evaluator(path: str | None = None) -> TrainedEvaluator:
     """The evaluator that the package ships, or one of a path, verified against its record.
 
@@ -212,6 +211,12 @@ def load_evaluator(path: str | None = None) -> TrainedEvaluator:
             f"no evaluator at {file} (with its .json beside it); train one with recipes/world_evaluator.yaml and test "
             "it, or leave the path out to use the shipped one"
         )
+    state = file.stat()
+    return _loaded(file, (state.st_size, state.st_mtime_ns))
+
+
+@lru_cache(maxsize=4)
+def _loaded(file: Path, state: tuple[int, int]) -> TrainedEvaluator:
     told = file.with_suffix(".json")
     record = read_json(told.read_bytes(), told, "copy both files again")
     data = file.read_bytes()
