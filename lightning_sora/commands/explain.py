@@ -43,6 +43,12 @@ def explain(message: str) -> str:
         keys = re.findall(r'Parser key "([^"]+)"', text[: lacking.start()])
         first = lacking[2].split(",")[0]
         return f"{lacking[1]} needs {lacking[2]}; give it by --{'.'.join([*keys, first])}=..."
+    if none := re.search(
+        r'Parser key "([^"]+)": Does not validate .*? Subtypes: \[(.*)\] Errors: .* value: (.*)', text
+    ):
+        values = re.findall(r"Literal\[([^\]]*)\]", none[2])
+        if known := dict.fromkeys(value.strip("'") for one in values for value in one.split(", ")):
+            return f"{none[1]}: expected one of {', '.join(known)}, but got {none[3]!r}"
     if wrong := re.search(r"(Expected .*?)\. (?:Got|Given) value: (.*?)(?= - |$)", text):
         keys = re.findall(r'Parser key "([^"]+)"', text[: wrong.start()])
         expected = re.sub(r"a <class '(?:\w+\.)*(\w+)'>", r"\1", wrong[1]).lower()

@@ -51,6 +51,8 @@ def check_asked(asked: Mapping[str, Any]) -> None:
         if isinstance(value, str) and value.lower() not in accepted:
             near = difflib.get_close_matches(value.lower(), accepted, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
+            if "." in value:
+                hint = f"a class is named by trainer.{name}.class_path in a recipe; "
             shown = [one for one in accepted if "unused" not in one and "offload" not in one]
             raise SoraError(f"trainer.{name}={value!r} is not known; {hint}known: {', '.join(shown)}")
     for name, least in LEAST.items():
@@ -98,8 +100,9 @@ def refused_by_lightning(problem: BaseException) -> bool:
 
 def told(problem: BaseException, asked: Mapping[str, Any] | None = None) -> SoraError:
     """What lightning refuses, as the user's error, with what a trainer was asked to run on."""
-    given = [f"{name}={asked.get(name)}" for name in PLACE if asked.get(name) is not None] if asked is not None else []
-    where = f" with trainer.{', trainer.'.join(given)}" if given else ""
+    given = {name: asked.get(name) for name in PLACE} if asked is not None else {}
+    shown = [f"trainer.{n}={getattr(value, 'class_path', value)}" for n, value in given.items() if value is not None]
+    where = f" with {', '.join(shown)}" if shown else ""
     return SoraError(f"lightning cannot run this recipe{where}: {' '.join(str(problem).split())}")
 
 

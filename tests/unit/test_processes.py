@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -43,6 +46,15 @@ def test_clips_are_read_whoever_asks(script):
     (read, *_), (expected, *_) = (make_data(num_workers=workers).loader("train") for workers in (1, 0))
     assert torch.equal(read.patches, expected.patches)
     assert not script.exists()
+
+
+def test_the_end_of_the_terminal_leaves_reading_to_the_training():
+    # Else the training could not end its step, nor keep a checkpoint.
+    batches = iter(make_data(num_workers=1).loader("train"))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGHUP)
+    assert len(list(batches)) == 1
 
 
 @pytest.mark.parametrize("guard", ["", "if __name__ == '__main__':\n    raise SystemExit('run again')\n"])
