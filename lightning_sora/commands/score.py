@@ -40,12 +40,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--real", type=Path, metavar="DIR", help="real videos, searched at any depth")
     parser.add_argument("--generated", type=Path, metavar="DIR", help="generated videos, searched at any depth")
     parser.add_argument(
-        "--metrics", default="fvd", metavar="NAMES", help="comma-separated: fvd, kvd, jedi, clip_score, "
+        "--metrics", default="fvd", metavar="NAMES", help="comma-separated: fvd, fid, kvd, jedi, clip_score, "
         "temporal_flickering, motion_smoothness (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--extractor", metavar="SPEC", help="space of the distances: \"i3d(weights='PATH')\" for FVD proper; "
-        "`lightning-sora list extractor` names all",
+        "--extractor", metavar="SPEC", help="space of the distances: \"i3d(weights='PATH')\" for FVD proper, "
+        "inception for FID; `lightning-sora list extractor` names all",
     )  # fmt: skip
     parser.add_argument("--clip-model", metavar="PATH", help="name or directory of a CLIP, for clip_score")
     parser.add_argument("--frames", type=whole, default=16, help="of each clip (default: %(default)s)")
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     captions = any(METRICS[name].captions for name in metrics)
     least = args.min_clips if scorer.distances else 1
     sides = {
-        real: find_videos(folder, protocol, least, captions=captions and not real)
+        real: find_videos(folder, protocol, least, captions=captions and not real, images=metrics == ["fid"])
         for real, folder in ((True, args.real), (False, args.generated))
         if folder is not None
     }

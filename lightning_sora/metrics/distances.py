@@ -83,13 +83,16 @@ class ClipSetMetric(ClipListMetric):
                 f"features {tuple(features.shape)} for {len(ids)} ids do not fit {self.extractor.title}, whose width "
                 f"is {self.extractor.width}"
             )
+        self._clips(features, ids, group_of(ids, GROUPS), real=real)
+
+    def _clips(self, features: Tensor, ids: Sequence[str], groups: Tensor, *, real: bool) -> None:
         if not len(ids):
             return
         getattr(self, f"{SIDES[not real]}_ids").append(self.hashes(ids))
         # For torchmetrics, which sees calls of update alone: there is data, and what it computed before is stale.
         self._update_count += 1
         self._computed = None
-        self._add(SIDES[not real], features.double().to(self.device), group_of(ids, GROUPS).to(self.device))
+        self._add(SIDES[not real], features.double().to(self.device), groups.to(self.device))
 
     def _add(self, side: str, features: Tensor, groups: Tensor) -> None:
         raise NotImplementedError
@@ -215,6 +218,32 @@ class FrechetVideoDistance(MomentsMetric):
         if floor is not None:
             found["bias"] = torch.tensor(floor, dtype=torch.float64)
         return found | {"real": torch.tensor(float(counts[0])), "generated": torch.tensor(float(counts[1]))}
+
+
+class FrechetFrameDistance(FrechetVideoDistance):
+    """The Fréchet distance between features of single frames (Heusel et al. 2017), however many each clip has.
+
+    It is *FID* with the extractor "inception" and published weights. The frames of a clip are not independent, so that
+    clips are dealt to groups as wholes, and intervals are over clips.
+    """
+
+    def update(
+        self, clips: Sequence[Clip], ids: Sequence[str], *, real: bool, fps: Sequence[float] | None = None
+    ) -> None:
+        """Adds the frames of clips to one side; their rates are of no account."""
+        frames = [frame[None] for clip in clips for frame in clip]
+        self.add_frames(self.extractor(frames), ids, [len(clip) for clip in clips], real=real)
+
+    def add_frames(
+        self, features: Float[Tensor, "frames width"], ids: Sequence[str], counts: Sequence[int], *, real: bool
+    ) -> None:
+        """Adds clips the features of whose frames are known, one clip after the other.
+
+        Args:
+            counts: frames of each clip.
+        """
+        groups = group_of(ids, GROUPS)
+        self._clips(features, ids, groups.repeat_interleave(torch.tensor(counts, dtype=torch.int64)), real=real)
 
 
 class JEDi(MomentsMetric):

@@ -18,6 +18,7 @@ from lightning_sora.metrics.clip_means import ClipMeans
 from lightning_sora.metrics.clip_score import VideoCLIPScore
 from lightning_sora.metrics.distances import (
     ClipSetMetric,
+    FrechetFrameDistance,
     FrechetVideoDistance,
     JEDi,
     KernelVideoDistance,
@@ -55,6 +56,7 @@ class Measure:
 
 METRICS = {
     "fvd": Measure("Fréchet distance, covariances with divisor N - 1", distance=True, sums=True),
+    "fid": Measure("Fréchet distance between single frames, covariances with divisor N - 1", distance=True),
     "kvd": Measure("MMD^2, kernel (x y / d + 1)^3, unbiased, all pairs", distance=True),
     "jedi": Measure("100 MMD^2, kernel (x y / d)^2, biased", distance=True, sums=True),
     "clip_score": Measure("mean over clips of the mean over frames of 100 cos(image, caption)", captions=True),
@@ -191,11 +193,15 @@ class Scorer:
         """
         if self.distances and self.extractor is not None:
             network = EXTRACTORS.create(self.extractor)
-            network.check_length(self.protocol.frames, self.protocol.rate)
+            if self.distances != ["fid"]:
+                network.check_length(self.protocol.frames, self.protocol.rate)
+            if "fid" in self.distances and not network.takes(1):
+                raise SoraError(f"fid looks at single frames, which {network.title} does not take; give inception")
             network.to(self.device)
             self.network = network
             makers: dict[str, Callable[[], ClipSetMetric]] = {
                 "fvd": lambda: FrechetVideoDistance(network, reference=self.reference),
+                "fid": lambda: FrechetFrameDistance(network),
                 "jedi": lambda: JEDi(network, reference=self.reference),
                 "kvd": lambda: KernelVideoDistance(network),
             }
@@ -240,8 +246,13 @@ class Scorer:
         """
         if self.network is not None:
             rate = self.protocol.rate
-            features = self.network(clips, None if rate is None else [rate] * len(clips))
-            for name, metric in self._sets.items():
+            fid = self._sets.get("fid")
+            if isinstance(fid, FrechetFrameDistance):
+                fid.update(clips, ids, real=real)
+            whole = {name: metric for name, metric in self._sets.items() if name != "fid"}
+            features = self.network(clips, None if rate is None else [rate] * len(clips)) if whole else None
+            for name, metric in whole.items():
+                assert features is not None
                 # By content, where it is told, no name deals clips to halves, nor orders sums. The others tell pairs.
                 metric.add(features, self._by_content(ids, contents, real) if name == "kvd" else ids, real=real)
         if real:
@@ -302,6 +313,8 @@ class Scorer:
         if self.network is None or not METRICS[name].distance:
             return name.replace("_", " ")
         space = self.network.describe().get("name", type(self.network).__name__)
+        if name == "fid":
+            return self.network.frames_title or f"{space} Fréchet distance of frames (not FID)"
         if name == "kvd":
             return "KVD" if self.network.title == "FVD" else f"{space} MMD (not KVD)"
         return self.network.title if name == "fvd" else f"{space} MMD as in JEDi"

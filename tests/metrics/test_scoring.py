@@ -54,7 +54,7 @@ def test_metrics_are_known_by_name() -> None:
     assert check_metrics(["fvd", "kvd", "fvd"]) == ["fvd", "kvd"]
     with pytest.raises(SoraError, match="unknown metric fdv; did you mean fvd"):
         check_metrics(["fvd", "fdv"])
-    with pytest.raises(SoraError, match=r"unknown metric \(none\); known: fvd, kvd"):
+    with pytest.raises(SoraError, match=r"unknown metric \(none\); known: fvd, fid, kvd"):
         check_metrics([])
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from lightning_sora import cli, media
 from lightning_sora.data import checking, decode
+from lightning_sora.data.endings import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from lightning_sora.data.finding import find_media
 from lightning_sora.data.quarantine import read_quarantine, write_quarantine
 from lightning_sora.data.recaptions import read_captions
@@ -235,3 +237,9 @@ def test_what_a_recipe_names_may_begin_at_home(home: Path) -> None:
     assert (home / "kept" / "last.ckpt").is_file()
     assert (home / "run" / "fit.yaml").is_file()
     assert not list(Path().rglob("*"))
+
+
+def test_the_page_names_every_ending() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "odd_files.md").read_text()
+    (listed,) = re.findall(r"Found are these endings.*?\n\n", page, re.DOTALL)
+    assert set(re.findall(r"\.\w+(?=[ `\n])", listed)) == VIDEO_SUFFIXES | IMAGE_SUFFIXES

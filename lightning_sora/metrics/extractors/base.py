@@ -30,6 +30,8 @@ class Extractor(nn.Module, ABC):
 
     Attributes:
         title: what the distance is called in tables: "FVD" for I3D alone, else a name that cannot be taken for it.
+        frames_title: what the distance between single frames is called: "FID" for Inception-v3 alone; empty for a name
+            made of ``title``.
         width: of the features.
         min_frames: of a clip.
         frames: the only length that is taken, or None for any from ``min_frames`` on.
@@ -38,6 +40,7 @@ class Extractor(nn.Module, ABC):
     """
 
     title: str
+    frames_title: str = ""
     width: int
     min_frames: int = 1
     frames: int | None = None

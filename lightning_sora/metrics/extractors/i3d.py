@@ -24,12 +24,12 @@ VARIABLE = "LIGHTNING_SORA_I3D"
 Frames = Float[Tensor, "frames 3 height width"]
 
 
-def legacy_bilinear(frames: Frames) -> Float[Tensor, "frames 3 224 224"]:
-    """``resize_bilinear`` of TensorFlow 1: output pixel i samples at i * size / 224, not at pixel centres."""
+def legacy_bilinear(frames: Frames, side: int = SIDE) -> Float[Tensor, "frames 3 side side"]:
+    """``resize_bilinear`` of TensorFlow 1: output pixel i samples at i * size / side, not at pixel centres."""
     for dim in (3, 2):
         size = frames.shape[dim]
         # In float32, as TensorFlow reckons: float64 may floor to another pixel.
-        at = torch.arange(SIDE, dtype=torch.float32, device=frames.device) * torch.tensor(size / SIDE)
+        at = torch.arange(side, dtype=torch.float32, device=frames.device) * torch.tensor(size / side)
         low = at.long()
         high = (low + 1).clamp(max=size - 1)
         share = (at - low).reshape(-1, *[1] * (3 - dim))
