@@ -228,7 +228,7 @@ def read_header(root: storage.Location) -> dict[str, Any]:
     if header.get("schema") != SCHEMA:
         raise SoraError(f"{root} was written by another version (schema {header.get('schema')}, not {SCHEMA})")
     wrong = [name for name, kind in TOLD.items() if not isinstance(header.get(name, kind()), kind)]
-    stride = header.get("vae_stride")
+    stride = header.get("vae_stride", [1, 1, 1])
     if not isinstance(stride, list) or len(stride) != 3 or not all(type(n) is int and n > 0 for n in stride):
         wrong.append("vae_stride")
     if wrong:
