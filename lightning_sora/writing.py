@@ -168,9 +168,13 @@ def check_file(what: str, file: Path) -> None:
     Raises:
         SoraError: with the reason; it is a folder.
     """
-    if file.is_dir():
+    try:
+        folder, special = file.is_dir(), file.exists() and not file.is_file()
+    except OSError as problem:  # a name that is too long
+        raise unwritable(file, problem, what) from problem
+    if folder:
         raise SoraError(f"{what} {file} is a folder; give the name of a file, such as {file / 'NAME'}")
-    if file.exists() and not file.is_file():
+    if special:
         if not os.access(file, os.W_OK):
             raise SoraError(f"{what} {file} cannot be written to; name a place elsewhere")
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sqlite3
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 SQLITE = "sqlite:///"
 #: Folder beside a sqlite store where artifacts go.
 ARTIFACTS = "mlruns"
+LONGEST = 200  # bytes of the name of a folder in it
 #: What every sqlite file begins with.
 HEADER = b"SQLite format 3\0"
 #: How long another process may hold the file: writers are done within a few seconds.
@@ -145,8 +147,13 @@ def beside(database: Path, address: str) -> Path | None:
 
 
 def folder_name(experiment: str) -> str:
-    """The folder of an experiment's artifacts."""
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in experiment)
+    """The folder of an experiment's artifacts: one name, that a file system takes."""
+    name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in experiment)
+    if name in (".", ".."):
+        return name.replace(".", "_")
+    if len(name.encode()) <= LONGEST:
+        return name
+    return f"{name.encode()[:LONGEST].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def _rename(connection: sqlite3.Connection, experiment: object, old: str, new: str) -> int:

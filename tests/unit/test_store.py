@@ -130,6 +130,15 @@ def test_an_address_that_would_be_another_place_is_refused(name: str, said: str)
         store.resolve_uri(name)
 
 
+@pytest.mark.parametrize("experiment", [".", "..", "a/../../b", "é" * 300, "two words"])
+def test_artifacts_stay_below_the_store_whatever_their_experiment_is_called(client, tmp_path, experiment: str) -> None:
+    uri = store.resolve_uri()
+    run = client.create_run(store.experiment_id(client, uri, experiment)).info.run_id
+    client.log_text(run, "hello", "a.txt")
+    (file,) = (tmp_path / "mlruns").rglob("a.txt")
+    assert file.relative_to(tmp_path / "mlruns").parts[1:] == (run, "artifacts", "a.txt")
+
+
 # Folders that are moved.
 
 

@@ -24,7 +24,7 @@ from lightning_sora.data.window import covering, cut
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import coarse_generator, stream_seed
 from lightning_sora.world import LEVELS, Facts, World
-from lightning_sora.writing import unwritable
+from lightning_sora.writing import check_folder, unwritable
 
 # Each split reads its own stretch of the world's endless sequence.
 SPLITS = {"train": ("train", 0), "val": ("heldout", 0), "test": ("heldout", 1 << 24)}
@@ -196,7 +196,7 @@ class _ClipCache:
 
     def __init__(self, root: Path, fingerprint: str, clips: int, size: Size) -> None:
         frames, height, width, fps = size
-        root.mkdir(parents=True, exist_ok=True)
+        check_folder("the world's cache", root)
         stem = root / f"world-{fingerprint}-{clips}x{frames}x{height}x{width}@{fps:g}"
         self._path = stem.with_name(stem.name + ".u8")
         self._videos = _memmap(self._path, (clips, frames, height, width, 3))
