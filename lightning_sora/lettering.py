@@ -128,6 +128,9 @@ def _spelled(text: str) -> str:
             if not (spelled and letter in UNSEEN):
                 parts.append(letter)
                 spelled = False
+        elif letter not in UNSEEN and (plain := _plain(letter)):
+            parts.append(plain)
+            spelled = False
         elif letter not in UNSEEN:
             missing.append(letter)
             name = unicodedata.name(letter, "").lower() if unicodedata.category(letter)[0] == "S" else ""
@@ -135,6 +138,12 @@ def _spelled(text: str) -> str:
             spelled = True
     _tell(set(missing))
     return "".join(parts)
+
+
+def _plain(letter: str) -> str:
+    """A ligature or a letter of another width as the letters that it stands for, if a font has those."""
+    letters = unicodedata.normalize("NFKC", letter)
+    return letters if letters != letter and all(one.isspace() or _file_with(one) for one in letters) else ""
 
 
 def _tell(missing: set[str]) -> None:

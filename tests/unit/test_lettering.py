@@ -125,6 +125,7 @@ def test_what_no_font_has_is_spelled_and_said_once(without_fonts: None, caplog: 
         (line,) = lines("a 中国 👩\u200d👧 \x1b end", 2000)
         lines("中", 2000)
     assert line.text == "a [U+4E2D] [U+56FD] [woman] [girl] [U+001B] end"
+    assert lines("Ａ \ufdf2", 2000)[0].text == "A \u0627\u0644\u0644\u0647"  # wide, and a ligature: as letters
     (told,) = [record.getMessage() for record in caplog.records]
     assert "中 (U+4E2D)" in told
     assert "fonts-noto-cjk" in told
