@@ -18,7 +18,7 @@ from lightning_sora.errors import SoraError
 
 #: A full disk, a full quota, and a file that is larger than its system or its process allows.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-PART = re.compile(r"\..+\.\d+\.part")
+PART = re.compile(r"\..+\.\d+\.part(ial)?")
 _SWEPT: set[Path] = set()
 
 
@@ -66,6 +66,13 @@ def sweep(folder: Path) -> None:
     for name in os.listdir(folder):
         if PART.fullmatch(name):
             _sweep_one(folder / name)
+
+
+def sweep_inside(folder: Path) -> None:
+    """The same for every folder that is in this one, as of the steps of a training."""
+    for inner in folder.iterdir() if folder.is_dir() else ():
+        if inner.is_dir():
+            sweep(inner)
 
 
 def _sweep_one(part: Path) -> None:

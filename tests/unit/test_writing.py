@@ -171,6 +171,15 @@ def test_what_killed_writers_left_is_removed_and_what_is_being_written_stays(tmp
     assert sorted(os.listdir(tmp_path)) == ["b.json", "c.json", "video.mp4.part"]
 
 
+def test_what_killed_writers_left_in_the_folders_of_earlier_steps_is_removed(tmp_path: Path) -> None:
+    for name in ("step_1/.00.gif.12.part", "step_1/.00.mp4.12.partial", "step_1/00.gif", "step_2/notes.12.part"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    writing.sweep_inside(tmp_path)
+    writing.sweep_inside(tmp_path / "absent")
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["00.gif", "notes.12.part"]
+
+
 def test_a_spool_that_cannot_be_cut_is_kept(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool-run.jsonl")
     for number in range(3):

@@ -10,6 +10,7 @@ import torch
 from lightning_sora import media
 from lightning_sora.lit.module import LitModule
 from lightning_sora.sealing import seal_json, write_whole
+from lightning_sora.writing import sweep_inside
 
 
 class Gallery(pl.Callback):
@@ -43,6 +44,7 @@ class Gallery(pl.Callback):
         if not captions:
             return
         folder = Path(trainer.default_root_dir) / "samples" / name
+        sweep_inside(folder.parent)
         for index, shown in enumerate(zip(*versions.values(), strict=True)):
             video = torch.cat(shown, dim=2)  # side by side
             media.write_gif(folder / f"{index:02d}.gif", video, pl_module.native_fps, scale=self.scale)
