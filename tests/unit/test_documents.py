@@ -74,7 +74,12 @@ def test_recipes_are_read_as_yaml_reads_them(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_flags_are_within_bounds() -> None:
-    for flag in (f"--vars={DEEP}", DEEP, "--vars=&a {b: *a}", "--vars={" + BOMB.strip().replace("\n", ", ") + "}"):
+    for flag in (
+        f"--vars={DEEP[4500:-4500]}",
+        DEEP[4500:-4500],
+        "--vars=&a {b: *a}",
+        "--vars={" + BOMB.strip().replace("\n", ", ") + "}",
+    ):
         with pytest.raises(SoraError, match="write it plainly"):
             with_quoted_specs(["fit", flag])
     plain = ["--data.source=world(level='tiny', overrides={'a': [1]})", "--x=[1, {a: b}]", "--note=[unclosed", "*.mp4"]

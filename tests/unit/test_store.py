@@ -23,6 +23,9 @@ from lightning_sora.tracking import database, store
 from lightning_sora.tracking.outbox import replay_earlier
 from lightning_sora.tracking.spool import Spool
 
+# A store is made for these.
+pytestmark = pytest.mark.slow
+
 ODD_NAMES = ("what?", "a%41b", "50%", "x?mode=memory", "a#b", "two words", "it's", "α")
 
 

@@ -95,6 +95,7 @@ def blocked(tmp_path: Path) -> Path:
     return tmp_path / "file" / "below"
 
 
+@pytest.mark.slow  # loads lightning
 def test_an_output_that_cannot_be_is_refused_before_the_work(blocked: Path, tmp_path: Path, capfd, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "none.ckpt").write_text("")
