@@ -155,14 +155,15 @@ def heic(path: Path, levels: list[int], side: int = 64) -> Path:
     """A photo as telephones store it (ISO/IEC 23008-12): one HEVC picture, or a grid of several side by side."""
     coded, header = [], b""
     for level in levels:
+        # Several of which one is taken: of a lone picture libx265 was seen to tell no time.
         film = encode(
-            path.with_suffix(".mp4"), [np.full((side, side, 3), level, np.uint8)], codec="libx265",
-            options={"x265-params": "log-level=none"},
+            path.with_suffix(".mp4"), [np.full((side, side, 3), level, np.uint8)] * 3, codec="libx265",
+            options={"x265-params": "log-level=none:bframes=0:keyint=1"},
         )  # fmt: skip
         with av.open(str(film)) as container:
             stream = container.streams.video[0]
             header = bytes(stream.codec_context.extradata or b"")
-            coded.append(b"".join(bytes(packet) for packet in container.demux(stream) if packet.size))
+            coded.append(next(bytes(packet) for packet in container.demux(stream) if packet.size))
         film.unlink()
     items = list(range(1, len(levels) + 1))
     first = items[0] if len(items) == 1 else len(items) + 1  # the picture that is shown
