@@ -21,8 +21,8 @@ from typing import Any, NoReturn, TextIO
 
 from lightning_sora import __version__
 from lightning_sora.errors import SoraError
+from lightning_sora.names import at_home, local_path, shown
 from lightning_sora.redaction import RedactedStream, redact
-from lightning_sora.texts import at_home, local_path, shown
 from lightning_sora.writing import full_disk
 
 PROGRAM = "lightning-sora"

@@ -1,5 +1,6 @@
 """The one kind of error a user should ever read: the value, the constraint, the remedy."""
 
+from lightning_sora.names import shown
 from lightning_sora.redaction import redact
 
 
@@ -8,11 +9,12 @@ class SoraError(ValueError):
 
     The command line prints it as one line and exits with status 2; everything else is a bug and
     keeps its traceback. Messages name the offending value, the constraint it breaks and what to
-    do about it; passwords and other secrets in them are replaced.
+    do about it; passwords and other secrets in them are replaced, and
+    names that are no text are told as text.
     """
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*(redact(part) if isinstance(part, str) else part for part in args))
+        super().__init__(*(redact(shown(part)) if isinstance(part, str) else part for part in args))
 
 
 class WeightsMissing(SoraError):

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from lightning_sora.errors import SoraError
-from lightning_sora.texts import local_path
+from lightning_sora.names import local_path
 
 GROUP = "lightning_sora.plugins"
 

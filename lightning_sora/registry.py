@@ -18,7 +18,7 @@ from types import NoneType, UnionType
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lightning_sora.errors import SoraError
-from lightning_sora.texts import at_home
+from lightning_sora.names import at_home
 
 T = TypeVar("T")
 SHOWN = 300  # letters of a spec that cannot be read

@@ -1,11 +1,10 @@
-"""Text as files hold it, with or without byte-order mark; JSON of any depth; paths as systems and users write them."""
+"""Text as files hold it: UTF-8 with or without a byte-order mark, and JSON of any depth."""
 
 from __future__ import annotations
 
 import codecs
 import json
 import os
-import re
 import reprlib
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from lightning_sora.errors import SoraError
 
 MARK = "\ufeff"
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_HOME = re.compile(r"~[\w.\-]*(?:/|$)")
-_BYTE = re.compile(rb"\\x([89a-f][0-9a-f])")
 
 
 def decoded(content: bytes, place: object) -> str:
@@ -39,6 +36,8 @@ def read_text(path: Path) -> str:
     Raises:
         SoraError: it cannot be read, or is no text.
     """
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise SoraError(f"{path}: no such file, or none that can be read as text")
     try:
         content = path.read_bytes()
     except OSError as problem:
@@ -74,42 +73,3 @@ def brief(value: object) -> str:
 
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 120
-
-
-def shown(name: str) -> str:
-    r"""A file's name as text that can be printed and stored: bytes that are no UTF-8 as ``\xe9``."""
-    if _is_text(name):
-        return name
-    try:
-        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # halves of pairs, which no system gives but JSON may hold
-        return name.encode("utf-8", "backslashreplace").decode()
-
-
-def named(text: str) -> str:
-    r"""The name of a file that :func:`shown` tells as this text: ``\xe9`` becomes the byte."""
-    if "\\x" not in text or not _is_text(text):
-        return text
-    return os.fsdecode(_BYTE.sub(lambda found: bytes([int(found[1], 16)]), text.encode()))
-
-
-def at_home(text: str) -> str:
-    """A path that begins with ``~/``, or with ``hf:~/``, with the home folder in its place, as a shell writes it; any
-    other text as it is."""
-    prefix = "hf:" if text.startswith("hf:") else ""
-    path = text.removeprefix(prefix)
-    return f"{prefix}{os.path.expanduser(path)}" if _HOME.match(path) else text
-
-
-def local_path(path: str | Path) -> Path:
-    """A path as a user writes it: from the home folder, or as :func:`shown`."""
-    text = at_home(str(path))
-    return Path(text if os.path.lexists(text) else named(text))
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

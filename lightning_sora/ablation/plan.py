@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from typing import Any, Literal, cast, get_args
 from lightning_sora.directions import Mode, chosen_mode
 from lightning_sora.documents import read_yaml
 from lightning_sora.errors import SoraError
+from lightning_sora.names import local_path
 
 Quantity = Literal["steps", "tokens", "flops", "params", "seconds"]
 Means = Literal["steps", "width", "depth"]
@@ -273,8 +275,8 @@ def _overrides(path: Path, overrides: Any) -> dict[str, Any]:
 
 
 def _recipe(path: Path, base: Any) -> Path:
-    recipe = path.parent / str(base)
-    if not recipe.is_file():
+    recipe = path.parent / local_path(str(base))
+    if not os.path.isfile(recipe):
         raise SoraError(f"{path}: no recipe at base {recipe}; give its path relative to this file")
     return recipe.resolve()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lightning_sora.commands.arguments import positive, whole
 from lightning_sora.errors import SoraError
-from lightning_sora.texts import local_path, shown
+from lightning_sora.names import local_path, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -23,7 +23,7 @@ from jsonargparse import Namespace
 
 from lightning_sora.documents import parse_yaml, read_yaml, refuse_unbounded
 from lightning_sora.errors import SoraError
-from lightning_sora.texts import at_home, local_path
+from lightning_sora.names import at_home, local_path
 
 SHOWN = 80  # letters of what is on a command line
 #: Sections that name a class; an overlay may not change which.

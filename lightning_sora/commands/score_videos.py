@@ -21,7 +21,7 @@ from lightning_sora.data.finding import Found, find_media
 from lightning_sora.data.stacks import ARRAY, NumberedImages, Stack, digest_of, stacks_in
 from lightning_sora.errors import SoraError
 from lightning_sora.metrics.protocol import ClipProtocol, nominal_rate
-from lightning_sora.texts import shown
+from lightning_sora.names import shown
 
 ALIKE = 1.05  # times a rate is still that rate: a GIF of 8 frames per second has 8.33, its delays being hundredths
 LISTED = 5  # files named in a refusal
@@ -211,7 +211,7 @@ def _look_at_all(
                 return _look_at_stack(place, protocol, text)
             return _look_at_file(place, name, protocol, text)
         except decode.DecodeError as problem:
-            return str(problem).removeprefix(f"{place if isinstance(place, Path) else name}: ")
+            return str(problem).removeprefix(shown(f"{place if isinstance(place, Path) else name}: "))
 
     # Threads will do: decoding runs outside the interpreter's lock.
     pool = ThreadPoolExecutor(os.cpu_count())

@@ -19,7 +19,8 @@ from lightning_sora.data.records import (
 )
 from lightning_sora.data.storage import local_name
 from lightning_sora.errors import SoraError
-from lightning_sora.texts import read_text, shown
+from lightning_sora.names import shown
+from lightning_sora.texts import read_text
 
 FILE_COLUMNS = ("file_name",)
 CAPTION_COLUMNS = ("text", "caption", "prompt")  # the first that is there is used

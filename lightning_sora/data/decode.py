@@ -31,6 +31,7 @@ from lightning_sora.data.frames import STILL_FPS, DoubtfulError, MissedError, Un
 from lightning_sora.data.picture import COLOURS, Picture, quarter_turns, shown_size
 from lightning_sora.data.places import DecodeError, Media, MediaPath
 from lightning_sora.errors import SoraError
+from lightning_sora.names import shown
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def check(path: MediaPath) -> str | None:
         else:
             _decode_through(path)
     except DecodeError as problem:
-        return str(problem).removeprefix(f"{path}: ")
+        return str(problem).removeprefix(shown(f"{path}: "))
     return None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from lightning_sora.data.captions import TABLES
 from lightning_sora.data.endings import COMPANIONS, is_media, suffix_of
 from lightning_sora.errors import SoraError
-from lightning_sora.texts import shown
+from lightning_sora.names import shown
 
 SHOWN = 4  # endings
 
@@ -22,7 +22,7 @@ class Found:
 
     Attributes:
         names: id of every video and image, sorted -> its path from the root, with slashes; the two differ where that
-            is no text (:func:`~lightning_sora.texts.shown`).
+            is no text (:func:`~lightning_sora.names.shown`).
         tables: of metadata.
         sidecars: id -> the text of the same name beside it, whatever the case of its ending.
         others: as names, of the files of unknown kinds.
@@ -80,7 +80,8 @@ def find_media(root: Path) -> Found:
         texts = _texts(files)
         inside = "" if Path(folder) == root else f"{Path(folder).relative_to(root).as_posix()}/"
         lower = {name.lower(): name for name in reversed(files)}
-        tables.extend(Path(folder) / lower[name] for name in TABLES if name in lower)
+        # No pipes, which would be waited for.
+        tables.extend(table for name in TABLES if name in lower and os.path.isfile(table := Path(folder) / lower[name]))
         for name in files:
             stem = os.path.splitext(name)[0]
             clip_id = shown(inside + name)

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lightning_sora.errors import SoraError
+from lightning_sora.names import local_path, shown
 from lightning_sora.redaction import redact
 from lightning_sora.sealing import write_whole
-from lightning_sora.texts import local_path, parsed_json, read_text, shown
+from lightning_sora.texts import parsed_json, read_text
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning_sora.errors import SoraError
+from lightning_sora.names import local_path
 from lightning_sora.sealing import verify
-from lightning_sora.texts import local_path
 
 COLUMNS = ("id", "caption", "confidence")
 MORE = ("content", "error")  # may be there

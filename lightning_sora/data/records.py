@@ -10,8 +10,9 @@ from typing import Any
 
 from lightning_sora.data.storage import Location, open_file
 from lightning_sora.errors import SoraError
+from lightning_sora.names import shown
 from lightning_sora.sealing import verify
-from lightning_sora.texts import brief, decoded, parsed_json, shown
+from lightning_sora.texts import brief, decoded, parsed_json
 
 SPLIT_COLUMN = "split"
 SPLITS = ("train", "val", "test")

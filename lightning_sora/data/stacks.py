@@ -20,7 +20,7 @@ from lightning_sora.data import decode
 from lightning_sora.data.endings import is_image
 from lightning_sora.data.finding import Found
 from lightning_sora.data.places import DecodeError
-from lightning_sora.texts import shown
+from lightning_sora.names import shown
 
 ARRAY = ".npy"
 NUMBERED = re.compile(r"(.*?)(\d+)(\.\w+)")
@@ -153,6 +153,8 @@ def _arrays(found: Found) -> Iterator[ArrayClip]:
 @lru_cache(maxsize=64)
 def _opened(path: Path, changed: int) -> np.ndarray:
     """An array, of which only what is looked at is read."""
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise DecodeError(f"{path}: it is no regular file")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError, RecursionError, MemoryError) as problem:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from lightning_sora.data.places import DecodeError, Media
 from lightning_sora.errors import SoraError
-from lightning_sora.texts import local_path, named
+from lightning_sora.names import local_path, named
 
 #: A folder or file: a path, or a URL of any protocol of fsspec ("s3://", "https://", "gs://", "memory://").
 Location = str | Path
@@ -43,7 +43,7 @@ def join(root: Location, name: str) -> Location:
 
 def local_name(folder: Path, name: str) -> str:
     """How a file is called on this system that a table in ``folder`` names: Windows writes paths with backslashes, and
-    a table cannot hold a name that is no text as it is (:func:`~lightning_sora.texts.named`)."""
+    a table cannot hold a name that is no text as it is (:func:`~lightning_sora.names.named`)."""
     if "\\" not in name or os.path.lexists(folder / name):
         return name
     found = named(name)

@@ -12,9 +12,9 @@ from lightning_sora.lit.captioner import LitCaptioner
 from lightning_sora.metrics.caption_facts import tell
 from lightning_sora.metrics.digests import weights_sha256
 from lightning_sora.models.expander import whole_sentences
+from lightning_sora.names import local_path
 from lightning_sora.registry import Registry, Spec
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch
-from lightning_sora.texts import local_path
 
 
 class Captioned(NamedTuple):

@@ -25,11 +25,11 @@ from lightning_sora.lit.optimizers import SCHEDULES, check_optimizer, create_opt
 from lightning_sora.lit.precision import convert_weights_alone, warn_of_slow_bfloat16
 from lightning_sora.lit.seen_sizes import SeenSizes
 from lightning_sora.models.pixels import from_uint8
+from lightning_sora.names import local_path
 from lightning_sora.redaction import from_environment
 from lightning_sora.registry import Spec
 from lightning_sora.sealing import verify_archive
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid
-from lightning_sora.texts import local_path
 
 log = logging.getLogger(__name__)
 

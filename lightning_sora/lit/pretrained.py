@@ -7,8 +7,8 @@ import os
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.vae import LitVAE
 from lightning_sora.models.vae import VAES, VideoVAE
+from lightning_sora.names import local_path
 from lightning_sora.randomness import initialize
-from lightning_sora.texts import local_path
 
 UNTRAINED = "untrained:"
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lightning_sora.errors import SoraError
-from lightning_sora.texts import local_path, read_text
+from lightning_sora.names import local_path
+from lightning_sora.texts import read_text
 
 PIECE = re.compile(r" ?[^\W\d_]+|\s|.", re.DOTALL)
 #: Word lists that come with the package, by name.

@@ -18,13 +18,14 @@ BASE = {
     "memory",
     "time_left",
     "sealing",
+    "names",
     "texts",
     "writing",
     "lettering",
     "documents",
 }
 
-EVERYWHERE = {"directions", "errors", "registry", "memory", "sealing", "texts", "writing", "documents"}
+EVERYWHERE = {"directions", "errors", "registry", "memory", "sealing", "names", "texts", "writing", "documents"}
 # room -> the rooms it may import, besides those.
 ALLOWED: dict[str, set[str]] = {
     "directions": set(),
@@ -38,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "memory": set(),
     "time_left": set(),
     "sealing": set(),
+    "names": set(),
     "texts": set(),
     "writing": set(),
     "documents": set(),

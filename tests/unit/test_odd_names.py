@@ -14,15 +14,17 @@ from lightning_sora import cli, media
 from lightning_sora.data import checking, decode
 from lightning_sora.data.endings import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from lightning_sora.data.finding import find_media
+from lightning_sora.data.places import DecodeError
 from lightning_sora.data.quarantine import read_quarantine, write_quarantine
 from lightning_sora.data.recaptions import read_captions
 from lightning_sora.data.sources import SOURCES, Source
+from lightning_sora.data.stacks import stacks_in
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.module import read_checkpoint
 from lightning_sora.models.vocabulary import Vocabulary
+from lightning_sora.names import at_home, named, shown
 from lightning_sora.plugins import load_plugins
 from lightning_sora.redaction import RedactedStream
-from lightning_sora.texts import at_home, named, shown
 from tests.integration.conftest import VAE
 
 ODD = os.fsdecode(b"caf\xe9")  # Latin-1
@@ -84,6 +86,21 @@ def test_two_names_that_would_be_shown_alike_are_refused(root: Path) -> None:
     shutil.copy(root / f"{ODD}0.mp4", root / f"{SHOWN}0.mp4")
     with pytest.raises(SoraError, match="rename one of them"):
         find_media(root)
+
+
+def test_an_error_is_told_as_text(root: Path) -> None:
+    (root / f"{ODD}0.mp4").write_text("text")
+    with pytest.raises(DecodeError) as caught:
+        decode.probe(root / f"{ODD}0.mp4")
+    assert f"{SHOWN}0.mp4: its data is damaged" in str(caught.value)
+
+
+def test_pipes_beside_clips_are_not_waited_for(root: Path) -> None:
+    for name in ("metadata.csv", "array.npy"):
+        os.mkfifo(root / name)
+    assert {info.caption for source in made(root) for info in source.infos} == {f"clip {n}" for n in range(4)}
+    with pytest.raises(DecodeError, match="no regular file"):
+        stacks_in(find_media(root))
 
 
 def test_a_stream_prints_what_it_can() -> None:

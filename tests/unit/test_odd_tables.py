@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -139,8 +140,10 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(SoraError, match=r"prompts\.txt: not UTF-8 text"):
         _read_prompts(tmp_path / "prompts.txt")
-    with pytest.raises(SoraError, match="cannot be read"):
-        _read_prompts(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "pipe", tmp_path / "none", tmp_path / ("x" * 5000)):
+        with pytest.raises(SoraError, match="no such file"):
+            _read_prompts(place)
 
 
 def test_a_byte_order_mark_is_no_part_of_a_vocabulary(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from lightning_sora.data.manifest.tables import SUFFIXES
 from lightning_sora.data.records import header_of
 from lightning_sora.data.storage import Location, is_remote, located
 from lightning_sora.errors import SoraError
-from lightning_sora.texts import shown
+from lightning_sora.names import shown
 
 __all__ = ["MANIFESTS", "ClipRow", "ManifestStyle", "detect", "found_at", "read_manifest"]
 

@@ -10,7 +10,7 @@ from lightning_sora.data.manifest.tables import located
 from lightning_sora.data.records import single_spaced, text_of
 from lightning_sora.data.storage import Location, is_remote
 from lightning_sora.errors import SoraError
-from lightning_sora.texts import shown
+from lightning_sora.names import shown
 
 FILES = ("videos.txt", "video.txt", "images.txt", "image.txt")
 PROMPTS = ("prompts.txt", "prompt.txt", "captions.txt", "caption.txt")

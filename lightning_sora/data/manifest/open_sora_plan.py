@@ -23,7 +23,8 @@ from lightning_sora.data.records import (
 )
 from lightning_sora.data.storage import Location, is_remote
 from lightning_sora.errors import SoraError
-from lightning_sora.texts import brief, shown
+from lightning_sora.names import shown
+from lightning_sora.texts import brief
 
 LARGEST = 1 << 40  # frame or pixel
 READ = ("path", "cap", "resolution", "num_frames", "fps", "cut", "crop")

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from lightning_sora.data.storage import ArchiveMember, Location, RemoteFile, is_private, is_remote
 from lightning_sora.errors import SoraError
-from lightning_sora.texts import shown
+from lightning_sora.names import shown
 
 #: Protocols by which a manifest from elsewhere may name files outside of its folder: those that take along neither
 #: files nor credentials of this machine.

@@ -22,7 +22,7 @@ from lightning_sora.data.records import (
 )
 from lightning_sora.data.storage import Location, is_remote, join, local_name
 from lightning_sora.errors import SoraError
-from lightning_sora.texts import shown
+from lightning_sora.names import shown
 
 SUFFIXES = (".csv", ".jsonl", ".parquet", ".json")
 SIZES = ("num_frames", "height", "width", "fps")

@@ -14,7 +14,8 @@ from lightning_sora.data.manifest.rows import MANIFESTS, ClipRow, ManifestStyle,
 from lightning_sora.data.records import Record, number, rate, split_of, texts
 from lightning_sora.data.storage import ArchiveMember, Location, RemoteFile, is_remote
 from lightning_sora.errors import SoraError
-from lightning_sora.texts import decoded, parsed_json, shown
+from lightning_sora.names import shown
+from lightning_sora.texts import decoded, parsed_json
 
 STILLS = frozenset(suffix[1:] for suffix in IMAGE_SUFFIXES)
 MEDIA = STILLS | {suffix[1:] for suffix in VIDEO_SUFFIXES}

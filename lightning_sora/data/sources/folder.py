@@ -25,7 +25,7 @@ from lightning_sora.data.records import SPLIT_NAMES, SPLITS
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.data.window import read_window
 from lightning_sora.errors import SoraError
-from lightning_sora.texts import local_path, shown
+from lightning_sora.names import local_path, shown
 
 log = logging.getLogger(__name__)
 
@@ -265,7 +265,7 @@ def _probe_all(files: Found, names: Sequence[str], on_error: str) -> tuple[dict[
                 pool.shutdown(cancel_futures=True)
                 raise answer
             else:
-                failures[clip_id] = str(answer).removeprefix(f"{files.path(clip_id)}: ")
+                failures[clip_id] = str(answer).removeprefix(shown(f"{files.path(clip_id)}: "))
     return found, failures
 
 

@@ -25,6 +25,7 @@ from lightning_sora.data.sources.folder import FINGERPRINTED_BYTES, assign_split
 from lightning_sora.data.storage import ArchiveMember, RemoteFile, is_remote, located
 from lightning_sora.data.window import Region, misfit, read_window
 from lightning_sora.errors import SoraError
+from lightning_sora.names import shown
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ class ManifestSource(Source):
         try:
             return _readable(row, self.infos[index], _probed(place), frames, fps)[1]
         except DecodeError as problem:
-            return str(problem).removeprefix(f"{place}: ")
+            return str(problem).removeprefix(shown(f"{place}: "))
 
     def fingerprint(self) -> str:
         """Hash of the rows of the split, with size and 64 KiB of either end of every local file; remote ones by URL."""
@@ -255,5 +256,5 @@ def _described(rows: Sequence[ClipRow], on_error: str) -> tuple[dict[str, decode
                 pool.shutdown(cancel_futures=True)
                 raise answer
             else:
-                failures[row.id] = str(answer).removeprefix(f"{media_of(row)}: ")
+                failures[row.id] = str(answer).removeprefix(shown(f"{media_of(row)}: "))
     return found, failures

@@ -1,0 +1,49 @@
+"""Names of files as systems hold them and as users write them: neither need be text, nor whole."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+_HOME = re.compile(r"~[\w.\-]*(?:/|$)")
+_BYTE = re.compile(rb"\\x([89a-f][0-9a-f])")
+
+
+def shown(name: str) -> str:
+    r"""A file's name as text that can be printed and stored: bytes that are no UTF-8 as ``\xe9``."""
+    if _is_text(name):
+        return name
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # halves of pairs, which no system gives but JSON may hold
+        return name.encode("utf-8", "backslashreplace").decode()
+
+
+def named(text: str) -> str:
+    r"""The name of a file that :func:`shown` tells as this text: ``\xe9`` becomes the byte."""
+    if "\\x" not in text or not _is_text(text):
+        return text
+    return os.fsdecode(_BYTE.sub(lambda found: bytes([int(found[1], 16)]), text.encode()))
+
+
+def at_home(text: str) -> str:
+    """A path that begins with ``~/``, or with ``hf:~/``, with the home folder in its place, as a shell writes it; any
+    other text as it is."""
+    prefix = "hf:" if text.startswith("hf:") else ""
+    path = text.removeprefix(prefix)
+    return f"{prefix}{os.path.expanduser(path)}" if _HOME.match(path) else text
+
+
+def local_path(path: str | Path) -> Path:
+    """A path as a user writes it: from the home folder, or as :func:`shown`."""
+    text = at_home(str(path))
+    return Path(text if os.path.lexists(text) else named(text))
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
