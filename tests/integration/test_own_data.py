@@ -69,4 +69,4 @@ def test_real_clips_go_from_raw_files_to_samples(
     assert all(row["caption"] and not row["error"] for row in rows)
     told = json.loads((tmp_path / "latents" / "cache.json").read_text())
     assert sum(told["splits"].values()) <= 12
-    assert list((tmp_path / "outputs" / "samples").glob("*a-person-moves*.mp4"))
+    assert list((tmp_path / "outputs" / "folder_dit" / "samples" / "prompts").glob("*a-person-moves*.mp4"))
