@@ -21,6 +21,9 @@ from lightning_sora.registry import Registry, Spec, check_types
 # left to AdamW (https://kellerjordan.github.io/posts/muon/).
 MATRIX_OPTIMIZERS = ("muon", "nmuon", "adamuon", "nadamuon")
 
+#: Of a rate or a decay; optimizers multiply it by up to a thousand as they begin.
+LARGEST = 1e34
+
 #: What a training by plain backward passes cannot use, and why.
 UNSUITABLE = {
     "Optimizer": "is the base of all optimizers, not one of them",
@@ -128,6 +131,10 @@ def _check_options(name: str, builder: str | type[torch.optim.Optimizer], option
         value = options[option]
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
             raise SoraError(f"optimizer {name!r}: {option}={value!r} must be a number of 0 or more")
+        if value > LARGEST:
+            raise SoraError(
+                f"optimizer {name!r}: {option}={value!r} must be at most {LARGEST:g}, for float32 to hold it"
+            )
     if options.get("lr") == 0:
         raise SoraError(f"optimizer {name!r}: lr=0 trains nothing; give a positive one")
 
