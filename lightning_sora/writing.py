@@ -147,7 +147,9 @@ def _free(path: Path) -> int:
 
 
 def check_folder(what: str, folder: Path, name: str = "x") -> None:
-    """Makes a folder, and refuses one that no file can be made in: now, not after the work.
+    """Refuses a folder that no file can be made in, or that cannot be made: now, not after the work.
+
+    Nothing is left of the trial, as what follows may refuse the work for another reason.
 
     Args:
         what: the option that names it.
@@ -156,6 +158,7 @@ def check_folder(what: str, folder: Path, name: str = "x") -> None:
     Raises:
         SoraError: with the reason.
     """
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = part_of(folder / name)
@@ -163,6 +166,9 @@ def check_folder(what: str, folder: Path, name: str = "x") -> None:
             probe.write_bytes(b"\0")
         finally:
             probe.unlink(missing_ok=True)
+            for place in missing:
+                with suppress(OSError):  # another process has put something there
+                    place.rmdir()
     except FileExistsError:
         raise SoraError(f"{what} {folder} is a file; give a folder") from None
     except OSError as problem:
@@ -170,7 +176,7 @@ def check_folder(what: str, folder: Path, name: str = "x") -> None:
 
 
 def check_file(what: str, file: Path) -> None:
-    """Makes the folder of a file, and refuses one that cannot be written: now, not after the work.
+    """Refuses a file that cannot be written: now, not after the work.
 
     Raises:
         SoraError: with the reason; it is a folder.

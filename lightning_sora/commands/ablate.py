@@ -79,6 +79,7 @@ def run(arguments: Sequence[str]) -> int:
     plugins.load_plugins(args.plugins)
     folder = args.out / plan.name
     check_folder("--out", folder, ".lock")
+    folder.mkdir(parents=True, exist_ok=True)
     _say(f"ablation {plan.name}: {plan.factor} of {plan.base.name}, {len(plan.arms)} arms x {len(plan.seeds)} seeds")
     with _held(folder / ".lock", plan.name):
         return _Sitting(args, plan, engine, uri, folder).run()

@@ -197,6 +197,7 @@ class _ClipCache:
     def __init__(self, root: Path, fingerprint: str, clips: int, size: Size) -> None:
         frames, height, width, fps = size
         check_folder("the world's cache", root)
+        root.mkdir(parents=True, exist_ok=True)
         stem = root / f"world-{fingerprint}-{clips}x{frames}x{height}x{width}@{fps:g}"
         self._path = stem.with_name(stem.name + ".u8")
         self._videos = _memmap(self._path, (clips, frames, height, width, 3))
