@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -16,20 +19,22 @@ from lightning_sora.cli import main
 from tests.integration.conftest import make_data, make_dit, make_vae
 
 pytestmark = pytest.mark.slow
-TINY = "bytes(dim=8, depth=1, num_heads=1)"
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run."""
-    folder = tmp_path_factory.mktemp("runs") / "little_dit"
+def train(module: pl.LightningModule, folder: Path) -> Path:
+    """The folder of a run of two steps."""
     trainer = pl.Trainer(
         max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False, default_root_dir=folder,
     )  # fmt: skip
-    trainer.fit(make_dit("identity", patch_size=(4, 8, 8)), datamodule=make_data())
+    trainer.fit(module, datamodule=make_data())
     trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
     return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(make_dit("identity", patch_size=(4, 8, 8)), tmp_path_factory.mktemp("runs") / "little_dit")
 
 
 @pytest.mark.parametrize(
@@ -98,3 +103,26 @@ def test_what_a_recipe_lacks_is_one_line(
     told = refused(capsys, "fit", "--config", recipe, "--trainer.logger=WandbLogger")
     assert "a part of this recipe cannot be imported" in told
     assert not list(tmp_path.glob("mlflow.db"))
+
+
+def test_the_notebook_of_the_readme_runs_as_written(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(import lightning_sora as ls\n.*?)```", readme, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, "outputs/world_dit")
+    train(make_vae(), Path("outputs/world_vae").absolute())
+    found: dict[str, Any] = {}
+    exec(code, found)
+    video, latent = found["video"], found["latent"]
+    assert (video.shape, latent.shape) == ((5, 16, 16, 3), (4, 2, 2, 2))
+    shown, _ = ls.read_video("cube.mp4")
+    assert shown.shape == video.shape
+    # The face's latent is the network's own, of the same pixels in [-1, 1] and scaled to unit variance.
+    module = ls.load("outputs/world_vae", "cpu")
+    assert isinstance(module, ls.LitVAE)
+    raw = module.vae.encode((video.float() / 127.5 - 1).permute(3, 0, 1, 2)[None]).mean[0]
+    mean, std = (value[:, None, None, None] for value in (module.vae.latent_mean, module.vae.latent_std))
+    torch.testing.assert_close(latent, (raw - mean) / std)
+    assert module.decode(latent).shape == video.shape
