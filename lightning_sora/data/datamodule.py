@@ -267,12 +267,6 @@ class SpacetimeDataModule(pl.LightningDataModule):
                 "%d ranks do not divide data.side_by_side=%d, so that they wait for each other; set it to a multiple",
                 trainer.world_size, self.side_by_side,
             )  # fmt: skip
-        cut = trainer.limit_train_batches != 1.0 or getattr(trainer, "overfit_batches", False)
-        if cut and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            raise SoraError(
-                "trainer.limit_train_batches and overfit_batches cut epochs short, so that the same clips would come "
-                "again and again; set trainer.max_steps, or give the source fewer clips"
-            )
 
     def state_dict(self) -> dict[str, Any]:
         """Progress as one integer, ``consumed``: batches of all ranks, whose number may change.

@@ -60,10 +60,18 @@ def stretch(batches: int, trainer: pl.Trainer | None) -> int:
     """Batches of one rank in a stretch: what an epoch of so many batches has, made up to whole steps.
 
     Raises:
-        SoraError: the number of batches to a step changes as training goes on.
+        SoraError: the number of batches to a step changes as training goes on, or lightning would cut stretches short.
     """
     if trainer is None:
         return batches
+    limit, overfit = trainer.limit_train_batches, getattr(trainer, "overfit_batches", 0)
+    # An integer 1 is one batch, and 1.0 all of them.
+    if (limit != 1.0 or isinstance(limit, int) or overfit) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        asked = f"overfit_batches={overfit}" if overfit else f"limit_train_batches={limit}"
+        raise SoraError(
+            f"trainer.{asked} would cut epochs short, so that steps lack batches, and the same ones come again and "
+            "again; set trainer.max_steps, or give the data fewer clips"
+        )
     if any(isinstance(one, GradientAccumulationScheduler) for one in trainer.callbacks):  # type: ignore[attr-defined]
         raise SoraError(
             "GradientAccumulationScheduler changes how many batches make a step, which a resumed fit could not know; "

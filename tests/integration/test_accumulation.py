@@ -179,3 +179,21 @@ def test_a_fit_that_was_stopped_early_at_the_end_of_a_stretch_goes_on_by_whole_s
     begun = fitted(make_trainer(callbacks=[Stop(tmp_path)], **options), make_dit(), make_data())
     again = make_trainer(callbacks=[Watch()], **options)
     assert begun + fitted(again, make_dit(), make_data(), tmp_path / "04_validated.ckpt") == whole
+
+
+@pytest.mark.parametrize(
+    "cut", [{"limit_train_batches": 1}, {"limit_train_batches": 0.5}, {"overfit_batches": 2}], ids=str
+)
+@pytest.mark.parametrize("pairs", [False, True])
+def test_stretches_that_lightning_would_cut_short_are_refused(
+    make_trainer: Make, cut: dict[str, Any], pairs: bool
+) -> None:
+    module = LitExpander(dim=16, depth=1, num_heads=2) if pairs else make_dit()
+    data = PromptDataModule(clips=16, heldout_clips=2, batch_size=4) if pairs else make_data(16)
+    with pytest.raises(
+        SoraError, match=r"trainer\.(limit_train|overfit)_batches=\S+ would cut .*set trainer\.max_steps"
+    ):
+        make_trainer(callbacks=[Watch()], **cut).fit(module, data)
+    dry = make_trainer(fast_dev_run=1)
+    dry.fit(module, data)
+    assert dry.global_step == 1
