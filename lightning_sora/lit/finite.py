@@ -20,7 +20,6 @@ IN_A_ROW = 10
 """Steps: after as many that had to be left out, it is not single clips."""
 SHOWN = 32
 """Names in a message; the others are counted."""
-REMEDY = "lower the learning rate of model.optimizer, set trainer.gradient_clip_val, or look at these clips"
 
 Named = Iterable[tuple[str, Tensor]]
 
@@ -69,7 +68,8 @@ class FiniteSteps(pl.Callback):
         self._losses, self._taken = [], [clips for _, clips in losses]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         lossless = all(finite for finite, _ in losses)
-        finite = lossless and are_finite(p.grad for p in parameters if p.grad is not None)
+        # Not each value: where the norm overflows, clipping makes zeros of all, and an optimizer infinite squares.
+        finite = lossless and _have_norm(p.grad for p in parameters if p.grad is not None)
         if trainer.strategy.reduce_boolean_decision(finite):
             return
         lossless = trainer.strategy.reduce_boolean_decision(lossless)
@@ -77,11 +77,13 @@ class FiniteSteps(pl.Callback):
         if lossless and scaler is not None and scaler.get_scale() > 1:
             return  # it looks for the largest scale without overflow, and leaves this step out itself
         told = _whose_loss(trainer, losses) if not lossless else _whose_gradient(trainer, pl_module, self._taken)
-        told = f"step {trainer.global_step + 1}: {told}"
+        told = f"step {self._step + 1}: {told}"
         if self.on_error == "raise":
+            first = trainer.global_step == self._step  # of several optimizers
             raise SoraError(
-                f"{told}; {REMEDY}; finite.on_error=skip leaves such steps out. No weight was changed by it, and "
-                "checkpoints of earlier steps are kept"
+                f"{told}; {_remedy(pl_module)}; finite.on_error=skip leaves such steps out. "
+                f"{'No weight was changed by it' if first else 'Nothing of it is saved'}, and checkpoints of earlier "
+                "steps are kept"
             )
         log.warning("%s; the step is left out", told)
         self._skips = True
@@ -102,14 +104,14 @@ class FiniteSteps(pl.Callback):
         if self._in_a_row == IN_A_ROW:
             raise SoraError(
                 f"step {self._step}: the last {IN_A_ROW} steps were left out, as their losses or gradients are not "
-                f"finite (see the log); {REMEDY}. Checkpoints of earlier steps are kept"
+                f"finite (see the log); {_remedy(pl_module)}. Checkpoints of earlier steps are kept"
             )
         _check(
             trainer,
             ((name, p) for name, p in pl_module.named_parameters() if p.requires_grad),
             f"step {self._step} made weights that are not finite of finite gradients",
-            f"it was on {_listed(c for clips in self._taken for c in clips)}; {REMEDY}. Nothing of it is saved, and "
-            "checkpoints of earlier steps are kept",
+            f"it was on {_listed(c for clips in self._taken for c in clips)}; {_remedy(pl_module)}. Nothing of it is "
+            "saved, and checkpoints of earlier steps are kept",
         )
 
     def on_save_checkpoint(
@@ -120,7 +122,7 @@ class FiniteSteps(pl.Callback):
             trainer,
             [*_learned(pl_module), *((f"average of {name}", value) for name, value in averages.items())],
             f"no checkpoint of step {trainer.global_step} is written, as it holds weights that are not finite",
-            REMEDY,
+            _remedy(pl_module),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -135,6 +137,15 @@ def are_finite(tensors: Iterable[Tensor]) -> bool:
     own = [_own(tensor) for tensor in tensors if tensor.is_floating_point()]
     # A tenth of the time of looking at each value; but squares may overflow where values do not.
     return bool(nn.utils.get_total_norm(own).isfinite()) or all(bool(tensor.isfinite().all()) for tensor in own)
+
+
+def _have_norm(gradients: Iterable[Tensor]) -> bool:
+    return bool(nn.utils.get_total_norm([_own(one) for one in gradients]).isfinite())
+
+
+def _remedy(module: pl.LightningModule) -> str:
+    clip = "set trainer.gradient_clip_val, " if module.automatic_optimization else ""  # lightning cannot for two
+    return f"lower the learning rate of model.optimizer, {clip}or look at these clips"
 
 
 def refuse_not_finite(checkpoint: Mapping[str, Any], module: nn.Module) -> None:
@@ -188,8 +199,8 @@ def _whose_gradient(trainer: pl.Trainer, module: nn.Module, taken: Sequence[tupl
     gradients = [(name, p.grad) for name, p in module.named_parameters() if p.grad is not None]
     everyone = of_all_ranks(trainer, (_not_finite(gradients), taken))
     bad = sorted({name for names, _ in everyone for name in names})
-    clips = _listed(c for _, batches in everyone for clips in batches for c in clips)
-    return f"the loss is finite but its gradient is not, in {len(bad)} tensors ({_listed(bad, 3)}), on {clips}"
+    what = f"its gradient is not, in {len(bad)} tensors ({_listed(bad, 3)})" if bad else "its gradient's norm overflows"
+    return f"the loss is finite but {what}, on {_listed(c for _, batches in everyone for one in batches for c in one)}"
 
 
 def _not_finite(named: Named) -> list[str]:

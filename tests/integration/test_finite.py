@@ -127,6 +127,45 @@ def test_a_spoilt_step_stops_the_training_before_it_changes_weights(
     assert all(torch.equal(a, b) for a, b in zip(seen.weights[2], module.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_of_two_optimizers_the_second_is_of_the_same_step(
+    on_error: Any, make_trainer: Callable[..., pl.Trainer], caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = Seen()
+    module = make_vae(adversarial_weight=0.1, discriminator_dim=4)
+    judged = module.loss.discriminator_loss
+
+    def spoilt(video: Any, made: Any) -> dict[str, torch.Tensor]:
+        factor = torch.nan if len(seen.clips) == 2 else 1.0
+        return {name: factor * value for name, value in judged(video, made).items()}
+
+    module.loss.discriminator_loss = spoilt  # type: ignore[method-assign]
+    trainer = make_trainer(max_steps=3, callbacks=[seen, FiniteSteps(on_error)])
+    if on_error == "skip":
+        trainer.fit(module, make_data(clips=16))
+        assert "step 2: the loss is not finite on" in caplog.text
+        assert trainer.callback_metrics["train/skipped_steps"] == 1
+        return
+    with pytest.raises(SoraError, match=r"^step 2: the loss is not finite on .*Nothing of it is saved") as refusal:
+        trainer.fit(module, make_data(clips=16))
+    assert clips_in(refusal.value) == seen.clips[1]
+    assert "gradient_clip_val" not in str(refusal.value)  # which lightning refuses for two optimizers
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_gradient_whose_norm_overflows_is_not_made_into_one_of_zeros(
+    clip: float | None, make_trainer: Callable[..., pl.Trainer]
+) -> None:
+    seen = Seen()
+    module = make_dit(ema_decay=None)
+    step = module.training_step
+    module.training_step = lambda batch, batch_idx: 1e25 * step(batch, batch_idx)  # type: ignore[method-assign]
+    with pytest.raises(SoraError, match=r"^step 1: the loss is finite but its gradient's norm overflows, on") as told:
+        make_trainer(callbacks=[seen], gradient_clip_val=clip).fit(module, make_data())
+    assert clips_in(told.value) == seen.clips[0]
+    assert all(torch.equal(a, b) for a, b in zip(seen.weights[0], module.parameters(), strict=True))
+
+
 def test_of_gathered_batches_those_that_are_spoilt_are_named(make_trainer: Callable[..., pl.Trainer]) -> None:
     seen = Seen()
     with pytest.raises(SoraError, match=r"^step 2: the loss is not finite on") as refusal:
