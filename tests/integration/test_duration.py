@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+from lightning.pytorch.callbacks import Timer
 
 from lightning_sora.data.prompts import PromptDataModule
 from lightning_sora.errors import SoraError
@@ -94,6 +95,23 @@ def test_a_finished_fit_says_what_to_raise(
         first.save_checkpoint(tmp_path / "end.ckpt")
     with pytest.raises(SoraError, match=f"this fit is finished: the checkpoint is of step ., where it ends by {words}"):
         make_trainer(**after).fit(make_dit(), make_data(), ckpt_path=tmp_path / "end.ckpt", weights_only=True)
+
+
+def test_a_fit_whose_time_is_used_up_says_so(make_trainer: Make, tmp_path: Path) -> None:
+    first = make_trainer(max_steps=9, max_time={"microseconds": 1})
+    first.fit(make_dit(), make_data())
+    first.save_checkpoint(tmp_path / "end.ckpt")
+    assert first.global_step == 1
+    with pytest.raises(
+        SoraError, match=r"finished: .* of step 1, where it ends by trainer\.max_time, of 1e-06 s; raise"
+    ):
+        make_trainer(max_steps=9, max_time={"microseconds": 1}).fit(
+            make_dit(), make_data(), ckpt_path=tmp_path / "end.ckpt", weights_only=True
+        )
+    for more in ({"max_time": {"hours": 1}}, {"callbacks": [Timer()]}, {}):
+        again = make_trainer(max_steps=3, **more)
+        again.fit(make_dit(), make_data(), ckpt_path=tmp_path / "end.ckpt", weights_only=True)
+        assert again.global_step == 3
 
 
 def test_the_bar_counts_up_to_the_end_of_the_fit(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
