@@ -153,7 +153,8 @@ class SpacetimeDataModule(pl.LightningDataModule):
         """What the plan of training depends on, made on first use."""
         if self._record is None:
             source = self.source("train")
-            self._record = PlanRecord(self._settings, source.infos, lambda epoch: source.order(self.seed, epoch))
+            order, content = (lambda epoch: source.order(self.seed, epoch)), source.fingerprint()
+            self._record = PlanRecord(self._settings, source.infos, order, content)
         return self._record
 
     def _resumed(self) -> Part:

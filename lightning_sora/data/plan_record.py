@@ -28,9 +28,12 @@ class PlanRecord:
         settings: by their names in a recipe.
         infos: the clips.
         order: of an epoch.
+        content: a hash of what the clips hold.
     """
 
-    def __init__(self, settings: Mapping[str, Any], infos: Sequence[ClipInfo], order: Callable[[int], Order]) -> None:
+    def __init__(
+        self, settings: Mapping[str, Any], infos: Sequence[ClipInfo], order: Callable[[int], Order], content: str
+    ) -> None:
         self.settings, self.order, self.count = dict(settings), order, len(infos)
         told = [hashlib.blake2b(info.id.encode(errors="surrogateescape"), digest_size=8).digest() for info in infos]
         self.keys = torch.tensor([int.from_bytes(one, "little", signed=True) for one in told])
@@ -38,6 +41,7 @@ class PlanRecord:
         self.digests = {
             "clips": hashlib.sha256(b"".join(told) + sizes.encode()).hexdigest(),
             "order": hashlib.sha256(repr(list(order(0))).encode()).hexdigest(),
+            "content": content,
         }
 
     def state(self, plan: BatchPlan, consumed: int) -> dict[str, Any]:
@@ -57,6 +61,8 @@ class PlanRecord:
             found.append(
                 f"there were {told['count']} clips, now {self.count}{' others' * (told['count'] == self.count)}"
             )
+        elif told.get("content", self.digests["content"]) != self.digests["content"]:  # earlier versions told none
+            found.append("data.source has other clips or captions under the same names")
         if not found and told["order"] != self.digests["order"]:
             found.append("data.source gives them in another order")
         return found

@@ -199,8 +199,13 @@ class PromptDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Progress as the batches of all ranks that were used, of so many pairs, from a number on."""
-        own = {"begin": self._begin, "batch_size": self.batch_size, "clips": self.sizes["train"]}
+        own = {"begin": self._begin, "batch_size": self.batch_size, **self._which()}
         return {**self._progress.state_dict(self.trainer), **own}
+
+    def _which(self) -> dict[str, Any]:
+        """What says which pairs there are, by the names in a recipe."""
+        pairs = {"levels": list(self.levels), "styles": list(self.styles), "seed": self.seed}
+        return {"clips": self.sizes["train"], **pairs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._progress.load_state_dict(state_dict)
@@ -210,14 +215,17 @@ class PromptDataModule(pl.LightningDataModule):
         """Goes on with the next pair, also in other batches.
 
         Raises:
-            SoraError: of another number of clips, whose pairs are others.
+            SoraError: the pairs are others.
         """
         told, self._told = self._told, {}
-        clips, size = told.get("clips", self.sizes["train"]), told.get("batch_size", self.batch_size)
-        if clips != self.sizes["train"]:
+        size, now = told.get("batch_size", self.batch_size), self._which()
+        others = {name: told[name] for name in now if told.get(name, now[name]) != now[name]}
+        if others:
+            was = ", ".join(f"data.{name}={value}, not {now[name]}" for name, value in others.items())
             raise SoraError(
-                f"the checkpoint was trained with data.clips={clips}, not {self.sizes['train']}, so that its place in "
-                f"them means nothing here; set data.clips={clips}, or begin a new fit without --ckpt_path"
+                f"the checkpoint was trained with {was}, so that its place in the pairs means nothing here; set "
+                f"{', '.join(f'data.{name}={value}' for name, value in others.items())}, or begin a new fit without "
+                "--ckpt_path"
             )
         if size != self.batch_size:
             log.warning("changed since the checkpoint: data.batch_size was %d, is %d", size, self.batch_size)

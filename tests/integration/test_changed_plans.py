@@ -1,6 +1,7 @@
 """A fit that goes on with other batches or other clips: every clip once in each epoch, and what changed is told."""
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -125,6 +126,35 @@ def test_pairs_of_texts_go_on_with_the_next_pair_in_other_batches(make_trainer: 
     fitted(make_trainer, data(4), 2)
     with pytest.raises(SoraError, match=r"data\.clips=12, not 16.*set data\.clips=12"):
         fitted(make_trainer, data(4, 16), 3, tmp_path / "end.ckpt")
+
+
+def test_other_pairs_of_texts_are_refused_by_what_changed(make_trainer: Make, tmp_path: Path) -> None:
+    same: dict[str, Any] = {"clips": 12, "heldout_clips": 2, "batch_size": 4}
+    fitted(make_trainer, PromptDataModule(**same), 2)
+    for name, was, now in (("seed", 0, 1), ("levels", ["tiny"], ["simple"]), ("styles", None, ["alt"])):
+        told = rf"data\.{name}={re.escape(str(was)) if was is not None else '.*'}, not {re.escape(str(now))}"
+        with pytest.raises(SoraError, match=f"{told}.*set data.{name}="):
+            fitted(make_trainer, PromptDataModule(**same, **{name: now}), 3, tmp_path / "end.ckpt")
+    assert len(fitted(make_trainer, PromptDataModule(**same, levels=["tiny"]), 3, tmp_path / "end.ckpt")) == 4
+
+
+def test_other_clips_of_the_same_names_are_told(
+    make_trainer: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    had = fitted(make_trainer, make_data(batch_size=2), 1)
+    (tmp_path / "end.ckpt").rename(tmp_path / "mid.ckpt")
+    simple = make_data(batch_size=2)
+    simple.spec = simple.spec.replace("tiny", "simple")
+    for data in (simple, make_data(batch_size=2, source_seed=1)):
+        caplog.clear()
+        rest = fitted(make_trainer, data, 4, tmp_path / "mid.ckpt")
+        assert (
+            "changed since the checkpoint: data.source has other clips or captions under the same names" in caplog.text
+        )
+        assert Counter(clip for clip, _ in had + rest) == Counter(f"train-{i}" for i in range(8))
+    caplog.clear()
+    fitted(make_trainer, make_data(batch_size=2), 4, tmp_path / "mid.ckpt")
+    assert "changed since" not in caplog.text
 
 
 def test_a_checkpoint_of_an_earlier_version_goes_on(make_trainer: Make, tmp_path: Path) -> None:

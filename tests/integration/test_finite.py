@@ -139,7 +139,7 @@ def test_of_two_optimizers_the_second_is_of_the_same_step(
         factor = torch.nan if len(seen.clips) == 2 else 1.0
         return {name: factor * value for name, value in judged(video, made).items()}
 
-    module.loss.discriminator_loss = spoilt  # type: ignore[method-assign]
+    module.loss.discriminator_loss = spoilt  # type: ignore[method-assign,assignment]
     trainer = make_trainer(max_steps=3, callbacks=[seen, FiniteSteps(on_error)])
     if on_error == "skip":
         trainer.fit(module, make_data(clips=16))
