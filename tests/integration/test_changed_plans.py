@@ -134,7 +134,7 @@ def test_other_pairs_of_texts_are_refused_by_what_changed(make_trainer: Make, tm
     for name, was, now in (("seed", 0, 1), ("levels", ["tiny"], ["simple"]), ("styles", None, ["alt"])):
         told = rf"data\.{name}={re.escape(str(was)) if was is not None else '.*'}, not {re.escape(str(now))}"
         with pytest.raises(SoraError, match=f"{told}.*set data.{name}="):
-            fitted(make_trainer, PromptDataModule(**same, **{name: now}), 3, tmp_path / "end.ckpt")
+            fitted(make_trainer, PromptDataModule(**(same | {name: now})), 3, tmp_path / "end.ckpt")
     assert len(fitted(make_trainer, PromptDataModule(**same, levels=["tiny"]), 3, tmp_path / "end.ckpt")) == 4
 
 

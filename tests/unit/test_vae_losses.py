@@ -134,6 +134,27 @@ def small_vae() -> CausalConvVAE:
     return vae
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_discriminators_gradient_in_half_precision_is_that_in_single(autocast: bool) -> None:
+    """Two frames are left under a kernel of three."""
+    single, half = PatchDiscriminator(8), PatchDiscriminator(8)
+    half.load_state_dict(single.state_dict())
+    video = video_of()
+    hinge_discriminator_loss(single(video), single(-video)).backward()
+    if not autocast:
+        half, video = half.bfloat16(), video.bfloat16()
+    for _ in range(3):
+        freed = [torch.full((n,), torch.inf, dtype=torch.bfloat16) for n in (216, 432, 864) for _ in range(20)]
+        half.zero_grad()
+        del freed  # where it may be allocated again
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            hinge_discriminator_loss(half(video), half(-video)).backward()
+        for one, other in zip(half.parameters(), single.parameters(), strict=True):
+            assert one.grad is not None
+            assert other.grad is not None
+            assert torch.allclose(one.grad.float(), other.grad, atol=0.02 * float(other.grad.abs().max()) + 1e-3)
+
+
 def test_the_loss_is_the_weighted_sum_of_its_terms_and_the_discriminator_joins_at_its_step() -> None:
     vae, video = small_vae(), video_of()
     loss = VAELoss("l1", kl_weight=0.5, adversarial_weight=0.1, adversarial_start=10, discriminator_dim=4)

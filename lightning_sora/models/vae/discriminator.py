@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -55,5 +57,16 @@ class PatchDiscriminator(nn.Module):
                 f"least {least}x{least} pixels, got {tuple(video.shape)}; use fewer levels or larger frames"
             )
         for convolution in self.convolutions:
-            video = F.leaky_relu(convolution(video), 0.2)
-        return self.output(video).squeeze(1)
+            video = F.leaky_relu(_convolved(convolution, video), 0.2)
+        return _convolved(self.output, video).squeeze(1)
+
+
+def _convolved(convolution: Any, video: Tensor) -> Tensor:
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else video.dtype
+    if not video.is_cpu or dtype.itemsize > 2:
+        return convolution(video)
+    # oneDNN reads memory that nobody wrote into the gradient of half-precision weights, where it pads time itself and
+    # the frames are fewer than the kernel's.
+    around, *padding = (int(one) for one in convolution.padding)
+    padded = F.pad(video, (0, 0, 0, 0, around, around))
+    return F.conv3d(padded, convolution.weight, convolution.bias, convolution.stride, (0, *padding))
