@@ -310,7 +310,7 @@ class SoraCLI(LightningCLI):
             command=("lightning-sora", *self.arguments),
             plugins={name: plugin.source for name, plugin in loaded().items()},
         )
-        callbacks: list[Callback] = [recorder, self.stopper, Costs(), ClipScores()]
+        callbacks: list[Callback] = [self.stopper, recorder, Costs(), ClipScores()]
         if command == "predict":
             callbacks.append(PredictionWriter())
         trainer = self._get(self.config_init, "trainer")

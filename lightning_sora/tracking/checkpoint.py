@@ -109,6 +109,7 @@ class Checkpoint(LightningCheckpoint):
         self._fit = ""
         self._told: dict[str, Any] | None = None  # by the checkpoint that is gone on from
         self._lock: TextIO | None = None
+        self._trains = False
 
     def folder(self, root: str | Path) -> Path:
         """Where checkpoints are, for a trainer with this ``default_root_dir``."""
@@ -119,7 +120,7 @@ class Checkpoint(LightningCheckpoint):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if stage != "fit" or is_dry_run(trainer):
             return
-        self._folder, self._told = self.folder(trainer.default_root_dir), None
+        self._folder, self._told, self._trains = self.folder(trainer.default_root_dir), None, False
         if trainer.is_global_zero:
             self._hold()
 
@@ -152,7 +153,7 @@ class Checkpoint(LightningCheckpoint):
             known = self._fit, self.best_model_path, self.best_model_score, self.milestones
             known = trainer.strategy.broadcast(known)
             self._fit, self.best_model_path, self.best_model_score, self.milestones = known
-        self._seen_step = trainer.global_step
+        self._seen_step, self._trains = trainer.global_step, True
 
     def _begin(self, start: Any) -> None:
         if self._told is not None:
@@ -189,10 +190,12 @@ class Checkpoint(LightningCheckpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save_last(trainer)
+        self._trains = False
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        # Lightning raises SIGTERMException between steps only; elsewhere a step may be half done.
-        if isinstance(exception, SIGTERMException) and trainer.state.fn == "fit":
+        # Lightning raises SIGTERMException between steps only; elsewhere a step may be half done. Before the first one
+        # there is nothing to keep, and what is in the folder is of another fit.
+        if isinstance(exception, SIGTERMException) and self._trains:
             self._save_last(trainer)
         self._release()
 

@@ -1,4 +1,4 @@
-"""Ctrl-C that stops a training between two steps, so that what is kept can be gone on from."""
+"""Signals that end a command: a training between two steps, so that what is kept can be gone on from."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +17,8 @@ log = logging.getLogger(__name__)
 class StopBetweenSteps(pl.Callback):
     """The first Ctrl-C lets the step that runs end; the second stops at once.
 
-    The first is passed on as SIGTERM, which lightning acts on at the next safe point only.
+    The first is passed on as SIGTERM, which lightning acts on at the next safe point only. It does so neither while
+    clips are listed, when a run is recorded already, nor in predictions; here they end by it as well.
 
     Attributes:
         requested: whether Ctrl-C was pressed during training.
@@ -25,6 +27,21 @@ class StopBetweenSteps(pl.Callback):
     def __init__(self) -> None:
         self.requested = False
         self._before: Any = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, number: int, frame: Any) -> None:
+        if signal.getsignal(number) == self._terminate:  # else lightning listens, and calls this as well
+            raise SIGTERMException
+
+    def on_predict_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if trainer.received_sigterm:  # what was made of the batches before is written
+            raise SIGTERMException
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
