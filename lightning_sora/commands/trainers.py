@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import linecache
+import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import lightning
 import lightning.pytorch as pl
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_sora.errors import SoraError
@@ -85,6 +87,12 @@ def check_made(asked: Mapping[str, Any], trainer: pl.Trainer) -> None:
                 f"trainer.{name}={value}, but {type(trainer.strategy).__name__} uses {made}; set "
                 f"trainer.{name}={made}, or trainer.strategy=ddp"
             )
+    started = isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher)
+    if started and sys.modules["__main__"].__spec__ is None and not Path(sys.argv[0]).is_file():
+        raise SoraError(
+            f"{trainer.world_size} ranks are started by running the same script once for each, but {sys.argv[0]!r} is "
+            "no file; put it into one, use the command `lightning-sora`, or set trainer.devices=1"
+        )
 
 
 def refused_by_lightning(problem: BaseException) -> bool:

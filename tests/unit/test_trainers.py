@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -142,6 +144,15 @@ def test_devices_that_would_lie_idle_are_refused(command):
     status, line = command("--trainer.devices=2", "--trainer.strategy=single_device")
     assert status == 2
     assert "trainer.devices=2, but SingleDeviceStrategy uses 1" in line
+
+
+@pytest.mark.parametrize("name", ["-", "-c", ""])
+def test_ranks_that_have_no_script_to_run_are_refused(command, monkeypatch, name):
+    monkeypatch.setattr("sys.argv", [name])
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+    status, line = command("--trainer.devices=2")
+    assert status == 2
+    assert f"2 ranks are started by running the same script once for each, but {name!r} is no file" in line
 
 
 def test_no_prompts_are_no_gallery(command):
