@@ -14,6 +14,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.names import shown
 
 SHOWN = 4  # endings
+METADATA = "metadata"  # what people call a table that is to be read, of whatever ending
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def find_media(root: Path) -> Found:
         inside = "" if Path(folder) == root else f"{Path(folder).relative_to(root).as_posix()}/"
         lower = {name.lower(): name for name in reversed(files)}
         # No pipes, which would be waited for.
-        tables.extend(table for name in TABLES if name in lower and os.path.isfile(table := Path(folder) / lower[name]))
+        here_too = [lower[name] for name in TABLES if name in lower and os.path.isfile(Path(folder) / lower[name])]
+        tables.extend(Path(folder) / name for name in here_too)
         for name in files:
             stem = os.path.splitext(name)[0]
             clip_id = shown(inside + name)
@@ -92,7 +94,7 @@ def find_media(root: Path) -> Found:
                 text = texts.get(stem) or texts.get(stem.lower())
                 if text is not None:
                     sidecars[clip_id] = Path(folder) / text
-            elif suffix_of(name) not in COMPANIONS:
+            elif suffix_of(name) not in COMPANIONS or (stem.lower() == METADATA and name not in here_too):
                 others[clip_id] = inside + name
     return Found(root, dict(sorted(names.items())), tables, sidecars, dict(sorted(others.items())))
 

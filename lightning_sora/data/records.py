@@ -19,6 +19,9 @@ SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 Record = Mapping[str, Any]
+LARGEST = 1 << 40  # number of frames or pixels
+SHOWN = 12  # columns
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 def content_of(place: Location) -> bytes:
@@ -77,18 +80,21 @@ def header_of(place: Location) -> list[str]:
         SoraError: see :func:`records_of`.
     """
     if Path(str(place)).suffix.lower() == ".csv":
-        first = text_of(place).splitlines()[:1]
         try:
-            return next(csv.reader(first), [])
+            return list(_table(text_of(place)).fieldnames or [])
         except csv.Error as problem:
             raise SoraError(f"{place}: not a table of comma-separated values ({problem})") from problem
     rows = records_of(place)
     return list(rows[0]) if rows else []
 
 
+def _table(text: str) -> csv.DictReader[str]:
+    return csv.DictReader(io.StringIO(text.lstrip("\r\n"), newline=""), strict=True)
+
+
 def _csv(text: str, place: Location) -> Iterator[Record]:
     try:
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        rows = list(_table(text))
     except csv.Error as problem:
         raise SoraError(f"{place}: not a table of comma-separated values ({problem})") from problem
     for count, row in enumerate(rows, start=1):
@@ -179,9 +185,11 @@ def number(row: Record, column: str, where: str, kind: type = int) -> Any:
         found = 0.0
     if found != found:
         return None
-    if not 0 < found < float("inf"):
-        raise SoraError(f"{where}: {column!r} is {brief(value)}; it must be a positive number")
-    return kind(found) if kind is float else round(found)
+    counts = kind is not float
+    if not 0 < found < float("inf") or (counts and not 1 <= round(found) <= LARGEST):
+        wanted = f"a positive number{f' from 1 to {LARGEST:,}' if found > 0 and counts else ''}"
+        raise SoraError(f"{where}: {column!r} is {brief(value)}; it must be {wanted}")
+    return round(found) if counts else kind(found)
 
 
 def rate(row: Record, column: str, where: str, frames: int | None) -> float | None:
@@ -211,4 +219,13 @@ def split_of(row: Record, where: str) -> str | None:
 def require(place: Location, found: Sequence[str], groups: Sequence[Sequence[str]], accepted: str) -> None:
     """Raises SoraError unless there is a column of each group."""
     if not all(any(name in found for name in group) for group in groups):
-        raise SoraError(f"{place}: the columns are {', '.join(map(str, found)) or 'none'}; {accepted}")
+        raise SoraError(f"{place}: the columns are {columns_in_words(found)}; {accepted}")
+
+
+def columns_in_words(found: Sequence[object]) -> str:
+    """The names of columns for a message, the first of many; and what else than commas seems to stand between them."""
+    names = [brief(str(name))[1:-1] for name in found[:SHOWN]]
+    more = f" and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
+    sign = next((sign for sign in SEPARATORS if len(found) == 1 and sign in str(found[0])), None)
+    told = f", with {SEPARATORS[sign]} between them where commas must stand" if sign is not None else ""
+    return f"{', '.join(names) or 'none'}{more}{told}"

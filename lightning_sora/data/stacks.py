@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,11 @@ from lightning_sora.data.places import DecodeError
 from lightning_sora.names import shown
 
 ARRAY = ".npy"
+#: What NumPy raises of a header that is damaged: it is Python, and sizes are taken as they stand.
+UNREADABLE = (
+    ValueError, OSError, EOFError, RecursionError, MemoryError, OverflowError, SyntaxError, TypeError, LookupError,
+    tokenize.TokenError,
+)  # fmt: skip
 NUMBERED = re.compile(r"(.*?)(\d+)(\.\w+)")
 WANTED = "uint8 [frames height width 3], or [clips frames height width 3] for several, values 0 to 255"
 
@@ -90,7 +96,7 @@ class ArrayClip:
         return torch.from_numpy(np.array(self._array()[start : start + frames]))
 
     def _array(self) -> UInt8[np.ndarray, "frames height width 3"]:
-        array = _opened(self.path, os.stat(self.path).st_mtime_ns)
+        array = _array_of(self.path)
         return array if self.clip is None else array[self.clip]
 
 
@@ -143,21 +149,29 @@ def _arrays(found: Found) -> Iterator[ArrayClip]:
     for clip_id, name in found.others.items():
         if clip_id.lower().endswith(ARRAY):
             path = found.root / name
-            array = _opened(path, os.stat(path).st_mtime_ns)
+            array = _array_of(path)
             if array.ndim == 4:
                 yield ArrayClip(clip_id, path)
             else:
                 yield from (ArrayClip(f"{clip_id}#{clip}", path, clip) for clip in range(len(array)))
 
 
+def _array_of(path: Path) -> np.ndarray:
+    """An array, of which only what is looked at is read.
+
+    Raises:
+        DecodeError: it cannot be read.
+    """
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise DecodeError(f"{path}: {'it is no regular file' if os.path.exists(path) else 'no such file'}")
+    return _opened(path, os.stat(path).st_mtime_ns)
+
+
 @lru_cache(maxsize=64)
 def _opened(path: Path, changed: int) -> np.ndarray:
-    """An array, of which only what is looked at is read."""
-    if not os.path.isfile(path):  # a pipe would be waited for
-        raise DecodeError(f"{path}: it is no regular file")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError, RecursionError, MemoryError) as problem:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except UNREADABLE as problem:
         reason = " ".join(str(problem).split())[:160] or type(problem).__name__
         raise DecodeError(f"{path}: no array that can be read ({reason})") from problem
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim not in (4, 5) or array.shape[-1] != 3:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import ipaddress
 import os
@@ -22,6 +23,8 @@ from lightning_sora.names import local_path, named
 #: A folder or file: a path, or a URL of any protocol of fsspec ("s3://", "https://", "gs://", "memory://").
 Location = str | Path
 BLOCK = 1 << 18  # bytes that a remote read fetches at least
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # addresses of IPv4 in networks of IPv6 alone (RFC 6052)
+UNICAST = ipaddress.IPv6Network("2000::/3")  # all that are given out to public hosts
 TRIES, PAUSE = 3, 0.2  # seconds, doubled each time
 MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
@@ -58,7 +61,20 @@ def open_file(root: Location, name: str) -> AbstractContextManager[BinaryIO]:
         SoraError: the store cannot be reached.
     """
     place = join(root, name)
-    return place.open("rb") if isinstance(place, Path) else RemoteFile(str(place)).open()
+    return opened(place if isinstance(place, Path) else RemoteFile(str(place)))
+
+
+def opened(place: Path | RemoteFile) -> BinaryIO:
+    """Opens a file for reading.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it cannot be opened, or is a pipe or device, which would be waited for.
+        SoraError: the store cannot be reached.
+    """
+    if isinstance(place, Path) and os.path.exists(place) and not os.path.isfile(place) and not os.path.isdir(place):
+        raise OSError(errno.EINVAL, "it is no regular file", str(place))
+    return place.open("rb") if isinstance(place, Path) else place.open()
 
 
 @dataclass(frozen=True)
@@ -137,7 +153,7 @@ class ArchiveMember(Media):
     def open(self) -> BinaryIO:
         return io.BufferedReader(
             _Window(
-                self.archive.open("rb") if isinstance(self.archive, Path) else self.archive.open(),
+                opened(self.archive),
                 self.offset,
                 self.length,
             )
@@ -232,8 +248,13 @@ def is_private(host: str) -> bool:
 
 def _is_public(address: str) -> bool:
     found = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(found, "ipv4_mapped", None) or getattr(found, "sixtofour", None)
-    return (mapped or found).is_global and not found.is_multicast
+    inner = getattr(found, "ipv4_mapped", None) or getattr(found, "sixtofour", None)
+    if isinstance(found, ipaddress.IPv6Address) and inner is None:
+        if found in NAT64:
+            inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+        elif found not in UNICAST:  # such as ::127.0.0.1
+            return False
+    return (inner or found).is_global and not found.is_multicast
 
 
 @lru_cache(maxsize=64)  # as one and the same client is one and the same file system

@@ -103,6 +103,31 @@ def test_pipes_beside_clips_are_not_waited_for(root: Path) -> None:
         stacks_in(find_media(root))
 
 
+SHAPE = "{'descr': '|u1', 'fortran_order': False, 'shape': (%s, 8, 8, 3), }"
+
+
+@pytest.mark.parametrize(
+    "header", ["(" * 100, "{1: 2}", SHAPE % -9, SHAPE % 10**20, SHAPE % "'9'", SHAPE % 1e9, "\0" * 100, "{'descr'"]
+)
+def test_an_array_of_a_damaged_header_is_named(tmp_path: Path, header: str) -> None:
+    content = header.ljust(117).encode() + b"\n"
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\0" + len(content).to_bytes(2, "little") + content + b"\0" * 99)
+    with pytest.raises(DecodeError, match=r"a\.npy: no array that can be read"):
+        stacks_in(find_media(tmp_path))
+
+
+def test_an_array_that_is_an_archive_or_gone_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(b"PK\x03\x04" + b"0" * 100)
+    with pytest.raises(DecodeError, match=r"a\.npy: no array that can be read"):
+        stacks_in(find_media(tmp_path))
+    (tmp_path / "a.npy").unlink()
+    for target in ("nowhere", "a.npy"):
+        (tmp_path / "a.npy").symlink_to(target)
+        with pytest.raises(DecodeError, match=r"a\.npy: no such file"):
+            stacks_in(find_media(tmp_path))
+        (tmp_path / "a.npy").unlink()
+
+
 def test_a_stream_prints_what_it_can() -> None:
     class Strict:
         encoding = "ascii"

@@ -201,3 +201,81 @@ def test_a_root_that_no_folder_can_be_is_refused(tmp_path: Path) -> None:
             SOURCES.create(source, root=str(tmp_path / ("x" * 5000)), split="train", seed=0)
     with pytest.raises(SoraError, match="is not a folder"):
         find_media(tmp_path / "nowhere")
+
+
+def columns(count: int) -> str:
+    names = ",".join(f"x{number}" for number in range(count))
+    return f"{names}\n{names}\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("path;text\na.mp4;x\n", "columns are path;text, with semicolons between them where commas must stand"),
+        ("path\ttext\na.mp4\tx\n", "with tabs between them"),
+        (columns(20_000), "x11 and 19,988 more"),
+        (f"{'x' * 60_000},y\n1,2\n", "xxx"),
+    ],
+)
+def test_a_table_of_other_columns_is_told_in_one_short_line(root: Path, content: str, words: str) -> None:
+    (root / "metadata.csv").write_text(content)
+    for read in (lambda: read_manifest(root / "metadata.csv"), lambda: told("folder", root)):
+        with pytest.raises(SoraError) as caught:
+            read()
+        assert words in str(caught.value)
+        assert len(str(caught.value)) < 2500
+
+
+def test_a_row_that_lacks_a_cell_is_named(root: Path) -> None:
+    (root / "m.jsonl").write_text('{"path": "a.mp4", "text": "x"}\n{"path": "sub/b.mp4"}\n')
+    with pytest.raises(SoraError, match="row 2: the columns are path;"):
+        read_manifest(root / "m.jsonl")
+
+
+def test_a_header_of_several_lines_or_after_empty_ones_is_a_header(root: Path) -> None:
+    for header in ("\n\r\npath,text", '"of\nmany",path,text'):
+        first = "1," if "many" in header else ""
+        (root / "m.csv").write_text(f"{header}\n{first}a.mp4,x\n")
+        style, rows = read_manifest(root / "m.csv")
+        assert (style, [(row.id, row.captions) for row in rows]) == ("open_sora", [("a.mp4", ("x",))])
+
+
+@pytest.mark.parametrize("column", ["num_frames", "height", "width"])
+@pytest.mark.parametrize("value", [0.3, 1e300, 2.0**63])
+def test_a_number_that_no_video_has_is_refused(root: Path, column: str, value: float) -> None:
+    sizes = {"num_frames": 6, "height": 32, "width": 48, "fps": 8.0, column: value}
+    write(root / "m.jsonl", [{"path": "a.mp4", "text": "x", **sizes}])
+    with pytest.raises(SoraError, match=f"row 1: '{column}' is .*from 1 to"):
+        read_manifest(root / "m.jsonl")
+
+
+def test_metadata_that_nobody_reads_is_named(root: Path) -> None:
+    (root / "metadata.csv").symlink_to("nowhere.csv")
+    for name in ("metadata.tsv", "Metadata.JSON", "notes.json"):
+        (root / name).write_text("")
+    (root / "sub" / "metadata.jsonl").write_text('{"file_name": "b.mp4", "text": "x"}\n')
+    found = find_media(root)
+    assert sorted(found.others) == ["Metadata.JSON", "metadata.csv", "metadata.tsv"]
+    assert [table.name for table in found.tables] == ["metadata.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.tar", "m.json", "m.parquet"])
+def test_a_pipe_is_not_waited_for(root: Path, name: str) -> None:
+    os.mkfifo(root / name)
+    with pytest.raises(SoraError, match="no regular file"):
+        read_manifest(root / name)
+
+
+@pytest.mark.parametrize("pattern", ["x-{000..999999999999}.tar", f"x-{{0..{'9' * 5000}}}.tar"])
+def test_a_pattern_of_endless_tars_is_refused_at_once(root: Path, pattern: str) -> None:
+    with pytest.raises(SoraError, match="names more than 1,048,576 tars"):
+        read_manifest(root / pattern)
+
+
+@pytest.mark.parametrize("source", ["folder", "manifest"])
+def test_a_clip_that_goes_while_it_is_looked_at_is_named(root: Path, source: str) -> None:
+    write(root / "metadata.csv", [{"file_name": name, "text": "x"} for name in FILES])
+    made = SOURCES.create(source, root=str(root), split="train", seed=0)
+    (root / FILES[1]).unlink()
+    with pytest.raises(SoraError, match=r"sub/b\.mp4 cannot be read any more \(No such file"):
+        made.fingerprint()

@@ -167,7 +167,8 @@ def test_no_private_address_is_requested_by_whatever_name_or_detour(
 def test_what_is_private() -> None:
     for host in ("127.0.0.1", "::1", "[::1]", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
                  "fd00::1", "fe80::1%eth0", "::ffff:10.0.0.1", "2002:7f00:1::", "0.0.0.0", "224.0.0.1", "localhost",
-                 "a.localhost", "printer.local", "host", "x.internal.", "LOCALHOST"):  # fmt: skip
+                 "a.localhost", "printer.local", "host", "x.internal.", "LOCALHOST", "0x7f000001", "2130706433",
+                 "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b::10.0.0.1", "64:ff9b:1::1"):  # fmt: skip
         assert is_private(host), host
-    for host in ("example.org", "8.8.8.8", "2606:4700::1111", "storage.googleapis.com", "a.b.c"):
+    for host in ("example.org", "8.8.8.8", "2606:4700::1111", "64:ff9b::8.8.8.8", "storage.googleapis.com", "a.b.c"):
         assert not is_private(host), host

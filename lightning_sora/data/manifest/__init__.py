@@ -9,7 +9,7 @@ from lightning_sora.data.manifest import lists, open_sora_plan, tables, webdatas
 from lightning_sora.data.manifest.reach import Reach
 from lightning_sora.data.manifest.rows import MANIFESTS, ClipRow, ManifestStyle
 from lightning_sora.data.manifest.tables import SUFFIXES
-from lightning_sora.data.records import header_of
+from lightning_sora.data.records import columns_in_words, header_of
 from lightning_sora.data.storage import Location, is_remote, located
 from lightning_sora.errors import SoraError
 from lightning_sora.names import shown
@@ -41,7 +41,7 @@ def read_manifest(place: Location, style: str = "auto", confined: bool | None = 
     if found is None:
         known = "; ".join(MANIFESTS.create(name).needs for name in MANIFESTS.list())
         columns = header_of(place) if str(place).lower().endswith(SUFFIXES) else []
-        told = f" (its columns are {', '.join(map(str, columns))})" if columns else ""
+        told = f" (its columns are {columns_in_words(columns)})" if columns else ""
         plain = "; the source 'folder' reads folders without one" if os.path.isdir(place) else ""
         raise SoraError(f"{shown(str(place))} is a manifest of no known style{told}: {known}{plain}")
     reader = MANIFESTS.create(found)

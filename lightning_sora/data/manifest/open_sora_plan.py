@@ -11,6 +11,7 @@ from typing import Any
 from lightning_sora.data.manifest.rows import MANIFESTS, ClipRow, ManifestStyle, distinct
 from lightning_sora.data.manifest.tables import located
 from lightning_sora.data.records import (
+    LARGEST,
     Record,
     captions_of,
     file_of,
@@ -26,7 +27,6 @@ from lightning_sora.errors import SoraError
 from lightning_sora.names import shown
 from lightning_sora.texts import brief
 
-LARGEST = 1 << 40  # frame or pixel
 READ = ("path", "cap", "resolution", "num_frames", "fps", "cut", "crop")
 NAMES = ("videos2caption.json", "data.txt")
 
@@ -82,7 +82,7 @@ class OpenSoraPlan(ManifestStyle):
     def _rows(self, file: Location, root: str) -> list[ClipRow]:
         found = []
         for count, row in enumerate(records_of(file), start=1):
-            require(file, list(row), [("path",), ("cap",)], self.needs)
+            require(f"{file}, entry {count}", list(row), [("path",), ("cap",)], self.needs)
             found.append(_annotated(root, row, f"{file}, entry {count}"))
         return found
 

@@ -71,8 +71,9 @@ class TableStyle(ManifestStyle):
         root = str(table).rpartition("/")[0] or "."
         found = []
         for count, row in enumerate(rows, start=1):
-            require(table, list(row), self._groups(), self.needs)
-            found.append(self._row(root, row, f"{table}, row {count}"))
+            where = f"{table}, row {count}"
+            require(where, list(row), self._groups(), self.needs)
+            found.append(self._row(root, row, where))
         return distinct(table, found)
 
     def _row(self, root: str, row: Record, where: str) -> ClipRow:

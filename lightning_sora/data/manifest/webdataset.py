@@ -12,7 +12,7 @@ from typing import Any
 from lightning_sora.data.endings import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from lightning_sora.data.manifest.rows import MANIFESTS, ClipRow, ManifestStyle, distinct
 from lightning_sora.data.records import Record, number, rate, split_of, texts
-from lightning_sora.data.storage import ArchiveMember, Location, RemoteFile, is_remote
+from lightning_sora.data.storage import ArchiveMember, Location, RemoteFile, is_remote, opened
 from lightning_sora.errors import SoraError
 from lightning_sora.names import shown
 from lightning_sora.texts import decoded, parsed_json
@@ -22,6 +22,7 @@ MEDIA = STILLS | {suffix[1:] for suffix in VIDEO_SUFFIXES}
 CAPTIONS = ("txt", "text", "caption", "cap", "prompt")
 #: Keys of a member's JSON that may hold the caption.
 CAPTION_KEYS = ("caption", "text", "cap", "prompt", "long_caption", "short_caption")
+SHARDS = 1 << 20  # that a pattern names at most
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -50,6 +51,8 @@ def shards_of(place: Location) -> list[Location]:
     text = str(place)
     if braces := RANGE.search(text):
         first, last = braces.groups()
+        if max(len(first), len(last)) > 12 or int(last) - int(first) >= SHARDS:
+            raise SoraError(f"{place} names more than {SHARDS:,} tars; write the numbers of those that are there")
         names = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
         return [shard for name in names for shard in shards_of(text[: braces.start()] + name + text[braces.end() :])]
     if text.endswith(".tar"):
@@ -122,8 +125,7 @@ def _members(shard: str, state: int | None) -> tuple[ArchiveMember, ...]:
     """Every file of a tar, by a walk over its headers; the contents are jumped over."""
     archive: Path | RemoteFile = RemoteFile(shard) if is_remote(shard) else Path(shard)
     try:
-        opened = archive.open("rb") if isinstance(archive, Path) else archive.open()
-        with opened as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with opened(archive) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             return tuple(ArchiveMember(archive, info.offset_data, info.size, info.name) for info in tar if info.isreg())
     except (tarfile.TarError, OSError, EOFError) as problem:
         raise SoraError(

@@ -19,7 +19,7 @@ from lightning_sora.data import decode
 from lightning_sora.data.captions import TABLES, Note, read_sidecar, read_tables
 from lightning_sora.data.finding import Found, find_media
 from lightning_sora.data.picture import COLOURS
-from lightning_sora.data.places import DecodeError
+from lightning_sora.data.places import DecodeError, Media
 from lightning_sora.data.quarantine import banned_among
 from lightning_sora.data.records import SPLIT_NAMES, SPLITS
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
@@ -163,14 +163,28 @@ class FolderSource(Source):
     def _fingerprint(self) -> str:
         digest = hashlib.blake2b(f"folder {self.split}{fingerprint_of(self.colours)}".encode(), digest_size=16)
         for info in self.infos:
-            path = self.path(info)
-            size = path.stat().st_size
-            digest.update(json.dumps([info.id, size, info.caption, *info.alternatives]).encode())
-            with path.open("rb") as content:
-                digest.update(content.read(FINGERPRINTED_BYTES))
-                content.seek(max(0, size - FINGERPRINTED_BYTES))
-                digest.update(content.read(FINGERPRINTED_BYTES))
+            size, ends = ends_of(self.path(info))
+            digest.update(json.dumps([info.id, size, info.caption, *info.alternatives]).encode() + ends)
         return digest.hexdigest()
+
+
+def ends_of(place: Path | Media) -> tuple[int, bytes]:
+    """The bytes of a file in number, and 64 KiB of either end.
+
+    Raises:
+        SoraError: it has gone, or cannot be read any more, since the source found it.
+    """
+    try:
+        size = place.stat().st_size if isinstance(place, Path) else place.size
+        with place.open("rb") if isinstance(place, Path) else place.open() as content:
+            first = content.read(FINGERPRINTED_BYTES)
+            content.seek(max(0, size - FINGERPRINTED_BYTES))
+            return size, first + content.read(FINGERPRINTED_BYTES)
+    except OSError as problem:
+        raise SoraError(
+            f"{shown(str(place))} cannot be read any more ({problem.strerror}): the data changed while it was looked "
+            "at; start again when it is complete"
+        ) from problem
 
 
 def fingerprint_of(colours: str) -> str:

@@ -21,7 +21,7 @@ from lightning_sora.data.places import DecodeError, MediaPath
 from lightning_sora.data.quarantine import banned_among
 from lightning_sora.data.records import SPLITS
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
-from lightning_sora.data.sources.folder import FINGERPRINTED_BYTES, assign_splits, fingerprint_of, listed
+from lightning_sora.data.sources.folder import assign_splits, ends_of, fingerprint_of, listed
 from lightning_sora.data.storage import ArchiveMember, RemoteFile, is_remote, located
 from lightning_sora.data.window import Region, misfit, read_window
 from lightning_sora.errors import SoraError
@@ -141,11 +141,8 @@ class ManifestSource(Source):
             if isinstance(holder, RemoteFile):
                 digest.update(str(place).encode())  # a question to the store for each clip would take too long
                 continue
-            size = place.stat().st_size if isinstance(place, Path) else place.size
-            with place.open("rb") if isinstance(place, Path) else place.open() as content:
-                digest.update(f"{size}".encode() + content.read(FINGERPRINTED_BYTES))
-                content.seek(max(0, size - FINGERPRINTED_BYTES))
-                digest.update(content.read(FINGERPRINTED_BYTES))
+            size, ends = ends_of(place)
+            digest.update(f"{size}".encode() + ends)
         return digest.hexdigest()
 
 
