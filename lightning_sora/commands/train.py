@@ -24,6 +24,7 @@ import lightning_sora.lit.captioner
 import lightning_sora.lit.dit
 import lightning_sora.lit.expander
 import lightning_sora.lit.vae  # noqa: F401
+from lightning_sora.commands import ending
 from lightning_sora.commands.classes import find_class, imported
 from lightning_sora.commands.explain import explain, explain_interpolation, from_worker, refusal
 from lightning_sora.commands.recipe_secrets import refuse_hidden, without_secrets
@@ -90,7 +91,7 @@ def run(arguments: Sequence[str]) -> int:
     end_with_starter()
     try:
         with parsing():
-            SoraCLI(list(arguments), stopper)
+            cli = SoraCLI(list(arguments), stopper)
     except SIGTERMException:
         if not stopper.requested:
             return TERMINATED
@@ -125,6 +126,7 @@ def run(arguments: Sequence[str]) -> int:
         ) from problem
     if stopper.requested:
         raise KeyboardInterrupt("what was trained is kept; `--ckpt_path last` goes on from there")
+    ending.tell(cli, arguments)
     return 0
 
 

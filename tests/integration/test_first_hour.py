@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 
 import lightning_sora as ls
 from lightning_sora.cli import main
@@ -126,3 +128,30 @@ def test_the_notebook_of_the_readme_runs_as_written(
     mean, std = (value[:, None, None, None] for value in (module.vae.latent_mean, module.vae.latent_std))
     torch.testing.assert_close(latent, (raw - mean) / std)
     assert module.decode(latent).shape == video.shape
+
+
+def test_a_fit_ends_with_where_things_are_and_a_next_command_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = {
+        "model": {
+            "class_path": "LitDiT",
+            "init_args": {"vae": "identity", "patch_size": [4, 8, 8], "dim": 16, "depth": 1, "num_heads": 2,
+                          "text": "bytes(dim=8, depth=1, num_heads=1)", "steps": 2},
+        },
+        "data": {"class_path": "SpacetimeDataModule", "init_args": {
+            "source": "world(level='tiny', clips=4, heldout_clips=4)", "frames": 5, "height": 16, "width": 16}},
+        "trainer": {"max_steps": 1, "accelerator": "cpu", "enable_progress_bar": False, "num_sanity_val_steps": 0},
+    }  # fmt: skip
+    Path("mine.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["fit", "--config", "mine.yaml", "--model.dim=32", "--trainer.max_steps", "2"]) == 0
+    checkpoints, run, after = capsys.readouterr().err.splitlines()[-3:]
+    assert checkpoints.startswith("checkpoints: outputs/mine/checkpoints: ")
+    assert "last.ckpt" in checkpoints
+    assert run.endswith(f"in sqlite:///{tmp_path}/mlflow.db; `lightning-sora ui` shows it")
+    assert after == "next: lightning-sora test --config mine.yaml --model.dim=32 --ckpt_path last"
+    assert main(shlex.split(after.removeprefix("next: lightning-sora "))) == 0
+    after = capsys.readouterr().err.splitlines()[-1]
+    assert after == "next: lightning-sora sample --ckpt outputs/mine/checkpoints/last.ckpt --prompt 'TEXT'"
+    assert main(shlex.split(after.removeprefix("next: lightning-sora "))) == 0
