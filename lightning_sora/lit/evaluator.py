@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,22 @@ class LitEvaluator(LitModule):
     def patch(self) -> PatchSize:
         return self._patch
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        split = {"fit": "val" if self.trainer.limit_val_batches else "", "validate": "val", "test": "test"}.get(stage)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if split and hasattr(data, "source"):
+            self._check_levels(info.id for info in data.source(split).infos)
+
+    def _check_levels(self, ids: Iterable[str]) -> None:
+        unknown = {level_of(one) for one in ids} - set(self.accuracy.groups)
+        if unknown:
+            raise SoraError(
+                f"accuracies are told apart by model.levels={list(self.accuracy.groups)}, but names of clips to read "
+                f"begin with {', '.join(sorted(unknown)[:3])}; set data.source to worlds of these levels, or "
+                "model.levels to what the names begin with"
+            )
+
     def check_batch(self, batch: SpacetimeBatch) -> None:
         """Refuses clips that are not of the world, or of another size or rate than the evaluator reads.
 
@@ -174,7 +190,7 @@ class LitEvaluator(LitModule):
             texts = self.network.embed_texts(batch.captions)
         for name, values in self._terms(seen, true, reduction="none").items():
             self._means.add(f"{split}/loss_{name}", values)
-        self.accuracy.update(seen, true, [name.split("-", 1)[0] for name in batch.ids])
+        self.accuracy.update(seen, true, [level_of(name) for name in batch.ids])
         self._means.add(f"{split}/clip_score", 100 * (seen.embedding * texts).sum(1))
         self.chance.update(seen.embedding, texts)
 
@@ -199,6 +215,11 @@ class LitEvaluator(LitModule):
         self.accuracy.reset()
         self.chance.reset()
         return found
+
+
+def level_of(clip_id: str) -> str:
+    """The level that a clip of ``worlds`` is of, by its name."""
+    return clip_id.split("-", 1)[0]
 
 
 def degraded(clip: Float[Tensor, "3 frames h w"], draw: random.Random, probability: float) -> Tensor:

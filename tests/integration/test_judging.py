@@ -218,3 +218,14 @@ def test_the_evaluator_trains_and_ships_itself(tmp_path: Path, monkeypatch: pyte
 def test_the_evaluator_refuses_clips_of_another_size(make_trainer: Callable[..., pl.Trainer]) -> None:
     with pytest.raises(SoraError, match="17x64x64 at 8 frames per second"):
         make_trainer().fit(LitEvaluator(levels=("train",), patch=(4, 8, 8)), data(patch=(4, 8, 8)))
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_the_evaluator_refuses_levels_that_it_does_not_tell_apart(
+    command: str, make_trainer: Callable[..., pl.Trainer]
+) -> None:
+    plain = data(frames=17, height=64, width=64, patch=(4, 16, 16))
+    trainer = make_trainer(limit_val_batches=1, max_steps=1)
+    with pytest.raises(SoraError, match=r"names of clips to read begin with heldout; .* or model\.levels to"):
+        getattr(trainer, command)(LitEvaluator(dim=8, embedding=8), plain)
+    assert trainer.global_step == 0
