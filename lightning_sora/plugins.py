@@ -70,7 +70,7 @@ def load_packages() -> None:
             continue
         try:
             entry.load()
-        except Exception as problem:
+        except (Exception, SystemExit) as problem:
             distribution = entry.dist.name if entry.dist is not None else "an installed package"
             raise SoraError(
                 f"the plugin {entry.name!r} of {distribution} cannot be loaded ({_where(problem, None)}); mend or "
@@ -83,7 +83,10 @@ def _load(file: Path) -> Plugin:
     path = local_path(file).resolve()
     if path.suffix != ".py" or not os.path.isfile(path):
         raise SoraError(f"no plugin at {file}; give a Python file, such as --plugins my_block.py")
-    source = path.read_text()
+    try:
+        source = importlib.util.decode_source(path.read_bytes())
+    except (OSError, SyntaxError, UnicodeDecodeError) as problem:
+        raise SoraError(f"the plugin {file} cannot be read: {_where(problem, path)}; save it as UTF-8") from problem
     if path in _LOADED:
         if _LOADED[path].source != source:
             raise SoraError(f"the plugin {file} has changed since this process loaded it; start anew")
@@ -97,7 +100,7 @@ def _load(file: Path) -> Plugin:
     sys.modules[plugin.name] = module
     try:
         specification.loader.exec_module(module)
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:  # a script that ends the process is no plugin
         del sys.modules[plugin.name]
         raise SoraError(f"the plugin {file} cannot be loaded: {_where(problem, path)}") from problem
     _LOADED[path] = plugin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -97,7 +98,7 @@ class RunReader(ABC):
 def open_reader(uri: str) -> RunReader:
     """The fastest way to read a store: the file itself where it is sqlite with the schema that is known."""
     database = database_path(uri)
-    if database is not None and database.exists():
+    if database is not None and os.path.exists(database):
         check_database(database)
         if _schema_known(database):
             return SqliteReader(database)

@@ -116,7 +116,7 @@ def as_markdown(study: Study, verdicts: Sequence[Verdict]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for arm, v in _paired(study, verdicts):
         cells = (v.arm, f"`{arm}`", *_cells(study, v, levels=len(_levels(verdicts)) > 1))
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n\n" + "".join(f"- {note}\n" for note in notes(study, verdicts))
 
 

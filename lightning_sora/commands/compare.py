@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         raise SoraError("--open shows the report that --no-report leaves out; drop one of them")
     uri = resolve_uri(args.uri)
     database = database_path(uri)
-    if database is not None and not database.exists():
+    if database is not None and not os.path.exists(database):
         raise SoraError(f"no mlflow store at {database}; run `lightning-sora ablate` here first, or give --uri")
     study = read_study(uri, args.what, metric=args.metric, mode=args.mode, baseline=args.baseline)
     folder = args.out or Path("outputs/ablations") / study.name / "report"

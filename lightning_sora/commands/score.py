@@ -262,6 +262,8 @@ def _record(scores: Scores, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _read_scores(path: Path) -> dict[str, Any]:
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise SoraError(f"{path} is no regular file; give a file that `score --out` wrote")
     try:
         content = verify(path.read_bytes(), path, "score again, or copy the file again")
         earlier = json.loads(content)

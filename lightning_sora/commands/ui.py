@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
             raise SoraError(f"{uri} is a database without pages; start `mlflow server --backend-store-uri ...` on it")
         sys.stdout.write(f"{uri} has its own pages: {uri.rstrip('/')}/\n")
         return 0
-    if not database.exists():
+    if not os.path.exists(database):
         raise SoraError(
             f"no mlflow store at {database}; run `lightning-sora fit` in this folder first, or give --uri "
             "sqlite:///PATH/mlflow.db"

@@ -225,6 +225,9 @@ def read_header(root: storage.Location) -> dict[str, Any]:
             f"no cache of latents at {root}: it has no {HEADER}, which `lightning-sora data cache` writes at its "
             "end; run that to the end, or correct data.root"
         ) from None
+    except OSError as problem:
+        reason = problem.strerror or problem
+        raise SoraError(f"{root}/{HEADER} cannot be read ({reason}); delete it and run `data cache` again") from problem
     if header.get("schema") != SCHEMA:
         raise SoraError(f"{root} was written by another version (schema {header.get('schema')}, not {SCHEMA})")
     wrong = [name for name, kind in TOLD.items() if not isinstance(header.get(name, kind()), kind)]

@@ -58,13 +58,19 @@ def reading(database: Path) -> Iterator[sqlite3.Connection]:
     """A connection that writes nothing, but that it undoes what a killed process had begun to write.
 
     Without that, no reader is let in: the file beside the database says how it was.
+
+    Raises:
+        SoraError: the database cannot be read, or a part of it that is asked for is damaged.
     """
     uri = f"{database.absolute().as_uri()}?mode=ro"
-    if Path(f"{database}-journal").exists():
-        with closing(sqlite3.connect(f"{uri[:-1]}w", uri=True, timeout=PATIENCE)) as connection:
-            connection.execute("select count(*) from sqlite_master").fetchone()
-    with closing(sqlite3.connect(uri, uri=True, timeout=PATIENCE)) as connection:
-        yield connection
+    try:
+        if Path(f"{database}-journal").exists():
+            with closing(sqlite3.connect(f"{uri[:-1]}w", uri=True, timeout=PATIENCE)) as connection:
+                connection.execute("select count(*) from sqlite_master").fetchone()
+        with closing(sqlite3.connect(uri, uri=True, timeout=PATIENCE)) as connection:
+            yield connection
+    except sqlite3.Error as problem:
+        raise _unreadable(database, problem) from problem
 
 
 def check_database(database: Path, *, write: bool = False) -> None:
@@ -95,12 +101,16 @@ def check_database(database: Path, *, write: bool = False) -> None:
                 connection.execute("begin immediate")
                 connection.execute("rollback")
     except (sqlite3.Error, OSError) as problem:
-        if "locked" in str(problem):
-            raise SoraError(
-                f"{database} is locked: another process has been writing to it for {PATIENCE:.0f} s; end that, or "
-                "name another store (tracking.uri, --uri or MLFLOW_TRACKING_URI)"
-            ) from problem
-        raise SoraError(f"{database} cannot be used as an mlflow store ({problem}); {REMEDY}") from problem
+        raise _unreadable(database, problem) from problem
+
+
+def _unreadable(database: Path, problem: Exception) -> SoraError:
+    if "locked" in str(problem):
+        return SoraError(
+            f"{database} is locked: another process has been writing to it for {PATIENCE:.0f} s; end that, or "
+            "name another store (tracking.uri, --uri or MLFLOW_TRACKING_URI)"
+        )
+    return SoraError(f"{database} cannot be used as an mlflow store ({problem}); {REMEDY}")
 
 
 def follow(database: Path) -> None:

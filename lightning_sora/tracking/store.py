@@ -60,12 +60,18 @@ def resolve_uri(uri: str | None = None) -> str:
         )
     if (database := database_path(uri)) is not None:
         return database_uri(database.expanduser().absolute())
+    scheme = uri.partition("://")[0].lower()
+    if scheme.partition("+")[0] == "sqlite" and "://" in uri:  # else one in memory, or one that is not looked after
+        raise SoraError(f"tracking uri {uri!r} is no sqlite store on a disk; write sqlite:///PATH/mlflow.db")
     if f"{HIDDEN}@" in uri:
         raise SoraError(
             f"tracking uri {uri!r} lacks its password, which no record keeps; write ${{oc.env:NAME}} in its place, or "
             "set MLFLOW_TRACKING_URI or, for http, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError as problem:
+        raise SoraError(f"tracking uri {uri!r} is no address ({problem}); write http(s)://HOST:PORT") from problem
     if parts.scheme in ("http", "https") and parts.username:
         os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
         os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")

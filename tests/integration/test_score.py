@@ -1,6 +1,7 @@
 """`lightning-sora score`: any two folders of videos, or one line that says what is wrong."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -153,6 +154,10 @@ def test_scores_of_one_protocol_are_compared_and_others_refused(
     first.write_text("[]")
     assert score("--real", real, "--generated", fake, "--extractor", RANDOM, "--compare", first) == 2
     assert "holds no scores" in capsys.readouterr().err
+    first.unlink()
+    os.mkfifo(first)
+    assert score("--real", real, "--generated", fake, "--extractor", RANDOM, "--compare", first) == 2
+    assert "is no regular file" in capsys.readouterr().err
 
 
 def refusals() -> list[tuple[str, Callable[[Path, Path, Path], list], str]]:

@@ -262,6 +262,9 @@ def test_tables_for_machines_are_complete(study: Study) -> None:
     markdown = table.as_markdown(study, verdicts)
     assert "| time | `time()` |" in markdown
     assert "window, seed 2: FAILED, it broke" in markdown
+    arms = tuple(replace(arm, value=f"{arm.value}\n| x") for arm in study.arms)
+    odd = table.as_markdown(replace(study, arms=arms), verdicts)
+    assert "| time | `time() \\| x` |" in odd
 
 
 def test_a_mode_is_the_metrics_own_or_asked_for(kept: Store) -> None:

@@ -155,6 +155,29 @@ def _no_column(root: Path) -> None:
     pyarrow.parquet.write_table(table, root / "train.parquet")
 
 
+def _header_without(name: str) -> Callable[[Path], None]:
+    def damage(root: Path) -> None:
+        header = json.loads((root / "cache.json").read_text())
+        del header[name]
+        (root / "cache.json").write_text(json.dumps(header))
+
+    return damage
+
+
+def _header_is_a_folder(root: Path) -> None:
+    _no_header(root)
+    (root / "cache.json").mkdir()
+
+
+def _header_is_a_pipe(root: Path) -> None:
+    _no_header(root)
+    os.mkfifo(root / "cache.json")
+
+
+def _no_count(root: Path) -> None:
+    write(root, clips={"train": "many"})
+
+
 def _old_schema(root: Path) -> None:
     write(root, schema=0)
 
@@ -169,6 +192,13 @@ def _old_schema(root: Path) -> None:
         (_no_shard, "missing"),
         (_no_column, "lacks the columns offset"),
         (_old_schema, "schema 0"),
+        *(
+            (_header_without(name), f"is damaged: it lacks {name}; delete")
+            for name in ("splits", "vae_stride", "clips")
+        ),
+        (_header_is_a_folder, "cannot be read .*directory"),
+        (_header_is_a_pipe, "cannot be read .*no regular file"),
+        (_no_count, "does not count the clips of 'train'"),
     ],
 )
 def test_damage_is_told_at_set_up(tmp_path: Path, damage: Callable[[Path], None], words: str) -> None:

@@ -46,15 +46,25 @@ def test_a_file_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
         ("import nothing_of_this_name\n", "ModuleNotFoundError.*line 1"),
         ("x = 1\ny = (\n", "SyntaxError"),
         ("x = 1\n\nraise ValueError('no')\n", "ValueError: no in line 3"),
+        ("import sys\n\nsys.exit(3)\n", "SystemExit: 3 in line 3"),
+        ("x = 1\n\ny = '\udcff'\n", "cannot be read: UnicodeDecodeError"),
+        ("# coding: nonsense\n", "cannot be read: SyntaxError"),
         (f"{HEAD}register_attention('full')(FullAttention)\n", "registered already"),
     ],
 )
 def test_a_broken_file_says_where(tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "broken.py"
-    file.write_text(text)
+    file.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(SoraError, match=said):
         plugins.load_plugins([file])
     assert plugins.loaded() == {}
+
+
+def test_a_file_may_tell_its_encoding(tmp_path: Path) -> None:
+    file = tmp_path / "latin.py"
+    file.write_bytes("# coding: latin-1\nname = 'caf\xe9'\n".encode("latin-1"))
+    (plugin,) = plugins.load_plugins([file])
+    assert plugin.source == "# coding: latin-1\nname = 'caf\xe9'\n"
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:

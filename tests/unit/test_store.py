@@ -126,11 +126,37 @@ def test_a_store_is_in_its_folder_whatever_that_is_called(client, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("sqlite:///what?/mlflow.db", "write %3F"), ("sqlite:///b\udcff/x.db", "no UTF-8")]
+    ("name", "said"),
+    [
+        ("sqlite:///what?/mlflow.db", "write %3F"),
+        ("sqlite:///b\udcff/x.db", "no UTF-8"),
+        ("sqlite://", "no sqlite store on a disk"),
+        ("sqlite+pysqlite:///x.db", "no sqlite store on a disk"),
+        ("SQLite:///x.db", "no sqlite store on a disk"),
+        ("http://[::1", "no address"),
+    ],
 )
 def test_an_address_that_would_be_another_place_is_refused(name: str, said: str) -> None:
     with pytest.raises(SoraError, match=said):
         store.resolve_uri(name)
+
+
+def test_a_name_that_no_file_can_have_is_no_store(capsys) -> None:
+    for command in ("compare", "ui"):
+        assert main([command, "--uri", f"sqlite:///{'a' * 300}/mlflow.db"]) == 2
+        assert "no mlflow store at" in capsys.readouterr().err
+
+
+def test_damage_in_the_middle_of_a_store_is_told_with_its_file(client, tmp_path, capsys) -> None:
+    run = write_run(client, store.resolve_uri(), dim="8")
+    with closing(sqlite3.connect("mlflow.db")) as connection:
+        root = connection.execute("select rootpage from sqlite_master where name = 'runs'").fetchone()[0]
+        size = connection.execute("pragma page_size").fetchone()[0]
+    with open("mlflow.db", "r+b") as file:
+        file.seek((root - 1) * size)
+        file.write(b"\xff" * size)
+    assert main(["compare", run, run, "--no-report"]) == 2
+    assert re.search(r"mlflow\.db cannot be used as an mlflow store \(.*malformed\)", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("experiment", [".", "..", "a/../../b", "é" * 300, "two words"])

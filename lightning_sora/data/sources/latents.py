@@ -19,6 +19,9 @@ from lightning_sora.randomness import coarse_generator
 from lightning_sora.spacetime import PatchSize
 from lightning_sora.world.config import WorldConfig
 
+#: What a header must tell to train on its latents.
+NEEDED = ("vae_hash", "vae_stride", "dtype", "splits", "clips", "data")
+
 
 @SOURCES.register("latents")
 class LatentSource(Source):
@@ -44,11 +47,20 @@ class LatentSource(Source):
         self.root, self.split = root, split
         self.reader = cache.LatentReader(root)
         self.header = cache.read_header(root)
+        if missing := [name for name in NEEDED if name not in self.header]:
+            raise SoraError(
+                f"{root}/{cache.HEADER} is damaged: it lacks {', '.join(missing)}; delete it and run `data cache` again"
+            )
         if split not in self.header["splits"]:
             raise SoraError(
                 f"the cache {root} has no split {split!r}, only {', '.join(self.header['splits'])}; cache that too"
             )
         self.vae_hash, self.vae_stride = self.header["vae_hash"], PatchSize.of(self.header["vae_stride"])
+        if type(self.header["clips"].get(split)) is not int:
+            raise SoraError(
+                f"{root}/{cache.HEADER} is damaged: it does not count the clips of {split!r}; delete it and run "
+                "`data cache` again"
+            )
         self.rows = cache.read_table(root, split)
         self._check_shards()
         self.infos: Sequence[ClipInfo] = [
