@@ -42,14 +42,15 @@ class Served(context.ForkServerContext):
 
 def _started(start: Callable[[Any], Any], process: Any) -> Any:
     script = sys.modules["__main__"]
-    if _is_guarded(script):
-        return start(process)
-    # multiprocessing would have the process import the script: one without a guard would run once more, and one that
-    # was read from a pipe has no file.
+    # multiprocessing would have the process import the script: what has no guard would run once more, though another
+    # part of it has one, and what was read from a pipe has no file.
     sys.modules["__main__"] = ModuleType("__main__")
     try:
         return start(process)
     except PicklingError as problem:
+        sys.modules["__main__"] = script
+        if _is_guarded(script):  # and defines what the process needs
+            return start(process)
         raise SoraError(
             f"{getattr(script, '__file__', 'the script')} defines what processes need that read clips ({problem}), and "
             "they cannot import it: put what it runs under `if __name__ == '__main__':`, give the rest as a file of "

@@ -23,10 +23,15 @@ from tests.integration.conftest import make_data
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(params=["script.py", "<stdin>"])
+@pytest.fixture(params=["script.py", "part.py", "<stdin>"])
 def script(request, tmp_path, monkeypatch) -> Path:
-    """Python as if it ran a script without a guard, of a file or of its input; and what tells that it ran again."""
-    (tmp_path / "script.py").write_text("from pathlib import Path\nPath(__file__).with_name('again').touch()\n")
+    """Python as if it ran a script without a guard, of a file or of its input; and what tells that it ran again.
+
+    One has a guard for a part of what it runs.
+    """
+    text = "from pathlib import Path\nPath(__file__).with_name('again').touch()\n"
+    (tmp_path / "script.py").write_text(text)
+    (tmp_path / "part.py").write_text(text + "if __name__ == '__main__':\n    print('done')\n")
     main = ModuleType("__main__")
     main.__file__ = str(tmp_path / request.param)
     monkeypatch.setitem(sys.modules, "__main__", main)
