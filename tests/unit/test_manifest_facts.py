@@ -3,6 +3,7 @@
 # ruff: noqa: F811 (a fixture of another file)
 
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -17,6 +18,7 @@ from lightning_sora.data import decode
 from lightning_sora.data.manifest import read_manifest
 from lightning_sora.data.places import DecodeError
 from lightning_sora.data.quarantine import read_quarantine, write_quarantine
+from lightning_sora.data.sources.which import source_of
 from lightning_sora.errors import SoraError
 from tests.unit.test_manifests import (  # noqa: F401
     CAPTIONS,
@@ -108,6 +110,31 @@ def test_late_cuts_begin_where_they_should_under_a_rounded_rate(tmp_path: Path) 
     (source, *_) = sources(table(tmp_path / "a.json", [{**row, "cut": [660, 669]}]))
     shown = source.load(0, 9, 16, 16, generator=torch.Generator(), fps=None).video.float().mean(dim=(1, 2, 3))
     assert shown.max() - shown.min() < 30
+
+
+def test_links_in_a_tar_are_what_they_link_to(files: Path) -> None:
+    (files / "sub").mkdir(exist_ok=True)
+    os.link(files / "a.mp4", files / "sub" / "copy.mp4")
+    (files / "sub" / "link.mp4").symlink_to("../a.mp4")
+    (files / "sub" / "away.mp4").symlink_to("/etc/hostname")
+    with tarfile.open(files / "t.TAR", "w") as tar:
+        for name in ("sub/link.mp4", "sub/away.mp4", "a.mp4", "sub/copy.mp4"):
+            tar.add(files / name, name)
+    style, rows = read_manifest(files / "t.TAR")
+    assert (style, sorted(row.id for row in rows)) == ("webdataset", ["a", "sub/copy", "sub/link"])
+    assert {row.place.open().read() for row in rows} == {(files / "a.mp4").read_bytes()}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tar", "a.json", "a.jsonl", "a.parquet", "data.txt"])
+def test_a_folder_may_be_called_as_a_table_is(files: Path, name: str) -> None:
+    (files / name).mkdir()
+    assert source_of(files / name) == "folder"
+    with pytest.raises(SoraError, match="the source 'folder' reads folders without one"):
+        read_manifest(files / name)
+    with tarfile.open(files / name / "1.TAR", "w") as tar:
+        tar.add(files / "a.mp4", "k.mp4")
+    assert source_of(files / name) == "manifest"
+    assert read_manifest(files / name)[0] == "webdataset"
 
 
 def test_the_film_of_a_tar_is_not_its_thumbnail_and_odd_names_are_told(files: Path) -> None:

@@ -40,10 +40,11 @@ def read_manifest(place: Location, style: str = "auto", confined: bool | None = 
     found = detect(place) if style == "auto" else style
     if found is None:
         known = "; ".join(MANIFESTS.create(name).needs for name in MANIFESTS.list())
-        columns = header_of(place) if str(place).lower().endswith(SUFFIXES) else []
+        plain = not is_remote(place) and os.path.isdir(place)
+        columns = header_of(place) if str(place).lower().endswith(SUFFIXES) and not plain else []
         told = f" (its columns are {columns_in_words(columns)})" if columns else ""
-        plain = "; the source 'folder' reads folders without one" if os.path.isdir(place) else ""
-        raise SoraError(f"{shown(str(place))} is a manifest of no known style{told}: {known}{plain}")
+        also = "; the source 'folder' reads folders without one" if plain else ""
+        raise SoraError(f"{shown(str(place))} is a manifest of no known style{told}: {known}{also}")
     reader = MANIFESTS.create(found)
     reader.reach = reach = Reach.of(place, confined)
     rows = reader.read(place)

@@ -53,10 +53,8 @@ class OpenSoraPlan(ManifestStyle):
         return {"path", "cap"} <= set(header_of(found))
 
     def _file(self, place: Location) -> Location | None:
-        if str(place).endswith((".json", "data.txt")):
-            return place
-        if is_remote(place):
-            return None
+        if is_remote(place) or not os.path.isdir(place):
+            return place if str(place).endswith((".json", "data.txt")) else None
         return next((Path(place) / name for name in NAMES if os.path.isfile(Path(place) / name)), None)
 
     def read(self, place: Location) -> list[ClipRow]:

@@ -47,9 +47,10 @@ class TableStyle(ManifestStyle):
 
     def table(self, place: Location) -> Location | None:
         """The table of a file or folder."""
-        if Path(str(place)).suffix.lower() in self.suffixes:
+        folder = not is_remote(place) and os.path.isdir(place)  # of whatever name
+        if not folder and Path(str(place)).suffix.lower() in self.suffixes:
             return place
-        if not is_remote(place):
+        if folder:
             return next((Path(place) / name for name in self.names if os.path.isfile(Path(place) / name)), None)
         return None
 

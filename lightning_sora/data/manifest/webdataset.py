@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tarfile
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,9 @@ def shards_of(place: Location) -> list[Location]:
             raise SoraError(f"{place} names more than {SHARDS:,} tars; write the numbers of those that are there")
         names = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
         return [shard for name in names for shard in shards_of(text[: braces.start()] + name + text[braces.end() :])]
-    if text.endswith(".tar"):
-        return [place]
-    if is_remote(place) or not os.path.isdir(place):
-        return []
-    return sorted(Path(place).glob("*.tar"))
+    if not is_remote(place) and os.path.isdir(place):
+        return sorted(path for path in Path(place).glob("*") if path.name.lower().endswith(".tar"))
+    return [place] if text.lower().endswith(".tar") else []
 
 
 def _rows(shard: Location, many: bool) -> list[ClipRow]:
@@ -126,9 +125,20 @@ def _members(shard: str, state: int | None) -> tuple[ArchiveMember, ...]:
     archive: Path | RemoteFile = RemoteFile(shard) if is_remote(shard) else Path(shard)
     try:
         with opened(archive) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            return tuple(ArchiveMember(archive, info.offset_data, info.size, info.name) for info in tar if info.isreg())
+            entries = list(tar)
     except (tarfile.TarError, OSError, EOFError) as problem:
         raise SoraError(
             f"{shard}: not a tar that can be read ({problem}); it must be plain, not compressed, as offsets into it "
             "are kept"
         ) from problem
+    files = {os.path.normpath(info.name): info for info in entries if info.isreg()}
+    found = [(info, _meant(info, files)) for info in entries]
+    return tuple(ArchiveMember(archive, at.offset_data, at.size, info.name) for info, at in found if at is not None)
+
+
+def _meant(info: tarfile.TarInfo, files: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
+    """The file that an entry is, or links to: a tar holds copies of one file as links."""
+    if info.islnk() or info.issym():
+        beside = os.path.dirname(info.name) if info.issym() else ""
+        return files.get(os.path.normpath(os.path.join(beside, info.linkname)))
+    return info if info.isreg() else None
