@@ -213,7 +213,7 @@ def read_seeds(content: Any) -> tuple[int, ...]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         present = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, present, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"{path.parent} holds {', '.join(present) or 'none'}"

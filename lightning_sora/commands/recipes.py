@@ -10,6 +10,7 @@ import difflib
 import functools
 import inspect
 import io
+import os
 import re
 import tempfile
 import tokenize
@@ -44,7 +45,7 @@ def recipe_files(arguments: Sequence[str]) -> list[Path]:
     """
     files = [local_path(value) for flag, value in _flags(arguments) if flag in ("--config", "-c")]
     for file in files:
-        if file.is_file():
+        if os.path.isfile(file):
             continue
         folder = file.parent if file.parent.is_dir() else Path()
         present = sorted(path.name for path in folder.glob("*.y*ml"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from functools import partial
@@ -48,10 +49,10 @@ def run(args: argparse.Namespace) -> int:
     prompts = [*args.prompt, *(_read_prompts(args.prompts) if args.prompts else [])]
     if not prompts:
         raise SoraError("nothing to sample; give --prompt TEXT or --prompts FILE")
-    if not args.ckpt.exists():
+    if not os.path.exists(args.ckpt):
         raise SoraError(f"no checkpoint at {args.ckpt}; give the path of a .ckpt file that `lightning-sora fit` wrote")
     if args.out is None:  # samples of two fits do not mix
-        folder = args.ckpt if args.ckpt.is_dir() else args.ckpt.parent
+        folder = args.ckpt if os.path.isdir(args.ckpt) else args.ckpt.parent
         args.out = (folder.parent if folder.name == "checkpoints" else folder) / "samples" / "prompts"
     check_folder("--out", args.out)
     from tqdm import tqdm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -276,7 +277,7 @@ class SoraCLI(LightningCLI):
                 present = ", ".join(sorted(file.name for file in folder.glob("*.ckpt"))) or "no checkpoint"
                 raise SoraError(f"--ckpt_path {asked}: {folder} holds {present}; fit this recipe first, or give a path")
         config.ckpt_path = str(path)
-        if path.is_dir():  # a sharded checkpoint, which the strategy reads
+        if os.path.isdir(path):  # a sharded checkpoint, which the strategy reads
             check_sharded(path)
             return
         checkpoint = read_checkpoint(path)
@@ -334,7 +335,7 @@ class SoraCLI(LightningCLI):
                 raise told(problem, config.trainer) from problem
             raise
         check_made(config.trainer, made)
-        if config.get("ckpt_path") and Path(config.ckpt_path).is_dir():
+        if config.get("ckpt_path") and os.path.isdir(config.ckpt_path):
             check_reads(Path(config.ckpt_path), made)
         return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lightning_sora.errors import SoraError
@@ -36,7 +37,7 @@ def read_video(
     from lightning_sora.data.decode import is_image, probe, read_clip
 
     path = Path(path).expanduser()
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SoraError(f"no file at {path}; give the path of a video or an image")
     if start < 0 or (frames is not None and frames < 1) or (fps is not None and not fps > 0):
         raise SoraError(f"start={start} must be at least 0, frames={frames} at least 1 and fps={fps} above 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def lpips_network(net: str, weights: str | Path) -> nn.Module:
     if net not in BACKBONES:
         raise SoraError(f"unknown LPIPS backbone {net!r}; choose one of: {', '.join(BACKBONES)}")
     path = Path(weights)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SoraError(
             f"LPIPS on {net} needs torchvision's ImageNet weights {BACKBONES[net]}, and there is no {path}; download "
             f"that file from the PyTorch model store, put it at {path}, or give its path"

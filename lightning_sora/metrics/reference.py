@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ class ReferenceStatistics:
             SoraError: no such file, something else, or content that is not what the file's name says.
         """
         path = Path(path)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise SoraError(
                 f"no reference statistics at {path}; make them with `lightning-sora score --real DIR --save-reference`"
             )

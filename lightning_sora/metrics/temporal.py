@@ -7,6 +7,7 @@ are VBench's (Huang et al. 2024) unless said otherwise.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -269,7 +270,7 @@ def load_raft(weights: str | Path) -> nn.Module:
         SoraError: no such file, a damaged one, or weights of another network.
     """
     path, part = Path(weights), "RAFT"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SoraError(
             f"there is no file {str(path)!r}, where the weights of RAFT are looked for; download torchvision's "
             f"raft_large_C_T_SKHT_V2 ({RAFT_LARGE}) or, smaller, raft_small_C_T_V2 ({RAFT_SMALL}) to it"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -261,7 +262,7 @@ def _holds(path: Path, keys: Sequence[str]) -> bool:
 
 def refuse_missing_folder(name: str, kind: str) -> None:
     """Raises SoraError if a name is meant as a path, and nothing is there: a hub's own complaint would not say so."""
-    if name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
+    if name.startswith(("/", "./", "../", "~")) and not os.path.isdir(name):
         raise WeightsMissing(
             f"cannot load the {kind} {name!r}: no such directory; give one that holds a model of transformers"
         )

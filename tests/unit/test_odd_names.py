@@ -21,6 +21,7 @@ from lightning_sora.data.sources import SOURCES, Source
 from lightning_sora.data.stacks import stacks_in
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.module import read_checkpoint
+from lightning_sora.metrics.extractors.pretrained import read_state_dict
 from lightning_sora.models.vocabulary import Vocabulary
 from lightning_sora.names import at_home, named, shown
 from lightning_sora.plugins import load_plugins
@@ -285,3 +286,38 @@ def test_the_page_names_every_ending() -> None:
     page = (Path(__file__).parents[2] / "docs" / "odd_files.md").read_text()
     (listed,) = re.findall(r"Found are these endings.*?\n\n", page, re.DOTALL)
     assert set(re.findall(r"\.\w+(?=[ `\n])", listed)) == VIDEO_SUFFIXES | IMAGE_SUFFIXES
+
+
+FAR = "x" * 5000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["score", "--generated", ".", "--reference", FAR], "no reference statistics at"),
+        (["sample", "--prompt", "x", "--ckpt", FAR], "no checkpoint at"),
+        (["fit", "--config", FAR], "no recipe at"),
+        (["fit", "--config", "recipes/world_captioner.yaml", "--ckpt_path", FAR], "no checkpoint at"),
+        (["data", "cache", "--out", "c", "--config", FAR], "no recipe at"),
+        (["ablate", FAR], "no ablation file at"),
+        (["compare", "--uri", f"sqlite:///{FAR}"], "no mlflow store at"),
+    ],
+)
+def test_a_path_that_no_file_can_have_is_none(
+    arguments: list[str], said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = Path(__file__).parents[2] / "recipes"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(recipes)
+    assert cli.main(arguments) == 2
+    assert said in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\xff" * 8 + b"{}", b"PK\x03\x04"])
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_weights_that_are_none_are_told(tmp_path: Path, content: bytes, ending: str) -> None:
+    path = tmp_path / f"w.{ending}"
+    path.write_bytes(content)
+    with pytest.raises(SoraError, match=rf"w\.{ending}"):
+        read_state_dict(path, "it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -206,7 +207,7 @@ def load_evaluator(path: str | None = None) -> TrainedEvaluator:
         SoraError: no such file, or weights that are not those of the record.
     """
     file = Path(path) if path is not None else SHIPPED
-    if not (file.is_file() and file.with_suffix(".json").is_file()):
+    if not (os.path.isfile(file) and os.path.isfile(file.with_suffix(".json"))):
         raise WeightsMissing(
             f"no evaluator at {file} (with its .json beside it); train one with recipes/world_evaluator.yaml and test "
             "it, or leave the path out to use the shipped one"

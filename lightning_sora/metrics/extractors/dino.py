@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -119,15 +120,15 @@ class DINOExtractor(Extractor):
 
 def _is_timm(name: str) -> bool:
     config = Path(name) / "config.json"
-    if config.is_file():
+    if os.path.isfile(config):
         return "model_type" not in json.loads(config.read_text())
-    return not Path(name).exists() and ("/" not in name or name.startswith("timm/"))
+    return not os.path.exists(name) and ("/" not in name or name.startswith("timm/"))
 
 
 def _timm(name: str) -> nn.Module:
     import timm
 
-    local = Path(name).is_dir()
+    local = os.path.isdir(name)
     source = f"local-dir:{name}" if local else f"hf-hub:{name}" if "/" in name else name
     try:
         return timm.create_model(source, pretrained=True, num_classes=0, global_pool="token", dynamic_img_size=True)

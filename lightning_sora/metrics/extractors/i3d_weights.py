@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import warnings
 import zipfile
@@ -84,7 +85,7 @@ def load_i3d(path: str | Path, table: Table | None = None) -> I3D:
         SoraError: no such file, a file of no known form, or a tensor that is missing, misshapen or of other values.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise WeightsMissing(
             f"there is no file {str(path)!r}, where the weights of I3D are looked for; {DOWNLOAD}, to it"
         )

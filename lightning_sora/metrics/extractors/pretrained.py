@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,7 +87,7 @@ def _cannot_load(part: str, name: str, problem: Exception, wanted: str) -> SoraE
 def card_name(weights: str) -> str:
     """What a card calls a model: a directory by its name alone, for where it lies is no part of a protocol."""
     path = Path(weights)
-    return path.name if path.is_dir() else weights
+    return path.name if os.path.isdir(path) else weights
 
 
 def read_state_dict(path: Path, part: str) -> dict[str, Tensor]:
@@ -98,7 +99,7 @@ def read_state_dict(path: Path, part: str) -> dict[str, Tensor]:
     verify_archive(path, "download the file again")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as problem:
+    except (*_UNREADABLE, EOFError, LookupError, TypeError, AttributeError, pickle.UnpicklingError) as problem:
         raise SoraError(
             f"{part} cannot read {str(path)!r} as a PyTorch state_dict; download the file again"
         ) from problem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class TorchvisionExtractor(Extractor):
         choice = get_model_weights(architecture).DEFAULT
         part, published = f"the extractor {architecture}", choice.url.rpartition("/")[2]
         path = Path(weights) if weights is not None else Path(torch.hub.get_dir()) / "checkpoints" / published
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise WeightsMissing(
                 f"{part} finds no weights at {str(path)!r}; download {published} (torchvision's {choice}, SHA-256 "
                 f"beginning with {published.rpartition('-')[2].removesuffix('.pth')}) to that path, or give its path "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -41,7 +42,7 @@ class PerceptualDistance(nn.Module):
     def __init__(self, weights: str | Path) -> None:
         super().__init__()
         path = Path(weights).expanduser()
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise SoraError(
                 f"perceptual weights {str(weights)!r} are not a file; download {DOWNLOAD} "
                 "(torchvision's vgg16, state dict) and give its path, or set the perceptual weight to 0"
