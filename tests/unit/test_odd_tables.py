@@ -266,7 +266,9 @@ def test_a_pipe_is_not_waited_for(root: Path, name: str) -> None:
         read_manifest(root / name)
 
 
-@pytest.mark.parametrize("pattern", ["x-{000..999999999999}.tar", f"x-{{0..{'9' * 5000}}}.tar"])
+@pytest.mark.parametrize(
+    "pattern", ["x-{000..999999999999}.tar", f"x-{{0..{'9' * 5000}}}.tar", "{0..9999}/{0..9999}.tar"]
+)
 def test_a_pattern_of_endless_tars_is_refused_at_once(root: Path, pattern: str) -> None:
     with pytest.raises(SoraError, match="names more than 1,048,576 tars"):
         read_manifest(root / pattern)

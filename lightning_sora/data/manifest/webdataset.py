@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tarfile
@@ -52,7 +53,9 @@ def shards_of(place: Location) -> list[Location]:
     text = str(place)
     if braces := RANGE.search(text):
         first, last = braces.groups()
-        if max(len(first), len(last)) > 12 or int(last) - int(first) >= SHARDS:
+        pairs = RANGE.findall(text)
+        endless = any(len(end) > 12 for pair in pairs for end in pair)
+        if endless or math.prod(max(0, int(b) - int(a) + 1) for a, b in pairs) > SHARDS:
             raise SoraError(f"{place} names more than {SHARDS:,} tars; write the numbers of those that are there")
         names = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
         return [shard for name in names for shard in shards_of(text[: braces.start()] + name + text[braces.end() :])]
