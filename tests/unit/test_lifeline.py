@@ -47,19 +47,23 @@ server = subprocess.Popen([sys.executable, "-c", nested], start_new_session=True
 watch = guard(server)
 time.sleep(600)
 """
-# A decoder that hangs, of `data check`.
+# A decoder that hangs, of `data check`: its process imports the decoder, and not the program.
 DECODERS = """
+from lightning_sora.data import checking
+
+if __name__ == "__main__":
+    for _ in checking.check_files(["x.mp4"], 1, 600.0):
+        pass
+"""
+HANGING = """
 import time
-from lightning_sora.data import checking, decode
+from lightning_sora.data import decode
 
 def hang(path):
     print("started", flush=True)
     time.sleep(600)
 
 decode.check = hang
-if __name__ == "__main__":
-    for _ in checking.check_files(["x.mp4"], 1, 600.0):
-        pass
 """
 
 
@@ -81,6 +85,11 @@ def test_what_is_killed_leaves_no_process_behind(tmp_path, program, count):
     file.write_text(program)
     mark = f"LIFELINE_TEST={tmp_path}"
     environment = {**os.environ, "LIFELINE_TEST": str(tmp_path)}
+    if program is DECODERS:  # Python imports this as it starts
+        (tmp_path / "sitecustomize.py").write_text(HANGING)
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        )
     for name in ("LIGHTNING_SORA_STARTER", "LOCAL_RANK"):
         environment.pop(name, None)
     killed = subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, env=environment)
