@@ -21,12 +21,12 @@ import yaml
 from lightning_sora.ablation.matching import DEPTH, HEADS, MLP, WIDTH, Cost, Match, match, total, validation_interval
 from lightning_sora.ablation.plan import Plan, Stage
 from lightning_sora.ablation.record import Design, PlannedArm, PlannedTrial
-from lightning_sora.commands.classes import find_class
-from lightning_sora.commands.recipes import quoted_spec
 from lightning_sora.commands.train import SoraCLI, parsing
 from lightning_sora.data.plan import PlanSampler
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.module import LitModule, count_parameters
+from lightning_sora.recipe.classes import find_class
+from lightning_sora.recipe.files import quoted_spec
 from lightning_sora.spacetime import SpacetimeBatch
 from lightning_sora.tracking import StopBetweenSteps, provenance
 from lightning_sora.tracking.flatten import flatten

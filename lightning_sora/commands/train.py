@@ -26,10 +26,16 @@ import lightning_sora.lit.dit
 import lightning_sora.lit.expander
 import lightning_sora.lit.vae  # noqa: F401
 from lightning_sora.commands import ending
-from lightning_sora.commands.classes import find_class, imported
-from lightning_sora.commands.explain import explain, explain_interpolation, from_worker, refusal
-from lightning_sora.commands.recipe_secrets import refuse_hidden, without_secrets
-from lightning_sora.commands.recipes import (
+from lightning_sora.data.reading import reader_died
+from lightning_sora.errors import SoraError
+from lightning_sora.lifeline import end_with_starter
+from lightning_sora.lit.callbacks import ClipScores, Costs, PredictionWriter, Progress
+from lightning_sora.lit.finite import FiniteSteps
+from lightning_sora.lit.module import check_module, read_checkpoint
+from lightning_sora.plugins import load_packages, load_plugins, loaded
+from lightning_sora.recipe.classes import find_class, imported
+from lightning_sora.recipe.explain import explain, explain_interpolation, from_worker, refusal
+from lightning_sora.recipe.files import (
     check_recipe,
     from_home,
     merged_vars,
@@ -41,7 +47,8 @@ from lightning_sora.commands.recipes import (
     with_plugins,
     with_quoted_specs,
 )
-from lightning_sora.commands.trainers import (
+from lightning_sora.recipe.secrets import refuse_hidden, without_secrets
+from lightning_sora.recipe.trainers import (
     check_asked,
     check_made,
     check_reads,
@@ -49,13 +56,6 @@ from lightning_sora.commands.trainers import (
     refused_by_lightning,
     told,
 )
-from lightning_sora.data.reading import reader_died
-from lightning_sora.errors import SoraError
-from lightning_sora.lifeline import end_with_starter
-from lightning_sora.lit.callbacks import ClipScores, Costs, PredictionWriter, Progress
-from lightning_sora.lit.finite import FiniteSteps
-from lightning_sora.lit.module import check_module, read_checkpoint
-from lightning_sora.plugins import load_packages, load_plugins, loaded
 from lightning_sora.redaction import remember_interpolations, remember_secrets
 from lightning_sora.texts import read_text
 from lightning_sora.tracking import Checkpoint, MLflowTracker, RunRecorder, StopBetweenSteps

@@ -54,11 +54,24 @@ ALLOWED: dict[str, set[str]] = {
     "lit": {"models", "nn", "diffusion", "metrics", "spacetime", "randomness", "media", "redaction"},
     "tracking": {"media", "redaction", "lifeline"},
     "ablation": {"tracking", "redaction"},
-    "lab": {"ablation", "data", "diffusion", "lit", "media", "metrics", "models", "nn", "plugins", "tracking"},
+    "recipe": {"data", "lit", "plugins", "redaction", "tracking"},
+    "lab": {
+        "ablation",
+        "data",
+        "diffusion",
+        "lit",
+        "media",
+        "metrics",
+        "models",
+        "nn",
+        "plugins",
+        "recipe",
+        "tracking",
+    },
     "cli": {"*"},
     "commands": {"*"},
 }
-LIGHTNING_ROOMS = {"lit", "tracking", "cli", "commands"}
+LIGHTNING_ROOMS = {"lit", "tracking", "recipe", "cli", "commands"}
 LIGHTNING_FILES = {"data/datamodule.py", "data/progress.py", "data/prompts.py"}
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from lightning_sora import plugins
 from lightning_sora.cli import main
-from lightning_sora.commands.recipes import plugin_files, with_plugins
 from lightning_sora.errors import SoraError
 from lightning_sora.nn.attention import ATTENTION
+from lightning_sora.recipe.files import plugin_files, with_plugins
 
 HEAD = (
     "from lightning_sora.nn.attention import register_attention\n"

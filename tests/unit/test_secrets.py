@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_sora.commands.recipe_secrets import refuse_hidden, without_secrets
 from lightning_sora.errors import SoraError
+from lightning_sora.recipe.secrets import refuse_hidden, without_secrets
 from lightning_sora.redaction import RedactedStream, from_environment, in_environment, redact, remember_interpolations
 from lightning_sora.tracking import store
 

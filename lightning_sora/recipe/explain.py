@@ -8,8 +8,8 @@ import re
 
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_sora.commands.classes import imported
 from lightning_sora.errors import SoraError
+from lightning_sora.recipe.classes import imported
 
 
 def refusal(problem: BaseException | None) -> SoraError | None:
