@@ -93,7 +93,7 @@ class _Sitting:
 
     def run(self) -> int:
         from lightning_sora.ablation.record import AblationRecord
-        from lightning_sora.commands.planning import Planner
+        from lightning_sora.lab.planning import Planner
         from lightning_sora.tracking.provenance import code_hash
 
         planner = Planner(self.plan, self.folder)
@@ -203,7 +203,7 @@ class _Sitting:
 
     def _write_recipe(self, record: Any, trial: Any, training: Any, judged: bool) -> Path:
         planned = trial.planned
-        recipe = json.loads(json.dumps(training.recipe))
+        recipe = json.loads(json.dumps(training.recipe.content))
         tags = record.tags_of(planned)
         if not judged:
             tags["ablation.role"] = "before"

@@ -55,7 +55,6 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         SoraError: a mistake in the recipe or the VAE; or the folder holds a cache of another VAE, recipe or data.
     """
-    from lightning_sora.commands.planning import resolve
     from lightning_sora.commands.shards import IDENTITY, Shard, claim, run_shards
     from lightning_sora.data.latents import (
         HEADER,
@@ -69,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from lightning_sora.data.recaptions import read_captions
     from lightning_sora.lit.captioners import checkpoint_of
     from lightning_sora.plugins import load_packages, load_plugins
+    from lightning_sora.recipe.recipe import Recipe
     from lightning_sora.sealing import seal_json, write_whole
     from lightning_sora.writing import check_folder
 
@@ -78,16 +78,16 @@ def run(args: argparse.Namespace) -> int:
     check_folder("--out", args.out, IDENTITY)
     load_packages()
     load_plugins(args.plugins)
-    recipe = resolve(args.config, _overrides(args.overrides))
-    options = recipe["data"]["init_args"]
+    recipe = Recipe.load(args.config, _overrides(args.overrides))
+    options = recipe.options("data")
     if not {"patch", "source"} <= set(options):
         raise SoraError(f"{args.config} has no clips to cache; give a recipe with a SpacetimeDataModule")
-    named = args.vae or (recipe["model"].get("init_args") or {}).get("vae")
+    named = args.vae or recipe.options("model").get("vae")
     if not named:
         raise SoraError(f"{args.config} names no model.vae; give the checkpoint of a LitVAE run by --vae")
     encoder = None if args.text is None else _frozen(args.text, args.device)
     path = checkpoint_of(named)
-    seed = int((recipe["model"].get("init_args") or {}).get("seed") or 0)  # moves a VAE that is named as untrained
+    seed = int(recipe.options("model").get("seed") or 0)  # moves a VAE that is named as untrained
     vae = _made_vae(path, args.device, seed)
     if any(p % s for p, s in zip(options["patch"], vae.stride, strict=True)):
         raise SoraError(

@@ -5,37 +5,29 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
+from lightning_sora.lab.training import Trained, short_path
 from lightning_sora.redaction import redact
 
 #: Options of a fit that do not belong to what follows it.
 OWN = ("--ckpt_path", "--trainer.max_steps", "--trainer.max_epochs", "--trainer.max_time")
 
 
-def tell(cli: Any, arguments: Sequence[str]) -> None:
+def tell(trained: Trained, arguments: Sequence[str]) -> None:
     """Says where the outputs of a command are, on the first rank alone.
 
     Args:
-        cli: the command line that has run.
+        trained: what the command has left.
         arguments: of it, from the command on.
     """
-    trainer, command = cli.trainer, arguments[0]
-    if not trainer.is_global_zero or trainer.fast_dev_run or command not in ("fit", "test"):
+    if not trained.speaks or trained.command not in ("fit", "test"):
         return
-    lines = []
-    folder = next((Path(c.last_model_path).parent for c in trainer.checkpoint_callbacks if c.last_model_path), None)
-    if command == "fit" and folder is not None:
-        kept = sorted(path.name for path in folder.glob("*.ckpt"))
-        lines.append(f"checkpoints: {_short(folder)}: {', '.join(kept)}")
-    for tracker in (one for one in trainer.loggers if hasattr(one, "run_id") and hasattr(one, "uri")):
-        lines.append(f"run: {tracker.run_name} in {tracker.uri}; `lightning-sora ui` shows it")
-    if command == "fit" and folder is not None:
+    lines = [str(trained)] if str(trained) else []
+    if trained.command == "fit" and trained.checkpoints is not None:
         lines.append(f"next: {shlex.join(['lightning-sora', 'test', *_without(arguments[1:]), '--ckpt_path', 'last'])}")
-    elif command == "test" and cli.config_init["test"].get("ckpt_path") and hasattr(cli.model, "sample"):
-        file = _short(Path(cli.config_init["test"]["ckpt_path"]))
-        lines.append(f"next: lightning-sora sample --ckpt {shlex.quote(str(file))} --prompt 'TEXT'")
+    elif trained.command == "test" and trained.checkpoint is not None and hasattr(trained.model, "sample"):
+        file = str(short_path(trained.checkpoint))
+        lines.append(f"next: lightning-sora sample --ckpt {shlex.quote(file)} --prompt 'TEXT'")
     sys.stderr.write("".join(f"{redact(line)}\n" for line in lines))
 
 
@@ -50,7 +42,3 @@ def _without(arguments: Sequence[str]) -> list[str]:
             continue
         found.append(argument)
     return found
-
-
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

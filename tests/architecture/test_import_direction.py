@@ -54,11 +54,12 @@ ALLOWED: dict[str, set[str]] = {
     "lit": {"models", "nn", "diffusion", "metrics", "spacetime", "randomness", "media", "redaction"},
     "tracking": {"media", "redaction", "lifeline"},
     "ablation": {"tracking", "redaction"},
-    "recipe": {"data", "lit", "plugins", "redaction", "tracking"},
+    "recipe": {"data", "lifeline", "lit", "plugins", "redaction", "tracking"},
     "lab": {
         "ablation",
         "data",
         "diffusion",
+        "lifeline",
         "lit",
         "media",
         "metrics",
@@ -66,12 +67,14 @@ ALLOWED: dict[str, set[str]] = {
         "nn",
         "plugins",
         "recipe",
+        "redaction",
+        "spacetime",
         "tracking",
     },
     "cli": {"*"},
     "commands": {"*"},
 }
-LIGHTNING_ROOMS = {"lit", "tracking", "recipe", "cli", "commands"}
+LIGHTNING_ROOMS = {"lit", "tracking", "recipe", "lab", "cli", "commands"}
 LIGHTNING_FILES = {"data/datamodule.py", "data/progress.py", "data/prompts.py"}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
@@ -16,62 +15,21 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import yaml
 
 from lightning_sora.ablation.matching import DEPTH, HEADS, MLP, WIDTH, Cost, Match, match, total, validation_interval
 from lightning_sora.ablation.plan import Plan, Stage
 from lightning_sora.ablation.record import Design, PlannedArm, PlannedTrial
-from lightning_sora.commands.train import SoraCLI, parsing
 from lightning_sora.data.plan import PlanSampler
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.module import LitModule, count_parameters
-from lightning_sora.recipe.classes import find_class
-from lightning_sora.recipe.files import quoted_spec
+from lightning_sora.recipe.recipe import Recipe, as_text
 from lightning_sora.spacetime import SpacetimeBatch
-from lightning_sora.tracking import StopBetweenSteps, provenance
-from lightning_sora.tracking.flatten import flatten
+from lightning_sora.tracking import provenance
 
-Recipe = dict[str, Any]
-#: Keys of a resolved recipe that say where a training runs and is kept, not what it is.
-ELSEWHERE = ("tracking.", "checkpoint.dirpath", "trainer.default_root_dir", "trainer.enable_progress_bar", "ckpt_path")
 #: Set per arm where the number of steps meets the budget.
 STEPS = ("trainer.max_steps", "trainer.val_check_interval")
 TYPICAL = 24  # batches that stand for an epoch of mixed sizes
 CALIBRATION_STEPS, CALIBRATION_WARMUP, CALIBRATION_ROUNDS = 12, 4, 2
-
-
-class RecipeReader(SoraCLI):
-    """Parses a recipe and stops there."""
-
-    def _set_seed(self) -> None:
-        """Nothing is drawn."""
-
-    def instantiate_classes(self) -> None:
-        """Nothing is built."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing is run."""
-
-
-def resolve(base: Path, overrides: Mapping[str, Any]) -> Recipe:
-    """The recipe that `fit` would run, every key in it.
-
-    Raises:
-        SoraError: a key that does not exist or a value that does not fit.
-    """
-    flags = [f"--{key}={_as_flag(value)}" for key, value in overrides.items()]
-    with parsing():
-        reader = RecipeReader(["fit", f"--config={base}", *flags], StopBetweenSteps())
-    config = reader.config["fit"]
-    return yaml.safe_load(reader._parser("fit").dump(config, skip_unset=False))
-
-
-def _as_flag(value: Any) -> str:
-    return quoted_spec(_as_text(value))
-
-
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 @dataclass(frozen=True)
@@ -91,7 +49,7 @@ class Training:
 
     @property
     def steps(self) -> int:
-        return int(self.recipe["trainer"]["max_steps"])
+        return int(self.recipe["trainer.max_steps"])
 
 
 @dataclass(frozen=True)
@@ -115,7 +73,7 @@ class Planner:
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan, self.folder = plan, folder
-        self._base = resolve(plan.base, {**plan.overrides, "seed_everything": 0})
+        self._base = Recipe.load(plan.base, {**plan.overrides, "seed_everything": 0})
         self._refuse_wired_seeds()
         _refuse_other_ends(plan.base, self._base)
         self.matches: dict[str, Match] = {}
@@ -139,20 +97,20 @@ class Planner:
             interval = validation_interval(steps, self.plan.validations)
             keys |= {"trainer.max_steps": steps, "trainer.val_check_interval": interval}
             keys |= {"trainer.check_val_every_n_epoch": None}
-        return resolve(self.plan.base, keys)
+        return Recipe.load(self.plan.base, keys)
 
     def _before(self, stage: Stage, arm: str, seed: int) -> Training:
-        base = resolve(stage.base, stage.overrides)
+        base = Recipe.load(stage.base, stage.overrides)
         _refuse_other_ends(stage.base, base)
         keys = {**stage.overrides, stage.factor: self.plan.arms[arm], **self._seeds(base, seed)}
-        return Training(resolve(stage.base, keys), self._before_folder(arm, seed))
+        return Training(Recipe.load(stage.base, keys), self._before_folder(arm, seed))
 
     @staticmethod
     def _seeds(recipe: Recipe, seed: int) -> dict[str, int]:
         """Every seed of a recipe but that of the data's content, which all trials share."""
         keys = {"seed_everything": seed}
         for section in ("model", "data"):
-            if "seed" in (recipe[section].get("init_args") or {}):
+            if "seed" in recipe.options(section):
                 keys[f"{section}.seed"] = seed
         return keys
 
@@ -166,27 +124,18 @@ class Planner:
         return self.trial_folder(arm, seed) / "before"
 
     # Measuring.
-    def module(self, recipe: Recipe) -> tuple[LitModule, pl.LightningDataModule]:
+    def module(self, recipe: Recipe) -> tuple[LitModule, Any]:
         """The model and the data of a recipe, made to fit each other."""
-        built = []
-        for section, base in (("model", pl.LightningModule), ("data", pl.LightningDataModule)):
-            wanted = recipe[section]
-            built.append(find_class(wanted["class_path"], base)(**(wanted.get("init_args") or {})))
-        model, data = built
-        if not isinstance(model, LitModule):
-            raise SoraError(f"{type(model).__name__} is no LitModule, so its FLOPs and scores per clip are unknown")
+        model, data = recipe.build()
         if self.plan.tested:
             model.awaited.settle("test")
-        model.check_patch(data.patch)
         return model, data
 
     def _batches(self, recipe: Recipe) -> list[SpacetimeBatch]:
         """Typical batches of a recipe's training: the first; or some, evenly over an epoch, where sizes are mixed."""
         key = json.dumps(recipe["data"], sort_keys=True, default=str)
         if key not in self._typical:
-            options = recipe["data"]["init_args"]
-            data: Any = find_class(recipe["data"]["class_path"], pl.LightningDataModule)(**options)
-            loader = data.loader("train")
+            loader = recipe.build_data().loader("train")
             planned = loader.sampler.plan.epoch(0) if isinstance(loader.sampler, PlanSampler) else []
             if len({batch.grids for batch in planned}) <= 1:
                 self._typical[key] = [next(iter(loader))]
@@ -198,7 +147,7 @@ class Planner:
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         """Of what training, validation and test read."""
-        data = find_class(self._base["data"]["class_path"], pl.LightningDataModule)(**self._base["data"]["init_args"])
+        data = self._base.build_data()
         splits = ("train", "val", "test") if self.plan.tested else ("train", "val")
         return {split: data.fingerprint(split) for split in splits} if hasattr(data, "fingerprint") else {}
 
@@ -210,9 +159,8 @@ class Planner:
         """
         if arm not in self._resolved:
             value = self.plan.arms[arm] if self.plan.before is None else f"untrained:{self.plan.arms[arm]}"
-            self._resolved[arm] = resolve(self.plan.base, {**self.plan.overrides, self.plan.factor: value})
-        recipe = copy.deepcopy(self._resolved[arm])
-        recipe["model"]["init_args"] |= {key.removeprefix("model."): value for key, value in adjusted.items()}
+            self._resolved[arm] = Recipe.load(self.plan.base, {**self.plan.overrides, self.plan.factor: value})
+        recipe = self._resolved[arm].adjusted(adjusted)
         model, _ = self.module(recipe)
         trainer = self._base["trainer"]
         per_step = int(trainer.get("accumulate_grad_batches") or 1) * _processes(trainer)
@@ -228,7 +176,7 @@ class Planner:
         for _ in range(CALIBRATION_ROUNDS):
             for arm in self.plan.arms:
                 model, data = self.module(
-                    resolve(self.plan.base, {**self.plan.overrides, self.plan.factor: self.plan.arms[arm]})
+                    Recipe.load(self.plan.base, {**self.plan.overrides, self.plan.factor: self.plan.arms[arm]})
                 )
                 watch = _StepWatch()
                 trainer = pl.Trainer(
@@ -263,7 +211,7 @@ class Planner:
         if budget.quantity == "seconds" and seconds is None:
             seconds = self.seconds()
         self.seconds_per_step = dict(seconds or {})
-        steps = int(self._base["trainer"]["max_steps"])
+        steps = int(self._base["trainer.max_steps"])
 
         def measure(arm: str, adjusted: Mapping[str, Any]) -> Cost:
             cost = self.cost(arm, adjusted)
@@ -276,7 +224,7 @@ class Planner:
                 f"budget.{budget.quantity}: the baseline's is {goal:g}, because trainer.max_steps={steps} in "
                 f"{plan.base.name}; give an amount"
             )
-        options = self._base["model"].get("init_args") or {}
+        options = self._base.options("model")
         sizes = {key: options[key.split(".")[1]] for key in (WIDTH, DEPTH, HEADS, MLP) if key.split(".")[1] in options}
         arms = []
         for arm in plan.arms:
@@ -291,7 +239,7 @@ class Planner:
                 plan.validations,
             )
             found = self.matches[arm]
-            arms.append(PlannedArm(arm, _as_text(plan.arms[arm]), found.steps, found.adjusted, found.said))
+            arms.append(PlannedArm(arm, as_text(plan.arms[arm]), found.steps, found.adjusted, found.said))
         return arms
 
     def trials(self, arms: Sequence[PlannedArm], code: Mapping[str, str]) -> Iterator[TrialRecipes]:
@@ -307,14 +255,14 @@ class Planner:
                 trainings = [Training(recipes[arm.name], self.trial_folder(arm.name, seed))]
                 if self.plan.before is not None:
                     trainings.insert(0, self._before(self.plan.before, arm.name, seed))
-                content = [identity_of(training.recipe) for training in trainings]
+                content = [training.recipe.identity() for training in trainings]
                 text = json.dumps([content, dict(code), seed], sort_keys=True, default=str)
                 identity = hashlib.sha256(text.encode()).hexdigest()[:16]
                 yield TrialRecipes(PlannedTrial(arm.name, seed, identity), tuple(trainings))
 
     def _refuse_undeclared(self, arm: PlannedArm, recipe: Recipe, baseline: Recipe) -> None:
         declared = {self.plan.factor, *arm.adjusted, *STEPS}
-        ours, theirs = identity_of(recipe), identity_of(baseline)
+        ours, theirs = recipe.identity(), baseline.identity()
         for key in sorted({*ours, *theirs}):
             known = any(key == d or key.startswith(f"{d}.") for d in declared)
             adjusted_baseline = key in {k for m in self.matches.values() for k in m.adjusted}
@@ -335,10 +283,10 @@ class Planner:
             "budget": str(plan.budget),
             "torch": str(torch.__version__),
         }
-        recipe = identity_of(self._base)
+        recipe = self._base.identity()
         if plan.before is not None:
-            before = identity_of(resolve(plan.before.base, {**plan.before.overrides, "seed_everything": 0}))
-            recipe |= {f"before.{key}": value for key, value in before.items()}
+            before = Recipe.load(plan.before.base, {**plan.before.overrides, "seed_everything": 0})
+            recipe |= {f"before.{key}": value for key, value in before.identity().items()}
         return Design(words, recipe, self.fingerprints, code_hashes())
 
 
@@ -367,12 +315,6 @@ def _refuse_other_ends(base: Path, recipe: Recipe) -> None:
                 f"{base.name}: trainer.{limit}={value} may end a training before the steps of its budget; set "
                 f"`trainer.{limit}: null` in overrides"
             )
-
-
-def identity_of(recipe: Recipe) -> dict[str, str]:
-    """A resolved recipe by dotted key, without what says where it runs."""
-    flat = flatten(recipe)
-    return {key: value for key, value in flat.items() if not key.startswith(ELSEWHERE)}
 
 
 def code_hashes() -> dict[str, str]:

@@ -1,0 +1,252 @@
+"""Runs of a recipe: fit, validate, test, predict."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lightning_sora.data.reading import reader_died
+from lightning_sora.errors import SoraError
+from lightning_sora.lifeline import end_with_starter
+from lightning_sora.lit.callbacks import ClipScores, Costs, PredictionWriter, Progress
+from lightning_sora.plugins import loaded
+from lightning_sora.recipe.explain import from_worker
+from lightning_sora.recipe.parser import RecipeParser, parsing
+from lightning_sora.recipe.recipe import Recipe
+from lightning_sora.recipe.secrets import without_secrets
+from lightning_sora.recipe.trainers import check_made, check_reads, refused_by_lightning, told
+from lightning_sora.texts import read_text
+from lightning_sora.tracking import Checkpoint, MLflowTracker, RunRecorder, StopBetweenSteps
+from lightning_sora.writing import check_folder
+
+TERMINATED = 143
+#: What torch writes into an error that a loader's worker raised.
+WORKER_TRACEBACK = "Original Traceback"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run of a recipe leaves.
+
+    Attributes:
+        command: fit, validate, test or predict.
+        model, trainer: as they are at the end.
+        checkpoint: that was begun from, or scored.
+    """
+
+    command: str
+    model: Any = field(repr=False)
+    trainer: pl.Trainer = field(repr=False)
+    checkpoint: Path | None = None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The last value of each metric."""
+        return {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+
+    @property
+    def checkpoints(self) -> Path | None:
+        """The folder of the checkpoints that a fit has written; None where it wrote none."""
+        paths = (getattr(one, "last_model_path", "") for one in self.trainer.checkpoint_callbacks)
+        return next((Path(path).parent for path in paths if path), None)
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this is the process that tells of it: the first rank, of a run that is no dry one."""
+        trainer: Any = self.trainer
+        return bool(trainer.is_global_zero and not trainer.fast_dev_run)
+
+    @property
+    def runs(self) -> dict[str, str]:
+        """The names of the mlflow runs, with their stores."""
+        return {str(one.run_name): one.uri for one in self.trainer.loggers if isinstance(one, MLflowTracker)}
+
+    def __str__(self) -> str:
+        """Where things are: the checkpoints, and the run."""
+        lines = []
+        if self.command == "fit" and (folder := self.checkpoints) is not None:
+            kept = sorted(path.name for path in folder.glob("*.ckpt"))
+            lines.append(f"checkpoints: {short_path(folder)}: {', '.join(kept)}")
+        lines += [f"run: {name} in {uri}; `lightning-sora ui` shows it" for name, uri in self.runs.items()]
+        return "\n".join(lines)
+
+
+def fit(recipe: Recipe | str | Path, *, checkpoint: str | Path | None = None) -> Trained:
+    """Trains the model of a recipe, as `lightning-sora fit` does.
+
+    Args:
+        recipe: or its file.
+        checkpoint: "last" or "best" of the recipe's own folder, or a path, to go on from; None to begin.
+
+    Raises:
+        SoraError: a mistake in the recipe or the checkpoint.
+        KeyboardInterrupt: Ctrl-C, once a checkpoint is kept.
+        SystemExit: SIGTERM or SIGHUP, once a checkpoint is kept.
+    """
+    return _of_recipe("fit", recipe, checkpoint)
+
+
+def validate(recipe: Recipe | str | Path, checkpoint: str | Path = "last") -> Trained:
+    """Runs the validation of a recipe on a checkpoint; see :func:`fit`."""
+    return _of_recipe("validate", recipe, checkpoint)
+
+
+def test(recipe: Recipe | str | Path, checkpoint: str | Path = "last") -> Trained:  # noqa: PT028
+    """Scores a checkpoint on the test clips of a recipe: ``metrics`` of what it returns; see :func:`fit`."""
+    return _of_recipe("test", recipe, checkpoint)
+
+
+def predict(recipe: Recipe | str | Path, checkpoint: str | Path = "last") -> Trained:
+    """Runs the prediction of a recipe on a checkpoint; what it makes is in the recipe's folder; see :func:`fit`."""
+    return _of_recipe("predict", recipe, checkpoint)
+
+
+def _of_recipe(command: str, recipe: Recipe | str | Path, checkpoint: str | Path | None) -> Trained:
+    known = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    return run_recipe(command, [*known.flags(), *([] if checkpoint is None else [f"--ckpt_path={checkpoint}"])])
+
+
+def run_recipe(command: str, flags: Sequence[str]) -> Trained:
+    """Runs what flags say, in the language of recipes.
+
+    Args:
+        command: fit, validate, test or predict.
+        flags: ``--config=FILE``, ``--section.key=value`` and so on.
+
+    Raises:
+        SoraError: a mistake in the recipe, the flags or the checkpoint.
+        KeyboardInterrupt: Ctrl-C, once a checkpoint is kept.
+        SystemExit: SIGTERM or SIGHUP, with status 143.
+    """
+    stopper = StopBetweenSteps()
+    end_with_starter()
+    try:
+        with _told(), parsing():
+            training = _Training([command, *flags], stopper)
+            training.execute()
+    except SIGTERMException:
+        if not stopper.requested:
+            raise SystemExit(TERMINATED) from None
+    if stopper.requested:
+        raise KeyboardInterrupt("what was trained is kept; `--ckpt_path last` goes on from there")
+    path = training.config_init[command].get("ckpt_path")
+    return Trained(command, training.model, training.trainer, Path(path) if path else None)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What lightning, torch and reading processes refuse, as the user's error where it is one."""
+    try:
+        yield
+    except SIGTERMException:
+        raise
+    except SystemExit as leaving:
+        # How lightning passes on a Ctrl-C outside of training steps.
+        if isinstance(leaving.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    except SoraError as problem:
+        if WORKER_TRACEBACK in str(problem):
+            raise from_worker(problem) from problem
+        raise
+    except (MisconfigurationException, ValueError, TypeError, ImportError) as problem:
+        if refused_by_lightning(problem):
+            raise told(problem) from problem
+        raise
+    except (RuntimeError, ConnectionError, EOFError) as problem:
+        if refused_by_lightning(problem):
+            raise told(problem) from problem
+        if reader_died(problem):
+            said = " ".join((str(problem) or repr(problem)).split())[:200]
+            raise SoraError(
+                f"a process that reads clips died ({said}): out of memory, or a file that its decoder cannot "
+                "take; the last checkpoint is kept, so lower data.num_workers, or find the file by "
+                "`lightning-sora data check PATH --out bad.jsonl` and leave it out by the source's quarantine"
+            ) from problem
+        if "loading state_dict" not in str(problem):
+            raise
+        raise SoraError(
+            f"the checkpoint does not fit the model of the recipe: {str(problem)[:400]}; use the recipe that it "
+            "was trained by (in mlflow: recipe/fit.yaml)"
+        ) from problem
+
+
+class _Training(RecipeParser):
+    """A recipe with what every run of it has: records, costs, checkpoints, the end between two steps.
+
+    Args:
+        stopper: gets Ctrl-C during training.
+    """
+
+    def __init__(self, arguments: Sequence[str], stopper: StopBetweenSteps) -> None:
+        self.stopper = stopper
+        super().__init__(arguments)
+
+    @rank_zero_only
+    def before_instantiate_classes(self) -> None:
+        """Looks at where the outputs are to go, before anything is made for them."""
+        config = self.config[str(self.subcommand)]
+        if config.trainer.fast_dev_run:
+            return
+        root = config.trainer.default_root_dir or ""
+        if "://" not in str(root):
+            check_folder("--trainer.default_root_dir", Path(root))
+        kept = config.checkpoint.dirpath
+        if self.subcommand == "fit" and config.trainer.enable_checkpointing is not False and "://" not in str(kept):
+            folder = Checkpoint(dirpath=kept).folder(root)
+            check_folder("--checkpoint.dirpath", folder if folder.exists() else folder.parent, folder.name)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        command = str(self.subcommand)
+        config = self.config[command]
+        parser = self._parser(command)
+        if config.trainer.enable_checkpointing is False:
+            parser.callback_keys = [key for key in parser.callback_keys if key != "checkpoint"]
+        unresolved = getattr(parser, "unresolved", "") or getattr(self.parser, "unresolved", "")
+        resolved, recipe = without_secrets(parser.dump(config, skip_unset=False), unresolved)
+        recorder = RunRecorder(
+            resolved=resolved,
+            recipe=recipe,
+            sources={f"{index}_{file.name}": read_text(file) for index, file in enumerate(self.files)},
+            command=("lightning-sora", *self.arguments),
+            plugins={name: plugin.source for name, plugin in loaded().items()},
+        )
+        callbacks: list[Callback] = [self.stopper, recorder, Costs(), ClipScores()]
+        if command == "predict":
+            callbacks.append(PredictionWriter())
+        trainer = self._get(self.config_init, "trainer")
+        own = trainer.get("callbacks") or []
+        bars = [c for c in (own if isinstance(own, list) else [own]) if isinstance(c, ProgressBar)]
+        if trainer.get("enable_progress_bar") is not False and not bars:
+            callbacks.append(Progress())
+        self.trainer_defaults["callbacks"] = callbacks
+        tracker: MLflowTracker = self._get(self.config_init, "tracking")
+        given = trainer.get("logger")
+        loggers = given if isinstance(given, list) else [given] if given not in (None, True, False) else []
+        if tracker.enabled and given is not False:
+            root = Path(config.trainer.default_root_dir or "").absolute()
+            loggers = [tracker.prepare(root, config.seed_everything, self._from_run, self._from_step), *loggers]
+        try:
+            made = super().instantiate_trainer(logger=loggers or False, **kwargs)
+        except (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException) as problem:
+            if refused_by_lightning(problem):
+                raise told(problem, config.trainer) from problem
+            raise
+        check_made(config.trainer, made)
+        if config.get("ckpt_path") and os.path.isdir(config.ckpt_path):
+            check_reads(Path(config.ckpt_path), made)
+        return made
+
+
+def short_path(path: Path) -> Path:
+    """A path as one would write it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
