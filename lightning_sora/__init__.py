@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from lightning_sora.nn.attention import create_attention as create_attention
     from lightning_sora.nn.attention import list_attention as list_attention
     from lightning_sora.nn.attention import register_attention as register_attention
+    from lightning_sora.recipe.recipe import Recipe as Recipe
     from lightning_sora.spacetime import PatchSize as PatchSize
     from lightning_sora.spacetime import SpacetimeBatch as SpacetimeBatch
     from lightning_sora.spacetime import TokenGrid as TokenGrid
@@ -96,6 +97,7 @@ _PLACES = {
         "list_attention",
         "register_attention",
     ),
+    "recipe.recipe": ("Recipe",),
     "spacetime": ("PatchSize", "SpacetimeBatch", "TokenGrid", "TokenLayout", "patchify", "unpatchify"),
     "world": ("World",),
 }

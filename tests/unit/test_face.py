@@ -36,6 +36,7 @@ NAMES = [
     "PartitionBlock",
     "PatchSize",
     "PromptDataModule",
+    "Recipe",
     "SAMPLERS",
     "SCHEDULES",
     "SIZES",
