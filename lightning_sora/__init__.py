@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from lightning_sora.ablation.engines import ENGINES as ENGINES
     from lightning_sora.data.datamodule import SpacetimeDataModule as SpacetimeDataModule
     from lightning_sora.data.manifest import MANIFESTS as MANIFESTS
     from lightning_sora.data.prompts import PromptDataModule as PromptDataModule
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from lightning_sora.diffusion.timesteps import TIMESTEPS as TIMESTEPS
     from lightning_sora.diffusion.weighting import WEIGHTINGS as WEIGHTINGS
     from lightning_sora.errors import SoraError as SoraError
+    from lightning_sora.jobs.engines import ENGINES as ENGINES
     from lightning_sora.lab.models import load as load
     from lightning_sora.lab.videos import read_video as read_video
     from lightning_sora.lab.videos import save_video as save_video
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
 #: module: the names that it gives to this one.
 _PLACES = {
-    "ablation.engines": ("ENGINES",),
+    "jobs.engines": ("ENGINES",),
     "data.datamodule": ("SpacetimeDataModule",),
     "data.manifest": ("MANIFESTS",),
     "data.prompts": ("PromptDataModule",),

@@ -10,9 +10,7 @@ import argparse
 import difflib
 import importlib
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +19,9 @@ from typing import Any, NoReturn, TextIO
 
 from lightning_sora import __version__
 from lightning_sora.errors import SoraError
+from lightning_sora.exits import USER_ERROR, ending_of, own_signal_handlers
 from lightning_sora.names import at_home, local_path, shown
 from lightning_sora.redaction import RedactedStream, redact
-from lightning_sora.writing import full_disk
 
 PROGRAM = "lightning-sora"
 
@@ -43,8 +41,6 @@ LIGHT = {
     "list": "name the registered parts: attention, VAEs, samplers ...",
     "ui": "open the mlflow pages of past runs",
 }
-INTERRUPTED = 130
-USER_ERROR = 2
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -85,32 +81,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before torch is loaded: threads that wait by spinning are many times slower where cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        with _own_signal_handlers(), _no_secrets_printed():
+        with own_signal_handlers(), _no_secrets_printed():
             status = _dispatch(arguments)
             if sys.stdout is not None:
                 sys.stdout.flush()  # not at exit, where Python would only complain
             return status
-    except SoraError as problem:
-        _say(f"error: {problem}")
-        return USER_ERROR
-    except KeyboardInterrupt as interruption:
-        _say(f"interrupted{f'; {interruption}' if str(interruption) else ''}")
-        return INTERRUPTED
     except BrokenPipeError:
         # The reader went away (`lightning-sora list | head`); Python would complain again at exit.
         sys.stdout = None
         return 0
-    except (OSError, RuntimeError) as problem:
-        # By whatever library it is met: this is no bug.
-        full = full_disk(problem)
-        if full is None:
+    except BaseException as problem:
+        ended = ending_of(problem)
+        if ended is None:
             raise
-        sys.stdout = _still_written(sys.stdout)
-        _say(f"error: {full.filename or 'a file, or what this prints to,'} cannot be written: {full.strerror}; make "
-             "room there, in TMPDIR and where outputs go")  # fmt: skip
-        return USER_ERROR
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        status, said = ended
+        if isinstance(problem, OSError | RuntimeError):
+            sys.stdout = _still_written(sys.stdout)
+        if said:
+            _say(said)
+        return status
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -181,23 +170,6 @@ def _print_error(kind: type[BaseException], problem: BaseException, traceback: T
     from traceback import format_exception
 
     sys.stderr.write(redact("".join(format_exception(kind, problem, traceback))))
-
-
-@contextmanager
-def _own_signal_handlers() -> Iterator[None]:
-    # Lightning leaves Ctrl-C ignored after one; the next command in this process must hear it. The end of the terminal
-    # is SIGTERM to all commands, except where nohup has it ignored.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    if before[signal.SIGHUP] is signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def run(arguments: Sequence[str]) -> int:
 
     from lightning_sora import plugins
     from lightning_sora.ablation.checks import refuse_incomparable
-    from lightning_sora.ablation.engines import ENGINES
+    from lightning_sora.jobs.engines import ENGINES
     from lightning_sora.tracking.store import resolve_uri
     from lightning_sora.writing import check_folder
 
@@ -187,7 +187,8 @@ class _Sitting:
         return dict(finished[0].data.metrics) if finished else {}
 
     def _job(self, record: Any, trial: Any) -> Any:
-        from lightning_sora.ablation.engines import Job
+        from lightning_sora.jobs.job import Job
+        from lightning_sora.lab.trials import run_trial
 
         planned = trial.planned
         folder = trial.trainings[-1].folder
@@ -199,7 +200,8 @@ class _Sitting:
             file = self._write_recipe(record, trial, training, judged)
             commands += _commands(training, file, self.plan.tested and judged)
         name = f"{planned.arm}/seed{planned.seed}"
-        return Job(name, tuple(commands), (folder / "log.txt").absolute(), threads=self.plan.threads)
+        told = {"commands": [list(command) for command in commands]}
+        return Job.of(name, run_trial, told, (folder / "log.txt").absolute(), self.plan.threads)
 
     def _write_recipe(self, record: Any, trial: Any, training: Any, judged: bool) -> Path:
         planned = trial.planned

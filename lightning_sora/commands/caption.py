@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_sora.commands.arguments import positive, whole
-from lightning_sora.commands.shards import check_unchanged
 from lightning_sora.errors import SoraError
+from lightning_sora.jobs.shards import check_unchanged
 
 if TYPE_CHECKING:
     from lightning_sora.data.sources import Source
@@ -63,10 +63,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         SoraError: no such source or captioner, or a table of other clips or another captioner is in the way.
     """
-    from lightning_sora.ablation.engines import ENGINES
-    from lightning_sora.commands.shards import Shard, claim, run_shards
     from lightning_sora.data.sizes import Limits
     from lightning_sora.data.sources.which import source_of
+    from lightning_sora.jobs.engines import ENGINES
+    from lightning_sora.jobs.shards import Shard, claim, run_shards
     from lightning_sora.lab.devices import usable_device
     from lightning_sora.lit.captioners import create_captioner
     from lightning_sora.plugins import load_packages, load_plugins
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     identity |= {"captioner": identified, "data": fingerprints, "shard clips": args.shard_clips}
     claim(parts, identity, f"delete {parts} to begin anew, or give another --out")
     run_shards(
-        shards, "lightning_sora.commands.caption:caption_shard", engine=args.engine,
+        shards, caption_shard, engine=args.engine,
         intact=partial(_intact, without_errors=args.retry_failed),
         label="captioning", logs=parts / "logs", plugins=args.plugins,
     )  # fmt: skip

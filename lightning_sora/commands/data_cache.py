@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_sora.commands.arguments import whole
-from lightning_sora.commands.shards import check_unchanged
 from lightning_sora.errors import SoraError
+from lightning_sora.jobs.shards import check_unchanged
 from lightning_sora.redaction import redacted
 
 if TYPE_CHECKING:
@@ -55,7 +55,6 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         SoraError: a mistake in the recipe or the VAE; or the folder holds a cache of another VAE, recipe or data.
     """
-    from lightning_sora.commands.shards import IDENTITY, Shard, claim, run_shards
     from lightning_sora.data.latents import (
         HEADER,
         SCHEMA,
@@ -66,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
         table_bytes,
     )
     from lightning_sora.data.recaptions import read_captions
+    from lightning_sora.jobs.shards import IDENTITY, Shard, claim, run_shards
     from lightning_sora.lit.captioners import checkpoint_of
     from lightning_sora.plugins import load_packages, load_plugins
     from lightning_sora.recipe.recipe import Recipe
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
         return False
 
     run_shards(
-        shards, "lightning_sora.commands.data_cache:cache_shard", engine=args.engine, intact=intact,
+        shards, cache_shard, engine=args.engine, intact=intact,
         label="encoding", logs=args.out / "logs", plugins=args.plugins,
     )  # fmt: skip
     before = read_header(args.out) if (args.out / HEADER).is_file() else {}

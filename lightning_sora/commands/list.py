@@ -31,7 +31,7 @@ KINDS = {
     "sizes": ("lightning_sora.data.sizes", "SIZES", ("limits",)),
     "captioner": ("lightning_sora.lit.captioners", "CAPTIONERS", ("device",)),
     "expander": ("lightning_sora.lit.expander", "EXPANDERS", ()),
-    "engine": ("lightning_sora.ablation.engines", "ENGINES", ()),
+    "engine": ("lightning_sora.jobs.engines", "ENGINES", ()),
 }
 
 

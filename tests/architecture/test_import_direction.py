@@ -23,9 +23,12 @@ BASE = {
     "writing",
     "lettering",
     "documents",
+    "exits",
 }
 
-EVERYWHERE = {"directions", "errors", "registry", "memory", "sealing", "names", "texts", "writing", "documents"}
+EVERYWHERE = BASE & {
+    "directions", "errors", "registry", "memory", "sealing", "names", "texts", "writing", "documents", "exits",
+}  # fmt: skip
 # room -> the rooms it may import, besides those.
 ALLOWED: dict[str, set[str]] = {
     "directions": set(),
@@ -53,12 +56,15 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"spacetime", "randomness", "world", "media", "lifeline", "redaction"},
     "lit": {"models", "nn", "diffusion", "metrics", "spacetime", "randomness", "media", "redaction"},
     "tracking": {"media", "redaction", "lifeline"},
-    "ablation": {"tracking", "redaction"},
+    "exits": set(),
+    "jobs": {"plugins", "redaction"},
+    "ablation": {"jobs", "tracking", "redaction"},
     "recipe": {"data", "lifeline", "lit", "plugins", "redaction", "tracking"},
     "lab": {
         "ablation",
         "data",
         "diffusion",
+        "jobs",
         "lifeline",
         "lit",
         "media",

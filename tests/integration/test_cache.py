@@ -22,10 +22,12 @@ import torch
 import yaml
 
 from lightning_sora import media
-from lightning_sora.ablation.engines import ENGINES, ENTRY, Engine, Job, Outcome, call
 from lightning_sora.cli import main
 from lightning_sora.data.datamodule import SpacetimeDataModule
 from lightning_sora.errors import SoraError
+from lightning_sora.jobs.engines import ENGINES, Engine
+from lightning_sora.jobs.job import Job, Outcome
+from lightning_sora.jobs.running import run_job
 from lightning_sora.lit import LitVAE
 from lightning_sora.models.text import TEXT_ENCODERS
 from tests.integration.conftest import VAE, make_dit, make_vae
@@ -76,9 +78,9 @@ def command(recipe: Path, out: Path, *more: str) -> list[str]:
 class InThisProcess(Engine):
     """Starting a process takes longer than all else here; one test does."""
 
-    def run(self, jobs: Sequence[Job], entry: str = ENTRY) -> Iterator[Outcome]:
+    def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         for job in jobs:
-            status, message = call(entry, job)
+            status, message = run_job(job)
             yield Outcome(job, status, 0.0, message)
 
 

@@ -12,11 +12,11 @@ import torch
 
 from lightning_sora.cli import main
 from lightning_sora.commands import caption as caption_command
-from lightning_sora.commands.shards import Shard, claim
 from lightning_sora.data.datamodule import SpacetimeDataModule
 from lightning_sora.data.prompts import PromptDataModule
 from lightning_sora.data.sources import SOURCES
 from lightning_sora.errors import SoraError
+from lightning_sora.jobs.shards import Shard, claim
 from lightning_sora.lit import LitCaptioner, LitExpander
 from tests.integration.conftest import make_dit
 
@@ -71,7 +71,7 @@ class InProcess:
 
 
 def caption(monkeypatch: Any, out: Path, *arguments: str, engine: Any = None) -> int:
-    import lightning_sora.commands.shards as shards
+    import lightning_sora.jobs.shards as shards
 
     monkeypatch.setattr(shards, "run_shards", engine or InProcess())
     return main(["caption", "--source", SOURCE, "--out", str(out), "--shard-clips", "3", *arguments])
@@ -139,7 +139,7 @@ def test_the_oracle_tells_the_world_s_own_captions_and_training_takes_them(tmp_p
 def test_clips_that_cannot_be_read_have_a_row_with_the_reason(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    import lightning_sora.commands.shards as shards
+    import lightning_sora.jobs.shards as shards
     from lightning_sora import media
 
     folder = tmp_path / "clips"
@@ -218,7 +218,7 @@ def test_inspect_tells_what_a_plan_would_use(tmp_path: Path, capsys: Any) -> Non
 def test_a_process_that_captions_twice_sees_what_has_changed(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: Any
 ) -> None:
-    import lightning_sora.commands.shards as shards
+    import lightning_sora.jobs.shards as shards
     from lightning_sora import media
 
     folder = tmp_path / "clips"

@@ -9,9 +9,9 @@ import pyarrow.parquet
 import pytest
 
 from lightning_sora import media
-from lightning_sora.ablation.engines import ENGINES
 from lightning_sora.cli import main
 from lightning_sora.data.quarantine import read_quarantine
+from lightning_sora.jobs.engines import ENGINES
 from tests.integration.conftest import VAE
 from tests.integration.test_cache import InThisProcess
 from tests.integration.test_folder import SIZE, STEPS

@@ -4,22 +4,18 @@ import os
 import signal
 import time
 
-from lightning_sora.ablation.engines import Job
+from lightning_sora.errors import SoraError
 
 
-def run(job: Job) -> tuple[int, str]:
-    """The first word of a job's first command says what happens."""
-    ((what, *rest),) = job.commands
-    with job.log.open("a") as log:
-        log.write(f"{os.getpid()}\n")
-    if what == "ok":
-        print("what a job prints must not get between the answers")
-        return 0, ""
+def run(what: str, seconds: float = 0.0) -> None:
+    """What happens: nothing, a mistake, a bug, a death, a wait, or the value of a variable as a mistake."""
+    print(os.getpid(), flush=True)
     if what == "fail":
-        return 2, "as it was asked to"
+        raise SoraError("as it was asked to")
+    if what == "bug":
+        raise KeyError("nobody caught this")
     if what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    if what == "wait":
-        time.sleep(float(rest[0]))
-        return 0, ""
-    return 0, os.environ.get(what, "unset")
+    if what.isupper():
+        raise SoraError(os.environ.get(what, "unset"))
+    time.sleep(seconds)

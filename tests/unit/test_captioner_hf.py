@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_sora.ablation.engines import ENGINES
 from lightning_sora.errors import SoraError
+from lightning_sora.jobs.engines import ENGINES
 from lightning_sora.lit.captioners import create_captioner
 from lightning_sora.models.captioner_hf import VisionLanguageModel
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenLayout, patchify

@@ -15,10 +15,10 @@ import yaml
 
 from lightning_sora import documents
 from lightning_sora.ablation.plan import read_plan
-from lightning_sora.commands.shards import claim
 from lightning_sora.data.latents import read_header
 from lightning_sora.documents import parse_yaml, refuse_unbounded
 from lightning_sora.errors import SoraError
+from lightning_sora.jobs.shards import claim
 from lightning_sora.metrics.reference import FORMAT, ReferenceStatistics
 from lightning_sora.recipe.files import read_recipe, with_quoted_specs
 from lightning_sora.registry import Spec

@@ -334,7 +334,7 @@ def test_data_check_names_bad_files_and_tells_by_its_status(tmp_path: Path, caps
     shown = " ".join(capsys.readouterr().out.split())
     assert "[red]bad.mp4" in shown
     assert "missing.mp4" in shown
-    assert cli.main(["data", "check", str(tmp_path / "nowhere")]) == cli.USER_ERROR
+    assert cli.main(["data", "check", str(tmp_path / "nowhere")]) == 2
     assert "no manifest or folder at" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""One trial of an ablation: commands run in this process, what they print kept in a file."""
+"""One job, run in this process: what it prints goes to its log, and how it ends is told as a status and a line."""
 
 from __future__ import annotations
 
@@ -6,47 +6,33 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from lightning_sora.ablation.engines import Job
+from lightning_sora.exits import ending_of, own_signal_handlers
+from lightning_sora.jobs.job import Job, function_at
 from lightning_sora.memory import reset_peak_memory
 from lightning_sora.redaction import RedactedStream, redact
 
 
 def run_job(job: Job) -> tuple[int, str]:
-    """Runs the commands of a job until one fails.
+    """Calls the function of a job.
 
     Returns:
-        the exit status of the last one, and why it failed, in one line.
+        the exit status, 0 after success, and why it failed, in one line.
     """
-    import torch
-
-    from lightning_sora.cli import main
-
-    with printed_to(job.log), _unchanged_torch():
-        torch.set_num_threads(job.threads)
-        reset_peak_memory()
-        for command in job.commands:
-            print(f"$ lightning-sora {' '.join(command)}", flush=True)
-            begun = os.fstat(1).st_size
-            try:
-                status = main(list(command))
-            except Exception as problem:  # a bug, told with its traceback in the log
+    with printed_to(job.log), own_signal_handlers(), _torch_with(job.threads) if job.threads else nullcontext():
+        try:
+            function_at(job.function)(**job.arguments)
+        except BaseException as problem:
+            ended = ending_of(problem)
+            if ended is None:  # a bug, told with its traceback in the log
                 traceback.print_exc()
                 return 1, redact(f"{type(problem).__name__}: {' '.join(str(problem).split())}")[:330]
-            if status:
-                sys.stderr.flush()
-                return status, _last_error(job.log, begun)
+            status, said = ended[0], redact(" ".join(ended[1].split()))
+            print(said, file=sys.stderr, flush=True)
+            return status, said.removeprefix("error: ") or f"it ended with status {status}"
     return 0, ""
-
-
-def _last_error(log: Path, begun: int) -> str:
-    with log.open("rb") as file:
-        file.seek(begun)
-        lines = file.read().decode(errors="replace").splitlines()
-    said = [line.partition(": ")[2] for line in lines if line.startswith("lightning-sora: ")]
-    return said[-1].removeprefix("error: ") if said else (lines[-1] if lines else "it said nothing")
 
 
 @contextmanager
@@ -74,13 +60,15 @@ def printed_to(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _unchanged_torch() -> Iterator[None]:
-    """Undoes what a recipe sets for the whole process, so that the order of jobs has no say in what they find."""
+def _torch_with(count: int) -> Iterator[None]:
+    """Sets the threads, and undoes what a recipe sets for the whole process: the order of jobs has no say."""
     import torch
 
     threads, dtype, precision = torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
     deterministic = torch.are_deterministic_algorithms_enabled()
     benchmark, exact = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    torch.set_num_threads(count)
+    reset_peak_memory()
     try:
         yield
     finally:

@@ -12,10 +12,12 @@ import signal
 import sys
 import threading
 
-from lightning_sora.ablation.engines import PATIENCE_SECONDS, Job, call
+from lightning_sora.jobs.engines import PATIENCE_SECONDS
+from lightning_sora.jobs.job import Job
+from lightning_sora.jobs.running import run_job
 
 
-def main(entry: str) -> None:
+def main() -> None:
     """Runs jobs until the input ends."""
     # Whatever a job prints must not get between the answers.
     answers = os.fdopen(os.dup(1), "w")
@@ -25,7 +27,7 @@ def main(entry: str) -> None:
     threading.Thread(target=_read, args=(jobs, busy), daemon=True).start()
     while (job := jobs.get()) is not None:
         busy.set()
-        answer = call(entry, job)
+        answer = run_job(job)
         busy.clear()
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
@@ -42,6 +44,6 @@ def _read(jobs: queue.SimpleQueue[Job | None], busy: threading.Event) -> None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1])
+        main()
     except (BrokenPipeError, KeyboardInterrupt):
         os._exit(1)

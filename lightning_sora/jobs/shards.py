@@ -6,26 +6,24 @@ depends neither on the engine nor on how often the work was interrupted.
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning_sora.errors import SoraError
+from lightning_sora.jobs.engines import ENGINES
+from lightning_sora.jobs.job import Job, function_at, path_of
+from lightning_sora.plugins import load_packages, load_plugins
 from lightning_sora.redaction import redacted
 from lightning_sora.sealing import write_whole
-
-if TYPE_CHECKING:
-    from lightning_sora.ablation.engines import Job
 
 log = logging.getLogger(__name__)
 
 IDENTITY = "identity.json"
-ENTRY = "lightning_sora.commands.shards:run_job"
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def claim(folder: Path, identity: Mapping[str, Any], remedy: str, *, name: str =
 
 def run_shards(
     shards: Sequence[Shard],
-    function: str,
+    function: Callable[[Mapping[str, Any], Path], None],
     *,
     engine: str,
     intact: Callable[[Path], bool],
@@ -95,7 +93,7 @@ def run_shards(
     """Makes the files that are not there yet.
 
     Args:
-        function: "module:name", called with each shard's work and path; it writes the file.
+        function: of a module, called with each shard's work and path; it writes the file.
         engine: spec of what runs it.
         intact: whether a file that is there can be kept.
         logs: folder for what the shards print.
@@ -109,22 +107,22 @@ def run_shards(
     """
     from tqdm import tqdm
 
-    from lightning_sora.ablation.engines import ENGINES, Job
-
     runner = ENGINES.create(engine)
     missing = [shard for shard in shards if not (shard.path.is_file() and intact(shard.path))]
     if len(missing) < len(shards):
         log.warning("%d of %d shards are done already", len(shards) - len(missing), len(shards))
     jobs = []
     for shard in missing:
-        told = json.dumps({"function": function, "path": str(shard.path.absolute()), "work": dict(shard.work)})
-        name = shard.path.name
-        jobs.append(Job(name, ((told, *plugins),), (logs / f"{shard.path.stem}.log").absolute(), threads))
+        told = {"function": path_of(function), "work": dict(shard.work), "path": str(shard.path.absolute())}
+        told["plugins"] = list(plugins)
+        jobs.append(Job.of(shard.path.name, make_shard, told, (logs / f"{shard.path.stem}.log").absolute(), threads))
     failures = []
     with tqdm(total=len(shards), initial=len(shards) - len(missing), desc=label, unit="shard", file=sys.stderr) as bar:
-        for outcome in runner.run(jobs, ENTRY):
+        for outcome in runner.run(jobs):
             if outcome.status:
-                failures.append(f"{outcome.job.name}: {outcome.message}")
+                log_of = str(outcome.job.log)
+                where = f"; see {log_of}" if outcome.status == 1 and log_of not in outcome.message else ""
+                failures.append(f"{outcome.job.name}: {outcome.message}{where}")
             else:
                 bar.update()
     if failures:
@@ -134,30 +132,11 @@ def run_shards(
     return len(missing)
 
 
-def run_job(job: Job) -> tuple[int, str]:
-    """Makes one shard in this process; what engines call."""
-    import traceback
-
-    import torch
-
-    from lightning_sora.commands.trial import printed_to
-    from lightning_sora.plugins import load_packages, load_plugins
-
-    told, *plugins = job.commands[0]
-    order = json.loads(told)
-    module, _, name = order["function"].partition(":")
-    with printed_to(job.log):
-        torch.set_num_threads(job.threads)
-        try:
-            load_packages()
-            load_plugins(plugins)
-            getattr(importlib.import_module(module), name)(order["work"], Path(order["path"]))
-        except SoraError as problem:
-            return 2, " ".join(str(problem).split())
-        except Exception as problem:  # a bug, told with its traceback in the log
-            traceback.print_exc()
-            return 1, f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}; see {job.log}"
-    return 0, ""
+def make_shard(function: str, work: Mapping[str, Any], path: str, plugins: Sequence[str]) -> None:
+    """Makes one shard in this process; the job of an engine."""
+    load_packages()
+    load_plugins(plugins)
+    function_at(function)(work, Path(path))
 
 
 def _short(value: Any) -> str:

@@ -1,7 +1,6 @@
-"""Engines: what runs the trials of an ablation, on this machine or on a Ray cluster.
+"""Engines: what runs jobs, on this machine or on a Ray cluster.
 
-A trial is a *job*: command lines of ``lightning-sora``, run one after the other in a process that stays alive for
-many jobs, because importing torch and lightning takes longer than a small training.
+A process stays alive for many jobs, because importing torch and lightning takes longer than a small training.
 """
 
 from __future__ import annotations
@@ -17,89 +16,35 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from lightning_sora.errors import SoraError
+from lightning_sora.jobs.job import Job, Outcome
+from lightning_sora.jobs.running import run_job
 from lightning_sora.registry import Registry
 
-#: ``module:function`` that runs one job in the calling process: ``(Job) -> (status, message)``.
-ENTRY = "lightning_sora.commands.trial:run_job"
-WORKER = "lightning_sora.ablation.worker"
-#: How long a worker may take to keep a checkpoint when the ablation is stopped.
+WORKER = "lightning_sora.jobs.worker"
+#: How long a worker may take to keep a checkpoint when the work is stopped.
 PATIENCE_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Job:
-    """One trial to run.
-
-    Attributes:
-        name: unique, for messages.
-        commands: command lines of ``lightning-sora``, in order; the first that fails ends the job.
-        log: gets everything that the job prints.
-        threads: of torch.
-    """
-
-    name: str
-    commands: tuple[tuple[str, ...], ...]
-    log: Path
-    threads: int = 1
-
-    def to_json(self) -> str:
-        return json.dumps({**asdict(self), "log": str(self.log)})
-
-    @classmethod
-    def from_json(cls, text: str) -> Job:
-        content = json.loads(text)
-        commands = tuple(tuple(command) for command in content["commands"])
-        return cls(content["name"], commands, Path(content["log"]), content["threads"])
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a job ended.
-
-    Attributes:
-        status: exit status; 0 after success, negative after a signal.
-        message: why it failed, in one line; empty after success.
-    """
-
-    job: Job
-    status: int
-    seconds: float
-    message: str = ""
 
 
 class Engine(ABC):
     """Runs jobs, in any order and side by side."""
 
     @abstractmethod
-    def run(self, jobs: Sequence[Job], entry: str = ENTRY) -> Iterator[Outcome]:
-        """Yields an outcome as each job ends; one that fails does not stop the others.
-
-        Args:
-            entry: what runs one job.
-        """
+    def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """Yields an outcome as each job ends; one that fails does not stop the others."""
 
 
 ENGINES: Registry[Engine] = Registry("engine")
 
 
-def call(entry: str, job: Job) -> tuple[int, str]:
-    """Runs a job in this process."""
-    module, _, name = entry.partition(":")
-    run: Callable[[Job], tuple[int, str]] = getattr(importlib.import_module(module), name)
-    return run(job)
-
-
-def thread_variables(threads: int) -> dict[str, str]:
+def thread_variables(threads: int | None) -> dict[str, str]:
     """What a process must find set before it loads torch."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return {**dict.fromkeys(names, str(threads)), "OMP_WAIT_POLICY": "PASSIVE"}
+    return {**dict.fromkeys(names, str(threads or 1)), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @ENGINES.register("local")
@@ -115,12 +60,12 @@ class LocalEngine(Engine):
             raise SoraError(f"processes={processes} must be at least 1")
         self.processes = processes
 
-    def run(self, jobs: Sequence[Job], entry: str = ENTRY) -> Iterator[Outcome]:
+    def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         todo: queue.SimpleQueue[Job] = queue.SimpleQueue()
         done: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
         for job in jobs:
             todo.put(job)
-        workers = [_Worker(entry, todo, done) for _ in range(min(self.processes, len(jobs)))]
+        workers = [_Worker(todo, done) for _ in range(min(self.processes, len(jobs)))]
         try:
             for worker in workers:
                 worker.start()
@@ -140,9 +85,9 @@ class LocalEngine(Engine):
 class _Worker(threading.Thread):
     """Feeds one process; begins another where it dies."""
 
-    def __init__(self, entry: str, todo: queue.SimpleQueue[Job], done: queue.SimpleQueue[Any]) -> None:
+    def __init__(self, todo: queue.SimpleQueue[Job], done: queue.SimpleQueue[Any]) -> None:
         super().__init__(daemon=True)
-        self.entry, self.todo, self.done = entry, todo, done
+        self.todo, self.done = todo, done
         self.process: subprocess.Popen[str] | None = None
         self.stopping = threading.Event()
         self.lock = threading.Lock()
@@ -181,7 +126,7 @@ class _Worker(threading.Thread):
             if self.process is None or self.process.poll() is not None:
                 # A session of its own: Ctrl-C in the terminal reaches this process, which tells the workers.
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", WORKER, self.entry],
+                    [sys.executable, "-m", WORKER],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
@@ -212,7 +157,7 @@ class _Worker(threading.Thread):
 class RayEngine(Engine):
     """Tasks of a Ray cluster, one per job.
 
-    On a cluster of several machines, the folder of the ablation must be shared among them and the mlflow store
+    On a cluster of several machines, the folder of the outputs must be shared among them and the mlflow store
     be a server.
 
     Args:
@@ -229,7 +174,7 @@ class RayEngine(Engine):
         except ModuleNotFoundError:
             raise SoraError("engine 'ray' needs Ray: pip install 'lightning-sora[ray]'") from None
 
-    def run(self, jobs: Sequence[Job], entry: str = ENTRY) -> Iterator[Outcome]:
+    def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         import ray
 
         if not jobs:
@@ -245,7 +190,7 @@ class RayEngine(Engine):
                 runtime_env={"env_vars": variables},
             )
         task = ray.remote(_in_folder).options(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0)
-        running = {task.remote(os.getcwd(), entry, job.to_json()): job for job in jobs}
+        running = {task.remote(os.getcwd(), job.to_json()): job for job in jobs}
         try:
             while running:
                 (reference, *_), _ = ray.wait(list(running))
@@ -262,8 +207,8 @@ class RayEngine(Engine):
                 ray.shutdown()
 
 
-def _in_folder(folder: str, entry: str, job: str) -> tuple[int, str, float]:
+def _in_folder(folder: str, job: str) -> tuple[int, str, float]:
     os.chdir(folder)
     begun = time.monotonic()
-    status, message = call(entry, Job.from_json(job))
+    status, message = run_job(Job.from_json(job))
     return status, message, time.monotonic() - begun

@@ -1,0 +1,1 @@
+"""Work that runs elsewhere: functions with JSON arguments, in processes of this machine or on a Ray cluster."""
