@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from lightning_sora.ablation.study import Study as Study
     from lightning_sora.data.datamodule import SpacetimeDataModule as SpacetimeDataModule
     from lightning_sora.data.manifest import MANIFESTS as MANIFESTS
     from lightning_sora.data.prompts import PromptDataModule as PromptDataModule
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from lightning_sora.diffusion.weighting import WEIGHTINGS as WEIGHTINGS
     from lightning_sora.errors import SoraError as SoraError
     from lightning_sora.jobs.engines import ENGINES as ENGINES
+    from lightning_sora.lab.comparing import Verdicts as Verdicts
+    from lightning_sora.lab.comparing import compare as compare
     from lightning_sora.lab.models import load as load
     from lightning_sora.lab.videos import read_video as read_video
     from lightning_sora.lab.videos import save_video as save_video
@@ -62,7 +65,7 @@ if TYPE_CHECKING:
 
 #: module: the names that it gives to this one.
 _PLACES = {
-    "jobs.engines": ("ENGINES",),
+    "ablation.study": ("Study",),
     "data.datamodule": ("SpacetimeDataModule",),
     "data.manifest": ("MANIFESTS",),
     "data.prompts": ("PromptDataModule",),
@@ -74,6 +77,8 @@ _PLACES = {
     "diffusion.timesteps": ("TIMESTEPS",),
     "diffusion.weighting": ("WEIGHTINGS",),
     "errors": ("SoraError",),
+    "jobs.engines": ("ENGINES",),
+    "lab.comparing": ("Verdicts", "compare"),
     "lab.models": ("load",),
     "lab.videos": ("read_video", "save_video"),
     "lit.captioner": ("LitCaptioner",),

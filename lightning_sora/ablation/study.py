@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning_sora.directions import Mode
+from lightning_sora.shown import Shown
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 #: The tags that tie runs together in mlflow. Ablation, arm and seed runs are nested by ``mlflow.parentRunId``.
 ROLE = "ablation.role"  # "ablation", "arm" or "seed"
@@ -79,8 +84,8 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Study:
-    """Arms and trials of one ablation, or of plain runs that are compared.
+class Study(Shown):
+    """Arms and trials of one ablation, or of plain runs that are compared; shown as the metric by arm and seed.
 
     Attributes:
         factor: dotted key of the one thing that differs, such as ``model.attention``.
@@ -90,6 +95,15 @@ class Study:
         budget: what is equal among arms, in words.
         run_id: of the ablation's own run; None for plain runs.
         unmet: (arm, seed) pairs that were planned and have no trial yet.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> from lightning_sora.ablation.study import Arm, Trial
+        >>> arms = (Arm("full", "full"), Arm("time", "temporal"))
+        >>> trials = (Trial("full", 0, "run", "FINISHED", {"val/loss": 0.5}), Trial("time", 0, "other", "FAILED"))
+        >>> study = ls.Study("toy", "model.attention", "full", "val/loss", "min", "2 steps", arms, trials)
+        >>> study.values("full"), study.complete
+        ({0: 0.5}, False)
     """
 
     name: str
@@ -116,3 +130,21 @@ class Study:
         """The last value of a metric by seed, of finished trials that have it."""
         name = metric or self.metric
         return {t.seed: t.metrics[name] for t in self.of(arm) if t.finished and name in t.metrics}
+
+    @property
+    def complete(self) -> bool:
+        """Whether every trial that was planned has ended well, with the metric that decides."""
+        return not self.unmet and all(t.finished and self.metric in t.metrics for t in self.trials)
+
+    def tables(self) -> Iterable[RenderableType]:
+        from rich.table import Table
+        from rich.text import Text
+
+        seeds = sorted({t.seed for t in self.trials} | {seed for _, seed in self.unmet})
+        title = f"{self.name}: {self.metric} by {self.factor}; budget: {self.budget}"
+        table = Table("arm", *(f"seed {seed}" for seed in seeds), title=Text(title))
+        for arm in self.arms:
+            cells = {t.seed: f"{t.metrics.get(self.metric, float('nan')):.5g}" for t in self.of(arm.name) if t.finished}
+            cells = {t.seed: t.status for t in self.of(arm.name)} | cells
+            table.add_row(Text(arm.name), *(cells.get(seed, "not run yet") for seed in seeds))
+        yield table

@@ -228,10 +228,11 @@ class _Sitting:
 
     def _judge(self, record: Any) -> None:
         """The verdict on all that is finished, by this sitting or an earlier one."""
-        from lightning_sora.commands import compare
+        from lightning_sora.commands.verdicts import show
+        from lightning_sora.lab.comparing import compare
 
-        command = [record.run_id, f"--uri={self.uri}", f"--level={self.args.level}", f"--out={self.folder / 'report'}"]
-        compare.main([*command, *(["--open"] if self.args.open else [])])
+        found = compare(record.run_id, uri=self.uri, level=self.args.level)
+        show(found, self.folder / "report", browser=self.args.open)
 
 
 def _commands(training: Any, file: Path, tested: bool) -> Iterator[tuple[str, ...]]:

@@ -24,10 +24,12 @@ BASE = {
     "lettering",
     "documents",
     "exits",
+    "shown",
 }
 
 EVERYWHERE = BASE & {
     "directions", "errors", "registry", "memory", "sealing", "names", "texts", "writing", "documents", "exits",
+    "shown",
 }  # fmt: skip
 # room -> the rooms it may import, besides those.
 ALLOWED: dict[str, set[str]] = {
@@ -57,6 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     "lit": {"models", "nn", "diffusion", "metrics", "spacetime", "randomness", "media", "redaction"},
     "tracking": {"media", "redaction", "lifeline"},
     "exits": set(),
+    "shown": set(),
     "jobs": {"plugins", "redaction"},
     "ablation": {"jobs", "tracking", "redaction"},
     "recipe": {"data", "lifeline", "lit", "plugins", "redaction", "tracking"},

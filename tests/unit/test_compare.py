@@ -13,12 +13,13 @@ from mlflow.entities import Metric, Param, RunTag
 
 from lightning_sora.ablation import table
 from lightning_sora.ablation.checks import refuse_incomparable, refuse_undeclared, undeclared_differences
+from lightning_sora.ablation.judging import verdicts_of
 from lightning_sora.ablation.reader import read_study
 from lightning_sora.ablation.runs import ClientReader, SqliteReader, open_reader
 from lightning_sora.ablation.study import Study
 from lightning_sora.cli import main
-from lightning_sora.commands.compare import verdicts_of
 from lightning_sora.errors import SoraError
+from lightning_sora.lab.comparing import compare
 from lightning_sora.sealing import seal_json
 from lightning_sora.tracking import store
 
@@ -249,6 +250,21 @@ def test_a_stored_plan_of_the_wrong_direction_is_judged_by_the_metrics_own(kept:
     kept.client.log_text(old, json.dumps(plan), "plan.json")
     assert read_study(kept.uri, ["old"]).mode == "max"
     kept.client.delete_run(old)
+
+
+def test_a_notebook_gets_verdicts_that_show_themselves(kept: Store, study: Study, tmp_path: Path) -> None:
+    found = compare("toy", uri=kept.uri)
+    assert list(found) == verdicts_of(study)
+    assert found.of("time").outcome == "better"
+    assert list(compare(study)) == list(found)
+    assert "time" in str(found)
+    assert str(found).count("\n") > len(found)
+    assert "<pre" in found._repr_html_()
+    assert "seed 1" in str(found.study)
+    assert not found.study.complete
+    assert compare(study).report(tmp_path / "page").read_text().startswith("<!doctype html>")
+    with pytest.raises(SoraError, match="between 0 and 1"):
+        compare(study, level=95)
 
 
 def test_tables_for_machines_are_complete(study: Study) -> None:
