@@ -12,11 +12,11 @@ from torchmetrics.text import BLEUScore
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.evaluation_means import EvaluationMeans
-from lightning_sora.lit.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.lit.module import LitModule
 from lightning_sora.metrics.caption_facts import FACTS, recovered
 from lightning_sora.metrics.clip_means import ClipMeans
 from lightning_sora.models.captioner import Captioner
+from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.models.text_decoder import Written, next_token_loss
 from lightning_sora.randomness import generator, initialize
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch

@@ -16,13 +16,13 @@ from lightning_sora.diffusion.weighting import WEIGHTINGS
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.clip_cache import ClipCache
 from lightning_sora.lit.evaluation_means import EvaluationMeans
-from lightning_sora.lit.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.lit.generate import GenerativeModule, Video
 from lightning_sora.lit.judge import GenerationJudge
 from lightning_sora.lit.latent_memory import LatentMemory
 from lightning_sora.lit.pretrained import UNTRAINED, load_vae
 from lightning_sora.metrics.reconstruction import ReconstructionQuality, clip_quality
 from lightning_sora.models.dit import DiT
+from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.models.pixels import from_uint8, to_uint8
 from lightning_sora.models.text import TEXT_ENCODERS
 from lightning_sora.randomness import initialize, normal_per_clip, uniform_per_clip

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.evaluation_means import EvaluationMeans
-from lightning_sora.lit.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.lit.module import LitModule
 from lightning_sora.metrics.clip_score import ChanceCLIPScore
 from lightning_sora.metrics.evaluator.accuracy import ReadingAccuracy
@@ -32,6 +31,7 @@ from lightning_sora.metrics.evaluator.vocabulary import (
     mirrored_codes,
     mirrored_words,
 )
+from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.randomness import initialize, stream_seed
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch
 

@@ -13,12 +13,12 @@ from torch.nn.utils.rnn import pad_sequence
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.captioners import checkpoint_of
 from lightning_sora.lit.evaluation_means import EvaluationMeans
-from lightning_sora.lit.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.lit.module import LitModule
 from lightning_sora.metrics.caption_facts import kept, read_caption
 from lightning_sora.metrics.clip_means import ClipMeans
 from lightning_sora.metrics.digests import weights_sha256
 from lightning_sora.models.expander import EXPANDERS, Expander, checked, whole_sentences
+from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.models.text_decoder import TextDecoder, next_token_loss
 from lightning_sora.models.vocabulary import Vocabulary
 from lightning_sora.randomness import generator, initialize

@@ -79,7 +79,7 @@ class GenerativeModule(LitModule):
         """
         rows: dict[int, Tensor] = {}
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            for places, part in self.of_one_grid(batch):
+            for places, part in batch.split_by_grid():
                 latent = self.vae.encode_latent(self.videos(part))
                 rows |= zip(places, patchify(rearrange(latent, "b c t h w -> b t h w c"), self.patch_size), strict=True)
         return [rows[i] for i in range(len(batch))]

@@ -23,13 +23,13 @@ from lightning_sora.lit.finite import FiniteSteps, refuse_not_finite
 from lightning_sora.lit.last_step import LastStep, waits
 from lightning_sora.lit.optimizers import SCHEDULES, check_optimizer, create_optimizer
 from lightning_sora.lit.precision import convert_weights_alone, warn_of_slow_bfloat16
-from lightning_sora.lit.seen_sizes import SeenSizes
 from lightning_sora.models.pixels import from_uint8
+from lightning_sora.models.seen_sizes import SeenSizes
 from lightning_sora.names import local_path
 from lightning_sora.redaction import from_environment
 from lightning_sora.registry import Spec
 from lightning_sora.sealing import verify_archive
-from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid
+from lightning_sora.spacetime import PatchSize, SpacetimeBatch
 
 log = logging.getLogger(__name__)
 
@@ -158,18 +158,6 @@ class LitModule(pl.LightningModule):
     def videos(self, batch: SpacetimeBatch) -> Float[Tensor, "clips 3 frames height width"]:
         """The clips of a batch of one grid in [-1, 1]."""
         return from_uint8(batch.videos(), self.dtype)
-
-    @staticmethod
-    def of_one_grid(batch: SpacetimeBatch) -> Iterator[tuple[list[int], SpacetimeBatch]]:
-        """The parts of a batch that networks over whole pictures can take at once, with their clips' places."""
-        places: dict[TokenGrid, list[int]] = {}
-        for place, grid in enumerate(batch.layout.grids):
-            places.setdefault(grid, []).append(place)
-        if len(places) == 1:
-            yield list(range(len(batch))), batch
-            return
-        for members in places.values():
-            yield members, batch.select(members)
 
     # Lightning's hooks.
     def setup(self, stage: str) -> None:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.evaluation_means import EvaluationMeans, of_all_ranks
-from lightning_sora.lit.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.lit.judge import ReconstructionJudge
 from lightning_sora.lit.module import LitModule
 from lightning_sora.lit.optimizers import create_optimizer
 from lightning_sora.metrics.reconstruction import ReconstructionQuality, clip_quality
+from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.models.pixels import from_uint8, to_uint8
 from lightning_sora.models.vae import VAES, LatentStatistics, Posterior
 from lightning_sora.models.vae.losses import VAELoss, active_channels, are_active
@@ -143,7 +143,7 @@ class LitVAE(LitModule):
         pairs: list[tuple[Tensor, Tensor]] = []
         latents: list[Tensor] = []
         terms: dict[str, Tensor] = {}
-        for places, part in self.of_one_grid(batch):
+        for places, part in batch.split_by_grid():
             video = self._permuted(part) if self.permute_colors else self.videos(part)
             posterior = self.vae.encode(video)
             made = self.vae.decode(posterior.sample(self._noise(posterior, part)))
@@ -262,7 +262,7 @@ class LitVAE(LitModule):
     def _evaluate(self, batch: SpacetimeBatch, split: str) -> list[Tensor]:
         """Logs a batch's scores; its reconstructions, uint8 [frames height width 3]."""
         found: dict[int, Tensor] = {}
-        for places, part in self.of_one_grid(batch):
+        for places, part in batch.split_by_grid():
             found |= zip(places, self._evaluate_part(part, split), strict=True)
         if sum(map(len, self._gallery_batches)) < self.gallery_clips:
             self._gallery_batches.append(batch)
@@ -318,7 +318,7 @@ class LitVAE(LitModule):
         """Reconstructions, uint8 [frames height width 3]."""
         found: dict[int, Tensor] = {}
         with self.averaged():
-            for places, part in self.of_one_grid(batch):
+            for places, part in batch.split_by_grid():
                 made = self.vae.decode(self.vae.encode(self.videos(part)).mean)
                 found |= zip(places, to_uint8(made), strict=True)
         return [found[i] for i in range(len(batch))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
-from lightning_sora.spacetime.grid import PatchSize, unpatchify
+from lightning_sora.spacetime.grid import PatchSize, TokenGrid, unpatchify
 from lightning_sora.spacetime.layout import TokenLayout
 
 
@@ -108,6 +108,17 @@ class SpacetimeBatch:
         for name in ("facts", "sources"):
             chosen[name] = tuple(getattr(self, name)[i] for i in clips) if getattr(self, name) else getattr(self, name)
         return replace(self, patches=layout.join([rows[i] for i in clips]), layout=layout, skipped=(), **chosen)
+
+    def split_by_grid(self) -> Iterator[tuple[list[int], SpacetimeBatch]]:
+        """Yields the parts of one grid each, which networks over whole pictures take at once, and their clips' places."""
+        places: dict[TokenGrid, list[int]] = {}
+        for place, grid in enumerate(self.layout.grids):
+            places.setdefault(grid, []).append(place)
+        if len(places) == 1:
+            yield list(range(len(self))), self
+            return
+        for members in places.values():
+            yield members, self.select(members)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SpacetimeBatch:
         return replace(self, patches=self.patches.to(device, non_blocking=non_blocking))
