@@ -39,7 +39,7 @@ def candidates(dim: int, depth: int) -> dict[str, Callable[[], object]]:
     model = DiT(64, dim=dim, depth=depth, num_heads=max(1, dim // 48), text_dim=128)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
-    boundary = tuple(name.removeprefix("dit.") for name in LitDiT.boundary)
+    boundary = tuple(name.removeprefix("model.dit.") for name in LitDiT.boundary)
     found: dict[str, Callable[[], object]] = {}
     for dtype in ("float32", "bfloat16"):
         spec = f"muon(lr=0.006, adamw_lr=1.5e-3, dtype={dtype!r})"

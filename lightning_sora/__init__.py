@@ -45,8 +45,12 @@ if TYPE_CHECKING:
     from lightning_sora.metrics.extractors import EXTRACTORS as EXTRACTORS
     from lightning_sora.metrics.video_distances import FVD as FVD
     from lightning_sora.metrics.video_distances import KVD as KVD
+    from lightning_sora.models.configs import DiTConfig as DiTConfig
+    from lightning_sora.models.configs import SamplingConfig as SamplingConfig
+    from lightning_sora.models.latent_diffusion import LatentDiffusion as LatentDiffusion
     from lightning_sora.models.text import TEXT_ENCODERS as TEXT_ENCODERS
     from lightning_sora.models.vae import VAES as VAES
+    from lightning_sora.models.vae import ClipVAE as ClipVAE
     from lightning_sora.nn.attention import ATTENTION as ATTENTION
     from lightning_sora.nn.attention import AttentionBlock as AttentionBlock
     from lightning_sora.nn.attention import MaskedBlock as MaskedBlock
@@ -91,8 +95,10 @@ _PLACES = {
     "lit.vae": ("LitVAE",),
     "metrics.extractors": ("EXTRACTORS",),
     "metrics.video_distances": ("FVD", "KVD"),
+    "models.configs": ("DiTConfig", "SamplingConfig"),
+    "models.latent_diffusion": ("LatentDiffusion",),
     "models.text": ("TEXT_ENCODERS",),
-    "models.vae": ("VAES",),
+    "models.vae": ("VAES", "ClipVAE"),
     "nn.attention": (
         "ATTENTION",
         "AttentionBlock",

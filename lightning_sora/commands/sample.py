@@ -104,8 +104,9 @@ def run(args: argparse.Namespace) -> int:
     written.append(args.out / "contact_sheet.png")
     media.contact_sheet(written[-1], videos, asked)
     written.append(args.out / "samples.json")
+    drawn = model.model.sampling
     told |= {"run_id": model.run_id, "size": list(videos[0].shape[:3]), "fps": fps}
-    told |= {"steps": args.steps or model.steps, "guidance": args.guidance or model.hparams["guidance"]}
+    told |= {"steps": args.steps or drawn.steps, "guidance": args.guidance or drawn.guidance}
     told["prompts"] = [
         {"prompt": short, **({"expanded": rich} if args.expand else {})}
         for short, rich in zip(asked, prompts, strict=True)

@@ -1,18 +1,16 @@
-"""Trained models, from whatever `fit` wrote."""
+"""Trained models, from whatever `fit` or `save` wrote."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lab.devices import usable_device
 
 if TYPE_CHECKING:
     import torch
-
-    from lightning_sora.lit.module import LitModule
 
 #: Modules by the name that their checkpoints carry, each imported when one is loaded.
 MODULES = {
@@ -24,15 +22,19 @@ MODULES = {
 }
 
 
-def load(path: str | Path, device: str | torch.device | None = None) -> LitModule:
+def load(path: str | Path, device: str | torch.device | None = None) -> Any:
     """Loads a trained model, with its moving average applied, frozen and in evaluation mode.
 
-    What it can do is that of its kind: :meth:`LitDiT.sample`, :meth:`LitVAE.encode` and ``decode``,
-    :meth:`LitExpander.expand`.
+    What it can do is that of its kind: ``sample`` of a text-to-video model, ``encode`` and ``decode`` of a VAE,
+    ``expand`` of an expander; and of the first two, ``save`` as a folder that needs no Lightning.
 
     Args:
-        path: the folder of a run, of which the last checkpoint is taken, or a .ckpt file.
+        path: the folder of a run, of which the last checkpoint is taken; a .ckpt file; or a folder that ``save`` wrote.
         device: such as "cuda:1"; None for CUDA where there is one, else the CPU.
+
+    Returns:
+        the module of a checkpoint, such as :class:`LitDiT`; of a saved folder, :class:`LatentDiffusion` or
+        :class:`ClipVAE`.
 
     Raises:
         SoraError: nothing there, damaged, not of this package, of a part that is missing, or no such device.
@@ -42,14 +44,38 @@ def load(path: str | Path, device: str | torch.device | None = None) -> LitModul
         >>> model = ls.load("outputs/world_dit")  # doctest: +SKIP
         >>> ls.save_video("cube.mp4", model.sample("a big red cube moves left"))  # doctest: +SKIP
     """
-    from lightning_sora.lit.captioners import checkpoint_of
-    from lightning_sora.lit.module import read_checkpoint
+    from lightning_sora.models.saved import is_saved
     from lightning_sora.plugins import load_packages
 
     load_packages()
-    file, place = Path(checkpoint_of(str(path))), usable_device(device)
+    place = usable_device(device)
+    return _load_saved(path, place) if is_saved(path) else _load_checkpoint(path, place)
+
+
+def _load_saved(path: str | Path, device: torch.device) -> Any:
+    from lightning_sora.models.latent_diffusion import KIND, LatentDiffusion
+    from lightning_sora.models.saved import read_kind
+    from lightning_sora.models.vae import ClipVAE
+
+    if read_kind(path) != KIND:
+        return ClipVAE.load(path, device)
+    model = LatentDiffusion.load(path, device)
+    model.read_weak = _read_weak
+    return model
+
+
+def _read_weak(path: str) -> Any:
+    from lightning_sora.lit.dit import read_model
+
+    return read_model(path)
+
+
+def _load_checkpoint(path: str | Path, device: torch.device) -> Any:
+    from lightning_sora.lit.captioners import checkpoint_of
+    from lightning_sora.lit.module import read_checkpoint
+
+    file = Path(checkpoint_of(str(path)))
     name = read_checkpoint(file)["module"]
     if name not in MODULES:
         raise SoraError(f"{file} is of a {name}, which cannot be loaded here; known are {', '.join(MODULES)}")
-    module: type[LitModule] = getattr(import_module(MODULES[name]), name)
-    return module.load(file, place)
+    return getattr(import_module(MODULES[name]), name).load(file, device)

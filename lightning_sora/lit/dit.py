@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_sora.diffusion.paths import OBJECTIVES, interpolate
 from lightning_sora.diffusion.timesteps import TIMESTEPS
 from lightning_sora.diffusion.weighting import WEIGHTINGS
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.clip_cache import ClipCache
 from lightning_sora.lit.evaluation_means import EvaluationMeans
-from lightning_sora.lit.generate import GenerativeModule, Video
+from lightning_sora.lit.generate import GenerativeModule
 from lightning_sora.lit.judge import GenerationJudge
 from lightning_sora.lit.latent_memory import LatentMemory
 from lightning_sora.lit.pretrained import UNTRAINED, load_vae
 from lightning_sora.metrics.reconstruction import ReconstructionQuality, clip_quality
-from lightning_sora.models.dit import DiT
-from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
-from lightning_sora.models.pixels import from_uint8, to_uint8
-from lightning_sora.models.text import TEXT_ENCODERS
-from lightning_sora.randomness import initialize, normal_per_clip, uniform_per_clip
-from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenLayout
+from lightning_sora.models.configs import DiTConfig, SamplingConfig
+from lightning_sora.models.denoiser import DenoisingTerms
+from lightning_sora.models.latent_diffusion import LatentDiffusion
+from lightning_sora.models.pixels import Clip, from_uint8, to_uint8
+from lightning_sora.models.saved import is_saved
+from lightning_sora.randomness import normal_per_clip, uniform_per_clip
+from lightning_sora.spacetime import SpacetimeBatch, TokenLayout
 
 
 class LitDiT(GenerativeModule):
@@ -60,7 +59,7 @@ class LitDiT(GenerativeModule):
         torch.Size([3, 16, 16, 3])
     """
 
-    boundary = ("dit.embed.*", "dit.unembed.*", "dit.*modulation*", "text.embedding.*")
+    boundary = ("model.dit.embed.*", "model.dit.unembed.*", "model.dit.*modulation*", "model.text.embedding.*")
 
     def __init__(
         self,
@@ -97,10 +96,6 @@ class LitDiT(GenerativeModule):
         seed: int = 0,
     ) -> None:
         super().__init__(
-            sampler=sampler,
-            steps=steps,
-            guidance=guidance,
-            shift=shift,
             prompts=prompts,
             expander=expander,
             optimizer=optimizer,
@@ -115,28 +110,22 @@ class LitDiT(GenerativeModule):
             raise SoraError(f"weigh={weigh!r} must be 'clip', 'token' or 'batch'")
         if val_timesteps < 1:
             raise SoraError(f"val_timesteps={val_timesteps} must be at least 1")
-        self.vae, self.vae_spec, self.vae_run_id = load_vae(vae, seed)
-        self.vae.requires_grad_(False).eval()
-        self.patch_size = PatchSize.of(patch_size)
-        latent_dim = self.patch_size.volume * self.vae.latent_channels
-        self.text = TEXT_ENCODERS.create(text)
-        self.dit = DiT(
-            latent_dim,
+        trained, self.vae_spec, self.vae_run_id = load_vae(vae, seed)
+        shape = DiTConfig(
+            patch_size=patch_size,
             dim=dim,
             depth=depth,
             num_heads=num_heads,
             mlp_ratio=mlp_ratio,
-            text_dim=self.text.dim,
             attention=attention,
+            kernel=kernel,
             modulation=modulation,
             conditioning=conditioning,
-            kernel=kernel,
             checkpoint=checkpoint,
         )
-        initialize(self.dit, seed, "dit.")
-        if self.text.trainable:
-            initialize(self.text, seed, "text.")
-        self.objective = OBJECTIVES.create(objective)
+        drawn = SamplingConfig(sampler, steps, guidance, shift)
+        self.model = LatentDiffusion.create(self.vae_spec, text, shape, objective, drawn, seed=seed, trained=trained)
+        self.model.seen_sizes, self.model.read_weak = self.seen_sizes, read_model
         self.weighting = WEIGHTINGS.create(weighting)
         self.timesteps = TIMESTEPS.create(timesteps)
         self.text_drop, self.val_timesteps, self.weigh = text_drop, val_timesteps, weigh
@@ -144,68 +133,28 @@ class LitDiT(GenerativeModule):
         self._clip_cache: ClipCache | None = None
         self._latents = LatentMemory()  # of the fit that runs
         self._facts, self._sizes = False, set[str]()  # of the clips of the test
-        self._count = CountedFlops()
         self._means = EvaluationMeans()
-
-    @cached_property
-    def vae_hash(self) -> str:
-        """The frozen VAE's fingerprint."""
-        return self.vae.fingerprint()
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
         data: Any = getattr(self.trainer, "datamodule", None)
         if getattr(data, "vae_hash", None) is not None:
-            self.check_latents(data.vae_hash)
+            self.model.check_latents(data.vae_hash)
         if getattr(data, "frames", None) is not None and stage in ("fit", "test"):
             self.judge.check_length(data.frames, data.fps)
 
-    def check_latents(self, vae_hash: str | None) -> None:
-        """Raises SoraError for latents of another VAE."""
-        if vae_hash != self.vae_hash:
-            raise SoraError(
-                f"latents of VAE {vae_hash} but this model's VAE is {self.vae_hash}; make the latents anew with this "
-                "VAE (`lightning-sora data cache`)"
-            )
-
-    def train(self, mode: bool = True) -> LitDiT:
-        super().train(mode)
-        self.vae.eval()
-        return self
-
-    # From pixels to rows of latents and back.
+    # Training.
     def latent_rows(
         self, batch: SpacetimeBatch, memory: LatentMemory | None = None
     ) -> Float[Tensor, "batch tokens latent_dim"]:
         """The data that diffusion sees: one row of scaled latents per token, those in ``memory`` not made anew."""
-        if batch.space == "latent":
-            self.check_latents(batch.vae_hash)
-            return batch.patches.to(self.dtype)
-        rows = self.encode_rows(batch) if memory is None else memory.rows(batch, self.encode_rows)
-        return batch.layout.join(rows)
+        if batch.space == "latent" or memory is None:
+            return self.model.encode(batch)
+        return batch.layout.join(memory.rows(batch, self.model.encode_clips))
 
-    # Training.
-    def predict_x_0(
-        self,
-        batch: SpacetimeBatch,
-        x_0: Float[Tensor, "batch tokens latent_dim"],
-        t: Float[Tensor, " clips"],
-        noise: Float[Tensor, "batch tokens latent_dim"],
-        captions: Sequence[str],
-    ) -> tuple[Float[Tensor, " clips"], Float[Tensor, "batch tokens latent_dim"]]:
-        """Each clip's weighted error at timestep ``t`` in the objective's own terms, and the ``x_0`` it implies."""
-        t = t.to(x_0)
-        spread = batch.layout.per_token(t[:, None])
-        x_t = interpolate(x_0, noise, spread)
-        text = self.text(captions)
-        prediction = self.dit(self.objective.input(x_t, spread), t, text, batch.layout)
-        error = (prediction - self.objective.target(x_0, noise, spread)).square().mean(dim=-1)
-        loss = batch.layout.clip_mean(error.float()) * self.weighting(t.float(), self.objective)
-        return loss, self.objective.x_0(prediction, x_t, spread)
-
-    def diffusion_loss(self, *terms: Any) -> Float[Tensor, " clips"]:
-        """Each clip's weighted mean squared error alone; of the arguments of :meth:`predict_x_0`."""
-        return self.predict_x_0(*terms)[0]
+    def weighted(self, terms: DenoisingTerms) -> Float[Tensor, " clips"]:
+        """The loss of each clip: its error, weighted by the timestep."""
+        return terms.error * self.weighting(terms.t.float(), self.model.objective)
 
     def captions_of(self, batch: SpacetimeBatch) -> list[str]:
         """The captions that a batch is trained with: some are dropped, for guidance."""
@@ -213,21 +162,9 @@ class LitDiT(GenerativeModule):
         return ["" if drop else c for c, drop in zip(batch.captions, dropped.tolist(), strict=True)]
 
     def training_flops(self, batch: SpacetimeBatch) -> int:
-        """The transformer's declared FLOPs; those of the text encoder and of the frozen VAE are counted.
-
-        A clip counts as encoded at every visit, also where its latent was kept: equal batches cost equal FLOPs.
-        """
-        captions = self.captions_of(batch)
-        tokens = self.text.length(captions)
-        total = FORWARD_AND_BACKWARD * self.dit.flops(batch.layout, tokens)
-        text = self._count(("text", len(captions), tokens), self.text, lambda: self.text(captions))
-        total += text * (FORWARD_AND_BACKWARD if self.text.trainable else 1)
-        if batch.space == "pixel":
-            for grid in batch.layout.grids:
-                size = grid.size(self.patch)
-                clip = torch.zeros((1, 3, *size), device=self.device).to(self.dtype)
-                total += self._count(size, self.vae, lambda clip=clip: self.vae.encode(clip))  # type: ignore[misc]
-        return total
+        """See :meth:`LatentDiffusion.flops`; of the captions that the batch is trained with."""
+        tokens = self.model.text.length(self.captions_of(batch))
+        return self.model.flops(batch.layout, text_tokens=tokens, pixels=batch.space == "pixel")
 
     def noise_for(
         self, x_0: Float[Tensor, "batch tokens latent_dim"], layout: TokenLayout, purpose: str, keys: list[tuple]
@@ -245,7 +182,7 @@ class LitDiT(GenerativeModule):
         uniform = uniform_per_clip(self.seed, "timestep", batch.keys)
         t = self.timesteps(uniform, batch.layout.lengths)
         noise = self.noise_for(x_0, batch.layout, "noise", batch.keys)
-        losses = self.diffusion_loss(batch, x_0, t, noise, self.captions_of(batch))
+        losses = self.weighted(self.model.terms(batch.layout, x_0, t, noise, self.captions_of(batch)))
         self.log("train/loss", losses.mean(), prog_bar=True, batch_size=len(batch))
         self.log_by_source("train/loss", losses.detach(), batch)
         return batch.weighed(losses, self.weigh)
@@ -266,9 +203,9 @@ class LitDiT(GenerativeModule):
             for index in range(self.val_timesteps):
                 t = (index + offsets) / self.val_timesteps
                 noise = self.noise_for(x_0, batch.layout, "fixed_noise", [(i, index) for i in batch.ids])
-                losses, implied = self.predict_x_0(batch, x_0, t, noise, batch.captions)
-                errors = batch.layout.clip_mean((implied - x_0).float().square().mean(dim=-1))
-                for name, values in (("loss", losses), ("denoising_error", errors)):
+                terms = self.model.terms(batch.layout, x_0, t, noise, batch.captions)
+                errors = batch.layout.clip_mean((terms.x_0 - x_0).float().square().mean(dim=-1))
+                for name, values in (("loss", self.weighted(terms)), ("denoising_error", errors)):
                     totals[name] += values.cpu() / self.val_timesteps
                     self._means.add(f"{split}/{name}_t{index}", values)
             for name, values in totals.items():
@@ -279,11 +216,16 @@ class LitDiT(GenerativeModule):
                     self._means.add(f"{split}/loss_{name}", [loss])
 
     def protocol(self, split: str) -> dict[str, Any]:
-        fixed = {"timesteps": f"{self.val_timesteps} even strata of t", "noise": "fixed per clip", "vae": self.vae_hash}
-        sampling = {"sampler": str(self.hparams["sampler"]), "steps": self.steps, "shift": self.shift}
-        sampling |= {"guidance": str(self.hparams["guidance"])}
-        if self.__dict__["expander"] is not None:
-            sampling |= {"expander": self.__dict__["expander"].fingerprint()}
+        fixed = {
+            "timesteps": f"{self.val_timesteps} even strata of t",
+            "noise": "fixed per clip",
+            "vae": self.model.vae_hash,
+        }
+        drawn = self.model.sampling
+        sampling = {"sampler": str(drawn.sampler), "steps": drawn.steps, "shift": drawn.shift}
+        sampling |= {"guidance": str(drawn.guidance)}
+        if self.expander is not None:
+            sampling |= {"expander": self.expander.fingerprint()}
         if split == "test":
             sampling |= {"sizes": sorted(self._sizes), **self.judge.card(facts=self._facts)}
         return super().protocol(split) | (fixed if split == "val" else fixed | sampling)
@@ -321,7 +263,7 @@ class LitDiT(GenerativeModule):
         for name, values in scores.items():
             self.score_clips(f"test/{name}", list(values), list(values.values()))
 
-    def generate(self, batch: SpacetimeBatch) -> list[Video]:
+    def generate(self, batch: SpacetimeBatch) -> list[Clip]:
         """A clip for each caption, of the size of its clip; those of an interrupted test are taken up."""
         cache = self._clip_cache
         sizes = [grid.size(self.patch) for grid in batch.layout.grids]
@@ -335,12 +277,12 @@ class LitDiT(GenerativeModule):
                 cache.put(keys[i], video)
         return [clip for key in keys if (clip := made[key]) is not None]
 
-    def _score_vae(self, batch: SpacetimeBatch) -> list[Video]:
-        found: list[Video] = []
+    def _score_vae(self, batch: SpacetimeBatch) -> list[Clip]:
+        found: list[Clip] = []
         for video in batch.videos():
             pixels = from_uint8([video], self.dtype)
             with torch.no_grad():
-                made = self.vae.decode_latent(self.vae.encode_latent(pixels))
+                made = self.model.vae.decode_latent(self.model.vae.encode_latent(pixels))
             self.reconstruction.add(*clip_quality(made, pixels))
             found += to_uint8(made)
         return found
@@ -360,23 +302,14 @@ class LitDiT(GenerativeModule):
             self._clip_cache.clear()
         self._clip_cache = None
 
-    def load_weak(self, path: str) -> GenerativeModule:
-        weak = type(self).load(path, self.device)
-        if weak.vae_hash != self.vae_hash:
-            raise SoraError(
-                f"the weak model {path} works on latents of VAE {weak.vae_hash}, this one on those of {self.vae_hash}; "
-                "autoguidance needs two models of one VAE"
-            )
-        return weak
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["vae"] = {"spec": self.vae_spec, "hash": self.vae_hash, "run_id": self.vae_run_id}
+        checkpoint["vae"] = {"spec": self.vae_spec, "hash": self.model.vae_hash, "run_id": self.vae_run_id}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.vae_run_id = checkpoint["vae"]["run_id"]
-        self.__dict__["vae_hash"] = checkpoint["vae"]["hash"]  # of the weights that are about to be loaded
+        self.model.vae_hash = checkpoint["vae"]["hash"]
 
     @classmethod
     def rebuild_arguments(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -387,4 +320,13 @@ class LitDiT(GenerativeModule):
 
     def lineage(self) -> dict[str, str]:
         """What this run stands on, for the record."""
-        return {"vae.hash": self.vae_hash, "vae.run_id": self.vae_run_id or "none"}
+        return {"vae.hash": self.model.vae_hash, "vae.run_id": self.vae_run_id or "none"}
+
+
+def read_model(path: str) -> LatentDiffusion:
+    """The model of a checkpoint of a LitDiT, or of a folder that it was saved to.
+
+    Raises:
+        SoraError: no such file, not a checkpoint, or one of another module.
+    """
+    return LatentDiffusion.load(path) if is_saved(path) else LitDiT.load(path).model

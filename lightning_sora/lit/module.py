@@ -63,8 +63,6 @@ class LitModule(pl.LightningModule):
         self.seed = seed
         self._optimizer_spec, self._schedule_spec = optimizer, schedule
         self.ema = ExponentialMovingAverage(ema_decay) if ema_decay is not None else None
-        self.native_size: tuple[int, int, int] | None = None  # frames, height, width of the longest clip so far
-        self.native_fps = 8.0
         self.seen_sizes = SeenSizes()
         self.awaited = Awaited()
         self.run_id: str | None = None  # the tracked run that a loaded checkpoint came from
@@ -72,6 +70,16 @@ class LitModule(pl.LightningModule):
         self._begun, self._last_step, self._skipped_since = Begun(), LastStep(), 0
         self.clip_scores: dict[str, dict[str, float]] = {}  # metric -> clip -> value, of the evaluation that runs
         self._reported: set[str] = set()
+
+    @property
+    def native_size(self) -> tuple[int, int, int] | None:
+        """Frames, height and width of the longest clip that it was trained on."""
+        return self.seen_sizes.native
+
+    @property
+    def native_fps(self) -> float:
+        """Frames per second of that clip."""
+        return self.seen_sizes.fps
 
     # What one token of a batch must cover.
     @property
@@ -181,11 +189,7 @@ class LitModule(pl.LightningModule):
         self.check_batch(batch)
         self.log_rate()
         patch = self.patch if batch.space == "latent" else batch.patch  # in pixels
-        sizes = {grid.size(patch) for grid in batch.layout.grids}
-        self.seen_sizes.add(list(sizes))
-        largest = max(sizes)
-        if self.native_size is None or largest > self.native_size:
-            self.native_size, self.native_fps = largest, batch.fps[0]
+        self.seen_sizes.add(list({grid.size(patch) for grid in batch.layout.grids}), batch.fps[0])
 
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.check_batch(batch)
@@ -250,8 +254,7 @@ class LitModule(pl.LightningModule):
         checkpoint["module"] = type(self).__name__
         checkpoint["skipped_clips"] = self.skipped_clips - self._skipped_since
         self._last_step.rewind(self.trainer, checkpoint)
-        checkpoint["native"] = {"size": list(self.native_size or ()), "fps": self.native_fps}
-        checkpoint["native"] |= self.seen_sizes.state_dict()
+        checkpoint["native"] = self.seen_sizes.state_dict()
         if self.ema is not None:
             checkpoint["ema"] = self.ema.state_dict()
 
@@ -260,7 +263,6 @@ class LitModule(pl.LightningModule):
         refuse_not_finite(checkpoint, self)
         self.skipped_clips = checkpoint["skipped_clips"]
         self.run_id = checkpoint.get("run_id")
-        self.native_size, self.native_fps = tuple(checkpoint["native"]["size"]) or None, checkpoint["native"]["fps"]
         self.seen_sizes.load_state_dict(checkpoint["native"])
         if self.ema is not None and "ema" in checkpoint:
             self.ema.load_state_dict(checkpoint["ema"], self.device)

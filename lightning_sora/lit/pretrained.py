@@ -6,7 +6,8 @@ import os
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.vae import LitVAE
-from lightning_sora.models.vae import VAES, VideoVAE
+from lightning_sora.models.saved import is_saved
+from lightning_sora.models.vae import VAES, ClipVAE, VideoVAE
 from lightning_sora.names import local_path
 from lightning_sora.randomness import initialize
 
@@ -14,12 +15,18 @@ UNTRAINED = "untrained:"
 
 
 def load_vae(source: str, seed: int) -> tuple[VideoVAE, str, str | None]:
-    """A VAE from a LitVAE checkpoint or from a spec, its spec, and the mlflow run that trained it, if recorded.
+    """A VAE from a checkpoint of a LitVAE, a folder that it was saved to, or a spec.
+
+    Returns:
+        the VAE, its spec, and the mlflow run that trained it, if recorded.
 
     Raises:
         SoraError: a path that is no checkpoint, an unknown spec, or a VAE that would need training.
     """
     spec = source.removeprefix(UNTRAINED)
+    if is_saved(spec):
+        saved = ClipVAE.load(spec)
+        return saved.vae, saved.spec, None
     if spec.endswith(".ckpt") or os.path.exists(local_path(spec)):
         module = LitVAE.load(spec)
         return module.vae, str(module.hparams["vae"]), module.run_id

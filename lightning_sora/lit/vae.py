@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from lightning_sora.lit.module import LitModule
 from lightning_sora.lit.optimizers import create_optimizer
 from lightning_sora.metrics.reconstruction import ReconstructionQuality, clip_quality
 from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
-from lightning_sora.models.pixels import from_uint8, to_uint8
-from lightning_sora.models.vae import VAES, LatentStatistics, Posterior
+from lightning_sora.models.pixels import Clip, to_uint8
+from lightning_sora.models.vae import VAES, ClipVAE, LatentStatistics, Posterior
 from lightning_sora.models.vae.losses import VAELoss, active_channels, are_active
 from lightning_sora.randomness import generator, initialize, normal_per_clip
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch
@@ -324,37 +325,29 @@ class LitVAE(LitModule):
         return [found[i] for i in range(len(batch))]
 
     # By hand, of display values: uint8 [frames height width 3].
-    @torch.no_grad()
-    def encode(self, clip: Tensor) -> Float[Tensor, "channels t h w"]:
-        """The latent of a clip, of about unit variance: the mean of its posterior.
+    @property
+    def clips(self) -> ClipVAE:
+        """The VAE for single clips of display values."""
+        return ClipVAE(self.vae, str(self.hparams["vae"]))
 
-        Args:
-            clip: uint8 [frames height width 3], values 0 to 255, of a size that the stride divides.
-
-        Raises:
-            SoraError: another type or shape, or a size that does not divide; the nearest that do are named.
+    def encode(self, clip: Clip) -> Float[Tensor, "channels t h w"]:
+        """The latent of a clip, with the moving average; see :meth:`ClipVAE.encode`.
 
         Example:
             >>> latent = ls.load("outputs/world_vae").encode(clip)  # doctest: +SKIP
         """
-        if clip.dtype != torch.uint8 or clip.ndim != 4 or clip.shape[-1] != 3:
-            raise SoraError(
-                f"a clip of {clip.dtype} {tuple(clip.shape)} cannot be encoded; give display values 0 to 255 as uint8 "
-                "[frames height width 3]"
-            )
         with self.averaged():
-            latent: Tensor = self.vae.encode_latent(from_uint8([clip.to(self.device)], self.dtype))
-        return latent[0]
+            return self.clips.encode(clip)
 
-    @torch.no_grad()
-    def decode(self, latent: Float[Tensor, "channels t h w"]) -> Tensor:
-        """The clip of a latent, uint8 [frames height width 3]: what :meth:`encode` took, as far as it was kept.
-
-        Raises:
-            SoraError: a latent of other axes or channels.
-        """
+    def decode(self, latent: Float[Tensor, "channels t h w"]) -> Clip:
+        """The clip of a latent, with the moving average; see :meth:`ClipVAE.decode`."""
         with self.averaged():
-            return to_uint8(self.vae.decode_latent(latent[None].to(self.vae.latent_mean)))[0]
+            return self.clips.decode(latent)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the VAE, with the moving average, as safetensors and JSON that need no Lightning."""
+        with self.averaged():
+            return self.clips.save(folder)
 
     @torch.no_grad()
     def gallery(self) -> tuple[dict[str, list[Tensor]], list[str]]:

@@ -10,18 +10,28 @@ Size = tuple[int, int, int]
 
 
 class SeenSizes:
-    """The least and the most of each axis, in pixels, of the clips of a training."""
+    """The least and the most of each axis, in pixels, of the clips of a training, and the longest clip.
+
+    Attributes:
+        native: frames, height and width of the longest clip so far; None before any.
+        fps: frames per second of that.
+    """
 
     def __init__(self) -> None:
         self.least: Size | None = None
         self.most: Size | None = None
+        self.native: Size | None = None
+        self.fps = 8.0
 
-    def add(self, sizes: Sequence[Size]) -> None:
+    def add(self, sizes: Sequence[Size], fps: float) -> None:
         """Takes the sizes of a batch into account."""
         known = [*sizes, *(one for one in (self.least, self.most) if one is not None)]
         of_axes = list(zip(*known, strict=True))
         self.least = (min(of_axes[0]), min(of_axes[1]), min(of_axes[2]))
         self.most = (max(of_axes[0]), max(of_axes[1]), max(of_axes[2]))
+        largest = max(sizes)
+        if self.native is None or largest > self.native:
+            self.native, self.fps = largest, fps
 
     def beyond(self, size: Sequence[int]) -> str:
         """In words, where a size lies outside what was seen; empty if it does not, or if nothing is known."""
@@ -33,10 +43,13 @@ class SeenSizes:
             if not least <= asked <= most
         )
 
-    def state_dict(self) -> dict[str, list[int]]:
-        """Empty before any batch."""
-        return {} if self.least is None or self.most is None else {"least": [*self.least], "most": [*self.most]}
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        bounds = {"least": self.least, "most": self.most}
+        known = {name: [*size] for name, size in bounds.items() if size is not None}
+        return {"size": list(self.native or ()), "fps": self.fps, **known}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Of a checkpoint that tells nothing, nothing is known."""
         self.least, self.most = (tuple(state[name]) if name in state else None for name in ("least", "most"))
+        self.native, self.fps = tuple(state["size"]) or None, state["fps"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
@@ -65,6 +65,10 @@ class TextEncoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, captions: Sequence[str]) -> TextContext:
         """Encodes captions of any length; each, the empty one too, has at least one unmasked token."""
+
+    @abstractmethod
+    def probe(self, tokens: int) -> Any:
+        """Encodes a made-up caption of so many tokens, padding included, for its FLOPs to be counted."""
 
     @torch.no_grad()
     def length(self, captions: Sequence[str]) -> int:
@@ -138,9 +142,14 @@ class JointEncoder(TextEncoder):
         rows = [self.tokens(caption) for caption in captions]
         length = _up_to_eight(max(map(len, rows)))
         ids = torch.tensor([row + [self.pad] * (length - len(row)) for row in rows])
-        ids = ids.to(self.embedding.weight.device, non_blocking=True)
+        return self._encode(ids.to(self.embedding.weight.device, non_blocking=True))
+
+    def probe(self, tokens: int) -> TextContext:
+        return self._encode(torch.zeros((1, tokens), dtype=torch.long, device=self.embedding.weight.device))
+
+    def _encode(self, ids: Int[Tensor, "clips text_tokens"]) -> TextContext:
         mask = ids != self.pad
-        rope = rotary(torch.arange(length, device=ids.device)[:, None], self.head_dim)
+        rope = rotary(torch.arange(ids.shape[1], device=ids.device)[:, None], self.head_dim)
         x = self.embedding(ids)
         for block in self.blocks:
             x = block(x, mask, rope)

@@ -97,6 +97,10 @@ class FrozenTransformer(TextEncoder):
         lengths = torch.tensor([len(e) for e in embeddings], device=padded.device)
         return TextContext(padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None])
 
+    def probe(self, tokens: int) -> Tensor:
+        ids = torch.zeros((1, tokens), dtype=torch.long, device=self._device.device)
+        return self._hidden[0](input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+
     def _encode(self, captions: Sequence[str]) -> list[Float[Tensor, "text_tokens dim"]]:
         ids: list[list[int]] = self.tokenizer(list(captions))["input_ids"]
         if not self._warned and any(len(row) > self.max_tokens for row in ids):

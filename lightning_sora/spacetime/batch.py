@@ -110,7 +110,7 @@ class SpacetimeBatch:
         return replace(self, patches=layout.join([rows[i] for i in clips]), layout=layout, skipped=(), **chosen)
 
     def split_by_grid(self) -> Iterator[tuple[list[int], SpacetimeBatch]]:
-        """Yields the parts of one grid each, which networks over whole pictures take at once, and their clips' places."""
+        """Yields the parts of one grid each, which networks over whole pictures take at once, with clips' places."""
         places: dict[TokenGrid, list[int]] = {}
         for place, grid in enumerate(self.layout.grids):
             places.setdefault(grid, []).append(place)

@@ -53,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "world": {"spacetime", "randomness"},
     "nn": {"spacetime", "randomness"},
     "diffusion": {"spacetime", "randomness"},
-    "models": {"nn", "spacetime"},
+    "models": {"nn", "diffusion", "spacetime", "randomness"},
     "metrics": {"spacetime", "world"},
     "data": {"spacetime", "randomness", "world", "media", "lifeline", "redaction"},
     "lit": {"models", "nn", "diffusion", "metrics", "spacetime", "randomness", "media", "redaction"},

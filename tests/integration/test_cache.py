@@ -183,7 +183,7 @@ def test_an_untrained_vae_is_that_of_the_recipe_s_seed(recipe: Path, tmp_path: P
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
     assert main(command(tmp_path / "recipe.yaml", tmp_path / "out")) == 0
     data = SpacetimeDataModule(**{**DATA, "source": "latents", "root": str(tmp_path / "out")})  # type: ignore[arg-type]
-    make_dit(f"untrained:{VAE}", seed=3).check_latents(data.source("train").vae_hash)
+    make_dit(f"untrained:{VAE}", seed=3).model.check_latents(data.source("train").vae_hash)
 
 
 def test_another_size_is_refused_when_the_loader_is_made(cached: Path) -> None:

@@ -40,9 +40,9 @@ def test_flops_of_a_step_are_what_torch_counts(conditioning: str) -> None:
     x_0 = module.latent_rows(batch)
     t = torch.full((len(batch),), 0.5)
     with torch.no_grad(), FlopCounterMode(display=False) as learned:
-        module.diffusion_loss(batch, x_0, t, torch.randn_like(x_0), module.captions_of(batch))
+        module.model.terms(batch.layout, x_0, t, torch.randn_like(x_0), module.captions_of(batch))
     with torch.no_grad(), FlopCounterMode(display=False) as frozen:
-        module.vae.encode(module.videos(batch))
+        module.model.vae.encode(module.videos(batch))
     assert declared == 3 * learned.get_total_flops() + frozen.get_total_flops()
 
 
@@ -99,7 +99,7 @@ def test_autoguidance_needs_a_weak_model_of_the_same_latents(
     trainer.fit(make_dit(), make_data())
     trainer.save_checkpoint(tmp_path / "weak.ckpt")
     strong = make_dit(depth=3)
-    torch.nn.init.normal_(strong.dit.unembed.weight, std=0.5)
+    torch.nn.init.normal_(strong.model.dit.unembed.weight, std=0.5)
     spec = "autoguidance(scale={}, checkpoint='{}')"
     size: dict[str, Any] = {"frames": 5, "height": 16, "width": 16}
     plain = strong.sample(["a cube"], guidance=1.0, **size)[0]

@@ -59,7 +59,7 @@ class Poisoned(LitDiT):
         if self.how == "loss":
             return loss * torch.nan
         # The derivative of a square root at zero.
-        return loss + (next(self.dit.parameters()) * 0).square().sum().sqrt()
+        return loss + (next(self.model.dit.parameters()) * 0).square().sum().sqrt()
 
 
 def clips_in(problem: BaseException) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lightning_sora.diffusion.guidance import GUIDANCE
-from lightning_sora.lit import generate
+from lightning_sora.models import denoiser
+from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.spacetime import TokenGrid, TokenLayout
 from tests.integration.conftest import make_dit
 
@@ -17,8 +18,8 @@ GRIDS = [TokenGrid(2, 1, 2), TokenGrid(1, 2, 3), TokenGrid(3, 2, 1)]
 LAYOUTS = {"uniform": TokenLayout.uniform(GRIDS[0], 3), "packed": TokenLayout.pack(GRIDS)}
 
 
-def model(**changes: Any) -> generate.GenerativeModule:
-    made = make_dit(**changes)
+def model(**changes: Any) -> LatentDiffusion:
+    made = make_dit(**changes).model
     for name, weight in made.dit.named_parameters():
         if not weight.any():  # what starts at zero would hide the text
             torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(len(name)))
@@ -32,7 +33,7 @@ def test_one_batch_is_two_passes_up_to_rounding(
     name: str, kind: str, conditioning: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout, made = LAYOUTS[kind], model(conditioning=conditioning)
-    monkeypatch.setattr(made, "load_weak", lambda path: model(conditioning=conditioning, depth=1, seed=1))
+    monkeypatch.setattr(made, "read_weak", lambda path: model(conditioning=conditioning, depth=1))
     passes: list[int] = []
     made.dit.register_forward_hook(lambda module, given, found: passes.append(1))
     options = {"autoguidance": "checkpoint='weak.ckpt'", "apg": "momentum=-0.5, eta=0.3"}.get(name, "")
@@ -41,7 +42,7 @@ def test_one_batch_is_two_passes_up_to_rounding(
     x_t = torch.randn((*layout.shape, width), generator=torch.Generator().manual_seed(0))
 
     def found(limit: int) -> list[torch.Tensor]:
-        monkeypatch.setattr(generate, "TOGETHER_TOKENS", limit)
+        monkeypatch.setattr(denoiser, "TOGETHER_TOKENS", limit)
         passes.clear()
         denoise = made.denoiser(PROMPTS, layout, spec)
         with torch.no_grad():

@@ -146,8 +146,8 @@ def test_a_checkpoint_holds_its_vae(lab: Path) -> None:
     """A DiT samples without the checkpoint of the VAE that it was trained on."""
     model = LitDiT.load(lab / "outputs/world_dit/checkpoints/last.ckpt")
     original = LitVAE.load(lab / "outputs/world_vae/checkpoints/last.ckpt")
-    assert model.vae.fingerprint() == original.vae.fingerprint()
-    assert not torch.equal(model.vae.latent_std, torch.ones_like(model.vae.latent_std))
+    assert model.model.vae.fingerprint() == original.vae.fingerprint()
+    assert not torch.equal(model.model.vae.latent_std, torch.ones_like(model.model.vae.latent_std))
 
 
 @pytest.mark.parametrize(

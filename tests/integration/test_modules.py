@@ -39,8 +39,8 @@ def test_latents_that_are_kept_change_no_loss(make_trainer: Callable[..., pl.Tra
     for limit in (0, 1 << 20):
         dit, losses = make_dit(), Losses()
         dit._latents.limit = limit
-        encode = dit.vae.encode_latent
-        dit.vae.encode_latent = lambda video, encode=encode: encoded.append(len(video)) or encode(video)  # type: ignore
+        encode = dit.model.vae.encode_latent
+        dit.model.vae.encode_latent = lambda video, encode=encode: encoded.append(len(video)) or encode(video)  # type: ignore
         make_trainer(callbacks=[losses], max_steps=6).fit(dit, make_data())
         runs.append(losses.values)
     assert runs[0] == runs[1]
@@ -171,7 +171,7 @@ class Louder:
 
 def test_a_prediction_is_sampled_from_expanded_captions_as_a_test_is(monkeypatch: pytest.MonkeyPatch) -> None:
     module = make_dit(seed=3)
-    module.__dict__["expander"] = Louder()
+    module.expander = Louder()
     (batch, *_) = list(make_data().loader("test"))
     asked: list[tuple[str, ...]] = []
     sample = module.sample

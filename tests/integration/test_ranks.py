@@ -44,7 +44,7 @@ def train(out, sizes, steps, start):
     )
     trainer.fit(module, data, ckpt_path=start or None, weights_only=bool(start) or None)
     trainer.save_checkpoint(f"{out}/{ranks}.ckpt")
-    weights = sum(float(p.detach().double().abs().sum()) for p in module.dit.parameters())
+    weights = sum(float(p.detach().double().abs().sum()) for p in module.model.dit.parameters())
     trainer.limit_val_batches = 1.0
     trainer.validate(module, data, verbose=False)
     told = {"seen": module.seen, "weights": weights, "loss": float(trainer.callback_metrics["val/loss"])}

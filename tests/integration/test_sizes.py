@@ -47,7 +47,9 @@ def losses(module: LitDiT, data: SpacetimeDataModule) -> dict[str, Tensor]:
             x_0 = module.latent_rows(batch)
             t = uniform_per_clip(0, "timestep", batch.keys)
             noise = module.noise_for(x_0, batch.layout, "noise", batch.keys)
-            found |= zip(batch.ids, module.diffusion_loss(batch, x_0, t, noise, batch.captions), strict=True)
+            found |= zip(
+                batch.ids, module.weighted(module.model.terms(batch.layout, x_0, t, noise, batch.captions)), strict=True
+            )
     return found
 
 
@@ -55,7 +57,7 @@ def losses(module: LitDiT, data: SpacetimeDataModule) -> dict[str, Tensor]:
 def test_packed_bucketed_and_one_by_one_give_each_clip_the_same_loss(attention: str) -> None:
     module = make_dit(attention=attention).eval()
     torch.manual_seed(0)
-    for parameter in module.dit.parameters():  # zero gates would make every loss the same
+    for parameter in module.model.dit.parameters():  # zero gates would make every loss the same
         parameter.data += 0.05 * torch.randn_like(parameter)
     # All buckets at once are every clip's own size.
     own = "bucketed(frames=(1, 5, 9), resolutions=(16, 20, 22, 24), aspects=('1:1', '1:2', '2:1', '3:2'), tokens=90)"
@@ -103,15 +105,15 @@ def test_the_gradient_of_an_epoch_is_that_of_all_clips_however_they_are_batched(
     def gradient(data: SpacetimeDataModule) -> Tensor:
         module = make_dit(seed=0)
         torch.manual_seed(0)
-        for parameter in module.dit.parameters():
+        for parameter in module.model.dit.parameters():
             parameter.data += 0.05 * torch.randn_like(parameter)
         batches = list(data.loader("train"))
         for batch in batches:
             x_0, t = module.latent_rows(batch), uniform_per_clip(0, "timestep", batch.keys)
             noise = module.noise_for(x_0, batch.layout, "noise", batch.keys)
-            each = module.diffusion_loss(batch, x_0, t, noise, batch.captions)
+            each = module.weighted(module.model.terms(batch.layout, x_0, t, noise, batch.captions))
             (batch.weighed(each, module.weigh) / len(batches)).backward()
-        return torch.cat([p.grad.flatten() for p in module.dit.parameters() if p.grad is not None])
+        return torch.cat([p.grad.flatten() for p in module.model.dit.parameters() if p.grad is not None])
 
     packed, alone = gradient(data_of("packed")), gradient(data_of("packed(tokens=27, lookahead=1)"))
     torch.testing.assert_close(packed, alone, rtol=1e-3, atol=1e-5 * float(alone.abs().max()))

@@ -9,18 +9,28 @@ import torch
 from torch import Tensor
 
 from lightning_sora.lit import LitDiT
-from lightning_sora.spacetime import SpacetimeBatch
+from lightning_sora.models.denoiser import DenoisingTerms
+from lightning_sora.spacetime import SpacetimeBatch, TokenLayout
 from tests.integration.conftest import make_data, make_dit
 
 
 class Recorder(LitDiT):
     """Writes down, per clip and visit, everything random that training saw."""
 
-    def diffusion_loss(self, batch: SpacetimeBatch, x_0: Tensor, t: Tensor, noise: Tensor, captions: Any) -> Tensor:
-        for i, key in enumerate(batch.keys):
-            drawn = (t[i].item(), noise[i].double().sum().item(), captions[i], batch.patches[i].sum().item())
-            self.stream.append((key, drawn))
-        return super().diffusion_loss(batch, x_0, t, noise, captions)
+    def training_step(self, batch: SpacetimeBatch, batch_idx: int) -> Tensor:
+        terms = self.model.terms
+
+        def recorded(layout: TokenLayout, x_0: Tensor, t: Tensor, noise: Tensor, captions: Any) -> DenoisingTerms:
+            for i, key in enumerate(batch.keys):
+                drawn = (t[i].item(), noise[i].double().sum().item(), captions[i], batch.patches[i].sum().item())
+                self.stream.append((key, drawn))
+            return terms(layout, x_0, t, noise, captions)
+
+        self.model.terms = recorded
+        try:
+            return super().training_step(batch, batch_idx)
+        finally:
+            del self.model.terms
 
 
 def stream_of(trainer: pl.Trainer, data: dict[str, Any], **model: Any) -> tuple[list[Any], Recorder]:
@@ -67,8 +77,8 @@ def test_streams_do_not_depend_on_how_a_batch_is_split(
 def test_streams_do_not_depend_on_the_model(reference: list[Any], make_trainer: Callable[..., pl.Trainer]) -> None:
     other, _ = stream_of(make_trainer(), {}, depth=3, attention="spatial, temporal, full")
     assert other == reference
-    shared = make_dit().dit.blocks[0].mlp.gate.weight
-    fresh = make_dit(depth=3, attention="spatial, temporal, full").dit.blocks[0].mlp.gate.weight
+    shared = make_dit().model.dit.blocks[0].mlp.gate.weight
+    fresh = make_dit(depth=3, attention="spatial, temporal, full").model.dit.blocks[0].mlp.gate.weight
     assert torch.equal(shared, fresh)
 
 

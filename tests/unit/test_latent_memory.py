@@ -42,7 +42,7 @@ def test_a_clip_is_encoded_once_at_each_size_in_any_company() -> None:
 def test_a_dit_sees_the_rows_of_each_clip_alone_whatever_its_company(sizes: str) -> None:
     dit, memory = make_dit(patch_size=(1, 1, 1)).eval(), LatentMemory()
     batch = a_batch(make_data(clips=8, sizes=sizes))
-    alone = batch.layout.join([dit.encode_rows(batch.select([i]))[0] for i in range(len(batch))])
+    alone = batch.layout.join([dit.model.encode_clips(batch.select([i]))[0] for i in range(len(batch))])
     torch.testing.assert_close(alone, dit.latent_rows(batch), atol=1e-5, rtol=1e-5)
     for _ in range(2):
         assert torch.equal(dit.latent_rows(batch, memory), alone)

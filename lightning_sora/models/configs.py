@@ -1,0 +1,102 @@
+"""Options of models, grouped by the part that owns them: one nested section of a recipe, one argument in Python."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeVar
+
+from lightning_sora.errors import SoraError
+from lightning_sora.registry import check_types
+
+C = TypeVar("C", bound="Config")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A group of options; where one is taken, a mapping of its options is taken too."""
+
+    @classmethod
+    def of(cls: type[C], given: C | Mapping[str, Any] | None, name: str) -> C:
+        """The options of a section.
+
+        Args:
+            given: options, or a mapping of some of them; None for the defaults.
+            name: of the section, for the message.
+
+        Raises:
+            SoraError: an unknown option, or a value of another type.
+        """
+        if isinstance(given, cls):
+            return given
+        if not isinstance(given, Mapping | None):
+            raise SoraError(f"{name}={given!r} must be a {cls.__name__} or a mapping of its options")
+        known = [one.name for one in fields(cls)]
+        for option in given or {}:
+            if option not in known:
+                near = difflib.get_close_matches(option, known, n=2, cutoff=0.5)
+                hint = f"did you mean {' or '.join(f'{name}.{match}' for match in near)}? " if near else ""
+                raise SoraError(f"no option '{name}.{option}'; {hint}accepted in {name}: {', '.join(known)}")
+        check_types(name, cls, given or {})
+        return cls(**(given or {}))
+
+    def plain(self) -> dict[str, Any]:
+        """The options as JSON and checkpoints hold them."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class DiTConfig(Config):
+    """The transformer; see :class:`~lightning_sora.models.dit.DiT`.
+
+    Args:
+        patch_size: latent positions per token (frames, height, width).
+        dim: width of the tokens.
+        depth: number of layers.
+        num_heads: divides ``dim``; ``dim / num_heads`` is even and at least 6.
+        mlp_ratio: hidden width of the gated MLP over ``dim``.
+        attention: a block's spec, or a pattern over layers such as "spatial, temporal".
+        kernel: how attention is computed, apart from what it computes.
+        modulation: one projection of the condition for all layers, or one per layer.
+        conditioning: text by an attention of its own, or jointly, as further keys of every self-attention.
+        checkpoint: recompute layers in the backward pass, to save memory.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> ls.DiTConfig(dim=96, patch_size=(4, 8, 8)).depth
+        6
+    """
+
+    patch_size: Sequence[int] = (1, 1, 1)
+    dim: int = 256
+    depth: int = 6
+    num_heads: int = 4
+    mlp_ratio: float = 2.67
+    attention: str | list[str] = "full"
+    kernel: str = "sdpa"
+    modulation: Literal["single", "per_block"] = "single"
+    conditioning: Literal["cross", "joint"] = "cross"
+    checkpoint: bool = False
+
+
+@dataclass(frozen=True)
+class SamplingConfig(Config):
+    """How samples are drawn where nothing else is asked.
+
+    Args:
+        sampler: spec of the solver, such as "euler" or "dpmpp_2m".
+        steps: of the solver.
+        guidance: a spec, or the scale of plain classifier-free guidance; 1 is none.
+        shift: of the times towards noise (Esser et al. 2024, Eq. 23); 1 is none.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> ls.SamplingConfig(steps=8, guidance="cfg(scale=4.0)").sampler
+        'euler'
+    """
+
+    sampler: str = "euler"
+    steps: int = 20
+    guidance: float | str = 2.5
+    shift: float = 1.0

@@ -1,0 +1,385 @@
+"""LatentDiffusion: a text-to-video model in the latents of a VAE, from training terms to samples, in plain torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Unpack, overload
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lightning_sora.diffusion.guidance import guidance_of
+from lightning_sora.diffusion.paths import OBJECTIVES, Objective, interpolate
+from lightning_sora.diffusion.samplers import SAMPLERS, Denoise, Progress, time_schedule
+from lightning_sora.errors import SoraError
+from lightning_sora.models.configs import DiTConfig, SamplingConfig
+from lightning_sora.models.denoiser import DenoisingTerms, OnStep, SampleOptions, guided
+from lightning_sora.models.dit import DiT
+from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
+from lightning_sora.models.pixels import Clip, from_uint8, to_uint8
+from lightning_sora.models.saved import read_model, save_model
+from lightning_sora.models.seen_sizes import SeenSizes
+from lightning_sora.models.text import TEXT_ENCODERS, TextEncoder
+from lightning_sora.models.vae import VAES, VideoVAE
+from lightning_sora.randomness import initialize, normal_per_clip
+from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid, TokenLayout, patchify, unpatchify
+
+log = logging.getLogger(__name__)
+
+KIND = "latent_diffusion"
+
+
+class LatentDiffusion(nn.Module):
+    """A diffusion transformer on the latents of a frozen VAE (Rombach et al. 2022, arXiv:2112.10752), guided by text.
+
+    Args:
+        vae: frozen here.
+        text: encodes captions.
+        dit: of rows of ``patch_size`` latent positions, and of the text encoder's width.
+        objective: what the transformer predicts.
+        patch_size: latent positions per token (frames, height, width).
+        sampling: how samples are drawn where nothing else is asked.
+
+    Attributes:
+        latent_dim: numbers per row.
+        seen_sizes: the sizes of clips that it was trained on; the longest is the default size of samples.
+        read_weak: reads the weaker model of autoguidance by its path.
+        config: the specs that :meth:`create` was given, which :meth:`save` writes.
+
+    Raises:
+        SoraError: parts that do not fit each other, or impossible sampling.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> dit = {"patch_size": (1, 8, 8), "dim": 32, "depth": 1, "num_heads": 2}
+        >>> model = ls.LatentDiffusion.create("identity", text="bytes(dim=16)", dit=dit, sampling={"steps": 2})
+        >>> model.sample("a red cube moves left", 3, 16, 16).shape
+        torch.Size([3, 16, 16, 3])
+        >>> ls.load(model.save("my_model"), "cpu").sampling.steps
+        2
+    """
+
+    def __init__(
+        self,
+        vae: VideoVAE,
+        text: TextEncoder,
+        dit: DiT,
+        objective: Objective,
+        patch_size: Sequence[int] = (1, 1, 1),
+        sampling: SamplingConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.patch_size = PatchSize.of(patch_size)
+        self.latent_dim = self.patch_size.volume * vae.latent_channels
+        if (dit.in_dim, dit.text_dim) != (self.latent_dim, text.dim):
+            raise SoraError(
+                f"a DiT of in_dim={dit.in_dim} and text_dim={dit.text_dim} does not fit this VAE, patch size and text "
+                f"encoder, which ask for {self.latent_dim} and {text.dim}"
+            )
+        self.vae = vae.requires_grad_(False).eval()
+        self.text, self.dit, self.objective = text, dit, objective
+        self.sampling = sampling or SamplingConfig()
+        self.sampler, self.guidance = SAMPLERS.create(self.sampling.sampler), guidance_of(self.sampling.guidance)
+        time_schedule(self.sampling.steps, self.sampling.shift)  # refuses impossible ones now
+        self.seen_sizes = SeenSizes()
+        self.config: Mapping[str, Any] | None = None  # what `create` was given
+        self.read_weak: Callable[[str], LatentDiffusion] = LatentDiffusion.load
+        self._weak: dict[str, LatentDiffusion] = {}  # by path; no part of this one's weights
+        self._vae_hash: str | None = None
+        self._count = CountedFlops()
+
+    @property
+    def patch(self) -> PatchSize:
+        """Pixels per row."""
+        return self.vae.stride * self.patch_size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.dit.embed.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.dit.embed.weight.device
+
+    @property
+    def vae_hash(self) -> str:
+        """The frozen VAE's fingerprint."""
+        if self._vae_hash is None:
+            self._vae_hash = self.vae.fingerprint()
+        return self._vae_hash
+
+    @vae_hash.setter
+    def vae_hash(self, value: str) -> None:
+        # Of the weights that are about to be loaded.
+        self._vae_hash = value
+
+    def check_latents(self, vae_hash: str | None) -> None:
+        """Raises SoraError for latents of another VAE."""
+        if vae_hash != self.vae_hash:
+            raise SoraError(
+                f"latents of VAE {vae_hash} but this model's VAE is {self.vae_hash}; make the latents anew with this "
+                "VAE (`lightning-sora data cache`)"
+            )
+
+    def train(self, mode: bool = True) -> LatentDiffusion:
+        super().train(mode)
+        self.vae.eval()
+        return self
+
+    # Specs of its parts, made or read.
+    @classmethod
+    def create(
+        cls,
+        vae: str = "identity",
+        text: str = "bytes(dim=128, depth=2)",
+        dit: DiTConfig | Mapping[str, Any] | None = None,
+        objective: str = "velocity",
+        sampling: SamplingConfig | Mapping[str, Any] | None = None,
+        *,
+        seed: int = 0,
+        trained: VideoVAE | None = None,
+    ) -> LatentDiffusion:
+        """A model by specs of its parts, with initial values by seed and parameter name.
+
+        Args:
+            vae, text, objective: specs; see ``VAES``, ``TEXT_ENCODERS`` and ``OBJECTIVES``.
+            dit, sampling: options, or mappings of some.
+            seed: of initial values.
+            trained: the VAE of that spec, with weights; None to draw them.
+
+        Raises:
+            SoraError: an unknown part or option, or parts that do not fit.
+        """
+        shape, drawn = DiTConfig.of(dit, "dit"), SamplingConfig.of(sampling, "sampling")
+        if trained is None:
+            trained = VAES.create(vae)
+            initialize(trained, seed, "vae.")
+        encoder = TEXT_ENCODERS.create(text)
+        if encoder.trainable:
+            initialize(encoder, seed, "text.")
+        options = shape.plain()
+        patch_size = options.pop("patch_size")
+        transformer = DiT(PatchSize.of(patch_size).volume * trained.latent_channels, text_dim=encoder.dim, **options)
+        initialize(transformer, seed, "dit.")
+        made = cls(trained, encoder, transformer, OBJECTIVES.create(objective), patch_size, drawn)
+        specs = {"vae": vae, "text": text, "dit": shape.plain(), "objective": objective, "sampling": drawn.plain()}
+        made.config = {**specs, "seed": seed}
+        return made
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the model as safetensors and JSON; see :mod:`lightning_sora.models.saved`.
+
+        Raises:
+            SoraError: its parts were made by hand, so that nothing could build them again; or nothing can be written.
+        """
+        if self.config is None:
+            raise SoraError(
+                "a model of parts made by hand has no specs to save; make it by LatentDiffusion.create(...)"
+            )
+        told = {
+            "vae_hash": self.vae_hash,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "clips": self.seen_sizes.state_dict(),
+        }
+        parts = {"vae": self.vae, "text": self.text, "dit": self.dit}
+        return save_model(folder, KIND, self.config, parts, **told)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> LatentDiffusion:
+        """Reads what :meth:`save` wrote, frozen and in evaluation mode.
+
+        Raises:
+            SoraError: no such model, a damaged one, or one of a part that is missing here.
+        """
+        saved = read_model(folder, KIND)
+        try:
+            model = cls.create(**saved.config)
+        except SoraError as problem:
+            raise SoraError(
+                f"{folder} cannot be rebuilt: {problem}; if a part of it is from a plugin, load that first"
+            ) from problem
+        for name in ("vae", "text", "dit"):
+            saved.fill(name, getattr(model, name))
+        model.seen_sizes.load_state_dict(saved.told["clips"])
+        model.vae_hash = saved.told["vae_hash"]
+        return model.to(device).eval().requires_grad_(False)
+
+    # From pixels to rows of latents and back.
+    def encode(self, batch: SpacetimeBatch) -> Float[Tensor, "batch tokens latent_dim"]:
+        """What diffusion sees of a batch of pixels or of latents: a row of scaled latents per token.
+
+        Raises:
+            SoraError: latents of another VAE.
+        """
+        if batch.space == "latent":
+            self.check_latents(batch.vae_hash)
+            return batch.patches.to(self.dtype)
+        return batch.layout.join(self.encode_clips(batch))
+
+    def encode_clips(self, batch: SpacetimeBatch) -> list[Float[Tensor, "tokens latent_dim"]]:
+        """Rows of scaled latents of each clip of a batch of pixels, on its own grid.
+
+        In the precision of the VAE's own weights, as a cache of latents is made.
+        """
+        rows: dict[int, Tensor] = {}
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            for places, part in batch.split_by_grid():
+                latent = self.vae.encode_latent(from_uint8(part.videos(), self.dtype))
+                rows |= zip(places, patchify(rearrange(latent, "b c t h w -> b t h w c"), self.patch_size), strict=True)
+        return [rows[i] for i in range(len(batch))]
+
+    def decode(self, rows: Float[Tensor, "clips tokens latent_dim"], grid: TokenGrid) -> list[Clip]:
+        """Videos of rows on one grid, uint8 [frames height width 3]."""
+        latent = rearrange(unpatchify(rows, grid, self.patch_size), "b t h w c -> b c t h w")
+        return to_uint8(self.vae.decode_latent(latent.to(self.dtype)))
+
+    # Training.
+    def terms(
+        self,
+        layout: TokenLayout,
+        x_0: Float[Tensor, "batch tokens latent_dim"],
+        t: Float[Tensor, " clips"],
+        noise: Float[Tensor, "batch tokens latent_dim"],
+        captions: Sequence[str],
+    ) -> DenoisingTerms:
+        """What the transformer makes of rows that are noised to timestep ``t`` (0 is data, 1 is noise)."""
+        t = t.to(x_0)
+        spread = layout.per_token(t[:, None])
+        x_t = interpolate(x_0, noise, spread)
+        text = self.text(captions)
+        prediction = self.dit(self.objective.input(x_t, spread), t, text, layout)
+        error = (prediction - self.objective.target(x_0, noise, spread)).square().mean(dim=-1)
+        return DenoisingTerms(t, layout.clip_mean(error.float()), self.objective.x_0(prediction, x_t, spread))
+
+    # Sampling.
+    @overload
+    def sample(  # type: ignore[overload-overlap]  # a string is a sequence of strings, too
+        self,
+        prompts: str,
+        frames: int | None = ...,
+        height: int | None = ...,
+        width: int | None = ...,
+        **options: Unpack[SampleOptions],
+    ) -> Clip: ...
+
+    @overload
+    def sample(
+        self,
+        prompts: Sequence[str],
+        frames: int | None = ...,
+        height: int | None = ...,
+        width: int | None = ...,
+        **options: Unpack[SampleOptions],
+    ) -> list[Clip]: ...
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: str | Sequence[str],
+        frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | str | None = None,
+        keys: Sequence[tuple[Any, ...]] | None = None,
+        progress: Progress = iter,
+        on_step: OnStep | None = None,
+    ) -> Clip | list[Clip]:
+        """Generates a video of a prompt, or one of each, in the precision of the weights.
+
+        Args:
+            frames, height, width: any size that the patch divides; by default the training size.
+            seed, keys: the noise of prompt ``i`` is a function of ``seed`` and ``keys[i]`` (its index
+                if None) alone, not of the other prompts.
+            steps, guidance: by default those of ``sampling``; guidance is a spec, or the scale of plain guidance.
+            progress: wraps the list of steps, for a progress bar.
+            on_step: called after each guided prediction with its timestep and its ``x_0``, rows that :meth:`decode`
+                shows.
+
+        Returns:
+            uint8 [frames height width 3], values 0 to 255; a list of them for a list of prompts.
+
+        Raises:
+            SoraError: a size that the patch does not divide, or impossible steps or guidance.
+        """
+        native = self.seen_sizes.native or (1, self.patch.height, self.patch.width)
+        size = [n if asked is None else asked for asked, n in zip((frames, height, width), native, strict=True)]
+        grid = TokenGrid.of(size[0], size[1], size[2], self.patch)
+        if beyond := self.seen_sizes.beyond(size):
+            log.warning("%s is beyond what this model has seen: samples may be worse", beyond)
+        wanted = [prompts] if isinstance(prompts, str) else list(prompts)
+        if "" in wanted:
+            log.warning("a prompt is empty: what is sampled for it is what the model makes of none")
+        times = time_schedule(self.sampling.steps if steps is None else steps, self.sampling.shift)
+        layout = TokenLayout.uniform(grid, len(wanted))
+        keys = keys if keys is not None else [(i,) for i in range(len(wanted))]
+        sizes = [(grid.tokens, self.latent_dim)] * len(wanted)
+        noise = torch.stack(normal_per_clip(sizes, seed, "sample", keys)).to(self.device)
+        with self.evaluating():
+            denoise = self.denoiser(wanted, layout, guidance, on_step)
+            made = self.decode(self.sampler(denoise, noise, times, progress), grid)
+        return made[0] if isinstance(prompts, str) else made
+
+    def denoiser(
+        self,
+        prompts: Sequence[str],
+        layout: TokenLayout,
+        guidance: float | str | None = None,
+        on_step: OnStep | None = None,
+    ) -> Denoise:
+        """``(x_t, t) -> x_0`` for these prompts, guided; see :func:`~lightning_sora.models.denoiser.guided`."""
+        asked = self.guidance if guidance is None else guidance_of(guidance)
+        return guided(self, self.weak, prompts, layout, asked, on_step)
+
+    def weak(self, path: str) -> LatentDiffusion:
+        """The weaker model of autoguidance, loaded once.
+
+        Raises:
+            SoraError: no such model, or one of other latents.
+        """
+        if path not in self._weak:
+            weak = self.read_weak(path).to(self.device)
+            if weak.vae_hash != self.vae_hash:
+                raise SoraError(
+                    f"the weak model {path} works on latents of VAE {weak.vae_hash}, this one on those of "
+                    f"{self.vae_hash}; autoguidance needs two models of one VAE"
+                )
+            self._weak[path] = weak
+        return self._weak[path]
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode, and the precision of the weights."""
+        training = self.training
+        self.eval()
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                yield
+        finally:
+            self.train(training)
+
+    # Costs.
+    def flops(self, layout: TokenLayout, *, text_tokens: int, pixels: bool = True) -> int:
+        """FLOPs of one training step on clips of these grids: forward and backward of what learns, forward of the rest.
+
+        The transformer's are declared; those of the text encoder and of the VAE are counted. A clip counts as encoded
+        at every visit, also where its latent or its caption's embedding is kept: equal batches cost equal FLOPs.
+
+        Args:
+            text_tokens: length of each caption, padding included.
+            pixels: whether the VAE encodes the clips, or they come as latents.
+        """
+        total = FORWARD_AND_BACKWARD * self.dit.flops(layout, text_tokens)
+        text = layout.clips * self._count(("text", text_tokens), self.text, lambda: self.text.probe(text_tokens))
+        total += text * (FORWARD_AND_BACKWARD if self.text.trainable else 1)
+        for size in (grid.size(self.patch) for grid in layout.grids if pixels):
+            clip = torch.zeros((1, 3, *size), device=self.device, dtype=self.dtype)
+            total += self._count(size, self.vae, lambda clip=clip: self.vae.encode(clip))  # type: ignore[misc]
+        return total

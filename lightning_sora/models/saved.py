@@ -1,0 +1,142 @@
+"""Models as folders: weights as safetensors, and a JSON that says how they are built. Nothing of Lightning is needed.
+
+FOLDER/model.json           kind, specs of the parts, what is known of the training, digests of the weights
+FOLDER/PART.safetensors     the weights of a part, such as vae, text, dit
+
+Every file carries its digest (see :mod:`lightning_sora.sealing`), and ``model.json`` that of each other file, so that
+files of two models do not mix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from lightning_sora.errors import SoraError, WeightsMissing
+from lightning_sora.names import local_path
+from lightning_sora.sealing import BLANK, read_json, seal, seal_json, verify, write_whole
+
+FILE = "model.json"
+SCHEMA = 1
+REMEDY = "copy the folder again, or save the model anew"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A model as it lies in a folder.
+
+    Attributes:
+        kind: such as "latent_diffusion" or "vae".
+        config: what builds it.
+        told: what else is known of it.
+        weights: of each part.
+    """
+
+    path: Path
+    kind: str
+    config: Mapping[str, Any]
+    told: Mapping[str, Any]
+    weights: Mapping[str, Mapping[str, Tensor]]
+
+    def fill(self, part: str, module: nn.Module) -> None:
+        """Loads the weights of a part into it, in the precision in which they were saved.
+
+        Raises:
+            SoraError: they are not those of this module.
+        """
+        module.to(getattr(torch, self.told["dtype"]))
+        try:
+            module.load_state_dict(dict(self.weights[part]))
+        except (KeyError, RuntimeError) as problem:
+            raise SoraError(
+                f"{self.path} does not hold the {part} that it describes ({' '.join(str(problem).split())[:200]}); it "
+                "was written by another version"
+            ) from problem
+
+
+def is_saved(path: str | Path) -> bool:
+    """Whether a path is a folder that :func:`save_model` wrote."""
+    return (local_path(path) / FILE).is_file()
+
+
+def save_model(
+    folder: str | Path, kind: str, config: Mapping[str, Any], parts: Mapping[str, nn.Module], **told: Any
+) -> Path:
+    """Writes a model; what is there of another one is replaced.
+
+    Args:
+        config: what builds it, as JSON.
+        parts: whose weights are written, by name.
+        told: what else is to be known of it, as JSON.
+
+    Returns:
+        the folder.
+
+    Raises:
+        SoraError: the disk is full, or nothing can be written there.
+    """
+    place, digests = local_path(folder), {}
+    for name, part in parts.items():
+        tensors = {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
+        content = seal(save(tensors, metadata={"lightning_sora": BLANK}))
+        write_whole(place / f"{name}.safetensors", content)
+        digests[name] = hashlib.sha256(content).hexdigest()
+    header = {"schema": SCHEMA, "kind": kind, "config": dict(config), "weights": digests, **told}
+    write_whole(place / FILE, seal_json(header))  # last: a folder without it is not finished
+    return place
+
+
+def read_kind(folder: str | Path) -> str:
+    """The kind of the model in a folder.
+
+    Raises:
+        SoraError: there is none, or it is damaged.
+    """
+    return str(_header(local_path(folder))["kind"])
+
+
+def read_model(folder: str | Path, kind: str) -> Saved:
+    """The model in a folder, every byte of it verified.
+
+    Raises:
+        SoraError: there is none, it is of another kind, or damaged.
+    """
+    path = local_path(folder)
+    header = _header(path)
+    if header["kind"] != kind:
+        raise SoraError(f"{path} holds a model of kind {header['kind']!r}, not {kind!r}; give another folder")
+    weights = {}
+    for name, digest in header["weights"].items():
+        file = path / f"{name}.safetensors"
+        if not file.is_file():
+            raise WeightsMissing(f"{path} lacks {file.name}; {REMEDY}")
+        content = verify(file.read_bytes(), file, REMEDY)
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise SoraError(f"{file} is of another model than {path / FILE}; {REMEDY}")
+        try:
+            weights[name] = load(content)
+        except SafetensorError as problem:
+            raise SoraError(f"{file} is damaged ({' '.join(str(problem).split())}); {REMEDY}") from problem
+    known = {"schema", "kind", "config", "weights"}
+    told = {key: value for key, value in header.items() if key not in known}
+    return Saved(path, kind, header["config"], told, weights)
+
+
+def _header(path: Path) -> dict[str, Any]:
+    file = path / FILE
+    if not file.is_file():
+        raise WeightsMissing(f"no model at {path}; give a folder with a {FILE}, which `save` of a model wrote")
+    header = read_json(file.read_bytes(), file, REMEDY)
+    if header.get("schema") != SCHEMA or not {"kind", "config", "weights"} <= set(header):
+        raise SoraError(
+            f"{file} is of schema {header.get('schema')}, and this version reads {SCHEMA}; save the model anew"
+        )
+    return header
