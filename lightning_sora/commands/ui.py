@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import os
 import signal
 import socket
@@ -13,16 +15,37 @@ import tempfile
 import threading
 import time
 import urllib.request
+from collections.abc import Sequence
 from typing import Any
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lifeline import end_group, guard
 from lightning_sora.tracking.database import check_database, database_path, follow, for_mlflow, reading
-from lightning_sora.tracking.store import resolve_uri
+from lightning_sora.tracking.described import CHANGED
+from lightning_sora.tracking.store import KIND, TRAINING, resolve_uri
 
 FIRST_PORT = 5000
 PORTS_TRIED = 50
 START_SECONDS = 180
+METRICS = (
+    "SELECT DISTINCT key FROM latest_metrics JOIN runs USING (run_uuid) WHERE experiment_id = ? "
+    "AND lifecycle_stage = 'active' ORDER BY key"
+)
+CHANGES = (
+    "SELECT value FROM tags JOIN runs USING (run_uuid) WHERE experiment_id = ? AND key = ? "
+    "AND lifecycle_stage = 'active' ORDER BY start_time DESC LIMIT 50"
+)
+#: Where mlflow's server takes a tag of an experiment.
+SET_TAG = "/api/2.0/mlflow/experiments/set-experiment-tag"
+#: The name of the view that the pages open with; mlflow keeps views as tags of the experiment.
+VIEW = "lightning_sora"
+PARAMS_SHOWN, METRICS_SHOWN = 4, 4
+#: Scores that are worth a column, the most telling first.
+SCORES = (
+    "fvd", "clip_score", "adherence", "rfvd", "psnr", "lpips", "accuracy", "denoising_error", "loss",
+)  # fmt: skip
+
+log = logging.getLogger(__name__)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -46,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             f"no mlflow store at {database}; run `lightning-sora fit` in this folder first, or give --uri "
             "sqlite:///PATH/mlflow.db"
         )
-    page = latest_page(uri)
+    experiment = latest_experiment(uri)
     follow(database)
     port = _port(args.host, args.port)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", for_mlflow(uri)]
@@ -62,7 +85,9 @@ def run(args: argparse.Namespace) -> int:
         try:
             _wait(server, f"http://{args.host}:{port}/health")
             if server.poll() is None:
-                sys.stdout.write(f"http://{args.host}:{port}/{page}\nCtrl-C stops it\n")
+                address = f"http://{args.host}:{port}"
+                page = "#/experiments" if experiment is None else prepared_page(address, *experiment)
+                sys.stdout.write(f"{address}/{page}\nCtrl-C stops it\n")
                 sys.stdout.flush()
             server.wait()
         except KeyboardInterrupt:
@@ -76,8 +101,8 @@ def run(args: argparse.Namespace) -> int:
     raise SoraError(f"mlflow ended with status {server.returncode}: {last[0]}; try `{' '.join(command[2:])}`")
 
 
-def latest_page(uri: str) -> str:
-    """The page of the experiment that was run last, read without loading mlflow.
+def latest_experiment(uri: str) -> tuple[str, list[str]] | None:
+    """The experiment that was run last and the columns to show of it, read without loading mlflow.
 
     Raises:
         SoraError: the file is no mlflow store.
@@ -89,10 +114,50 @@ def latest_page(uri: str) -> str:
         with reading(database) as connection:
             query = "SELECT experiment_id FROM runs WHERE lifecycle_stage = 'active' ORDER BY start_time DESC LIMIT 1"
             row = connection.execute(query).fetchone()
+            if row is None:
+                return None
+            metrics = [name for (name,) in connection.execute(METRICS, row)]
+            changed = [text for (text,) in connection.execute(CHANGES, (*row, CHANGED))]
     except sqlite3.Error as problem:
         raise SoraError(f"{database} is not an mlflow store ({problem}); give --uri of one") from problem
-    # mlflow opens in another mode without this parameter.
-    return f"#/experiments/{row[0]}/runs?workflowType=machine_learning" if row else "#/experiments"
+    return str(row[0]), columns(metrics, changed)
+
+
+def columns(metrics: Sequence[str], changed: Sequence[str]) -> list[str]:
+    """What to show of each run, as mlflow's pages name columns: what was changed, its scores, its cost.
+
+    Args:
+        metrics: all that runs have.
+        changed: of each run, the keys that it changed, with spaces between.
+    """
+    keys = dict.fromkeys(key.removesuffix("+") for text in changed for key in text.split())
+    # A score as a whole, not its parts by level, size or fact.
+    names = [f"{split}/{score}" for split in ("test", "val") for score in SCORES]
+    scores = [name for name in names if name in metrics]
+    shown = [f"params.`{key}`" for key in keys][:PARAMS_SHOWN]
+    shown += [f"metrics.`{name}`" for name in scores[:METRICS_SHOWN]]
+    return [*shown, "metrics.`cost/seconds`"]
+
+
+def prepared_page(address: str, experiment: str, shown: Sequence[str]) -> str:
+    """The page of an experiment's runs, once the server knows what to show there.
+
+    Args:
+        address: of the server.
+        experiment: the id.
+        shown: the columns.
+    """
+    tags = {KIND: TRAINING, f"mlflow.sharedViewState.{VIEW}": json.dumps({"selectedColumns": list(shown)})}
+    for key, value in tags.items():
+        body = json.dumps({"experiment_id": experiment, "key": key, "value": value}).encode()
+        asked = urllib.request.Request(f"{address}{SET_TAG}", body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(asked, timeout=10):
+                pass
+        except OSError as problem:
+            log.warning("mlflow's pages show columns of their own choice: %s", problem)
+    # mlflow opens in another mode without the first parameter.
+    return f"#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
 
 
 def _port(host: str, asked: int | None) -> int:

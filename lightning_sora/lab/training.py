@@ -26,6 +26,8 @@ from lightning_sora.recipe.secrets import without_secrets
 from lightning_sora.recipe.trainers import check_made, check_reads, refused_by_lightning, told
 from lightning_sora.texts import read_text
 from lightning_sora.tracking import Checkpoint, MLflowTracker, RunRecorder, StopBetweenSteps
+from lightning_sora.tracking.described import Described, changes, claim
+from lightning_sora.tracking.differences import differences, flags, forgotten, remedy
 from lightning_sora.writing import check_folder
 
 TERMINATED = 143
@@ -172,12 +174,7 @@ def _told() -> Iterator[None]:
                 "take; the last checkpoint is kept, so lower data.num_workers, or find the file by "
                 "`lightning-sora data check PATH --out bad.jsonl` and leave it out by the source's quarantine"
             ) from problem
-        if "loading state_dict" not in str(problem):
-            raise
-        raise SoraError(
-            f"the checkpoint does not fit the model of the recipe: {str(problem)[:400]}; use the recipe that it "
-            "was trained by (in mlflow: recipe/fit.yaml)"
-        ) from problem
+        raise
 
 
 class _Training(RecipeParser):
@@ -189,7 +186,30 @@ class _Training(RecipeParser):
 
     def __init__(self, arguments: Sequence[str], stopper: StopBetweenSteps) -> None:
         self.stopper = stopper
+        self._differences: dict[str, tuple[str, str]] = {}  # to the recipe of the checkpoint
         super().__init__(arguments)
+
+    def execute(self) -> None:
+        """Builds what the recipe names, and runs it.
+
+        Raises:
+            SoraError: a checkpoint of another model, with the flags that the recipe lacks.
+        """
+        try:
+            super().execute()
+        except RuntimeError as problem:
+            if "loading state_dict" not in str(problem):
+                raise
+            checkpoint = Path(self.config[str(self.subcommand)].ckpt_path)
+            said = f"it was trained with {flags(self._differences)}" if self._differences else str(problem)[:400]
+            message = f"{checkpoint} does not fit the model of this recipe: {said}; {remedy(checkpoint)}"
+            raise SoraError(message) from problem
+
+    def _forgotten(self) -> str:
+        """Flags of the fit that this command does not repeat: it runs as it is asked to, on another model or data."""
+        lacking = forgotten(self._differences, changes(self.arguments))
+        checkpoint = Path(self.config[str(self.subcommand)].get("ckpt_path") or "")
+        return f"{checkpoint} was trained with {flags(lacking)}; {remedy(checkpoint)}" if lacking else ""
 
     @rank_zero_only
     def before_instantiate_classes(self) -> None:
@@ -213,12 +233,16 @@ class _Training(RecipeParser):
             parser.callback_keys = [key for key in parser.callback_keys if key != "checkpoint"]
         unresolved = getattr(parser, "unresolved", "") or getattr(self.parser, "unresolved", "")
         resolved, recipe = without_secrets(parser.dump(config, skip_unset=False), unresolved)
+        if self._trained_by:
+            self._differences = differences(self._trained_by, recipe)
         recorder = RunRecorder(
             resolved=resolved,
             recipe=recipe,
             sources={f"{index}_{file.name}": read_text(file) for index, file in enumerate(self.files)},
             command=("lightning-sora", *self.arguments),
             plugins={name: plugin.source for name, plugin in loaded().items()},
+            lineage=config.tracking.lineage,
+            notice=self._forgotten(),
         )
         callbacks: list[Callback] = [self.stopper, recorder, Costs(), ClipScores()]
         if command == "predict":
@@ -234,7 +258,9 @@ class _Training(RecipeParser):
         loggers = given if isinstance(given, list) else [given] if given not in (None, True, False) else []
         if tracker.enabled and given is not False:
             root = Path(config.trainer.default_root_dir or "").absolute()
-            loggers = [tracker.prepare(root, config.seed_everything, self._from_run, self._from_step), *loggers]
+            described = Described(changes(self.arguments), claim(read_text(self.files[0])) if self.files else "")
+            tracker.prepare(root, config.seed_everything, self._from_run, self._from_step, described)
+            loggers = [tracker, *loggers]
         try:
             made = super().instantiate_trainer(logger=loggers or False, **kwargs)
         except (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException) as problem:

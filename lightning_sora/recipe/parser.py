@@ -114,6 +114,7 @@ class RecipeParser(LightningCLI):
         load_plugins(plugin_files(self.files, arguments))
         self._from_run: str | None = None
         self._from_step = 0
+        self._trained_by: dict[str, Any] = {}  # the recipe that the checkpoint keeps
         super().__init__(
             pl.LightningModule,
             pl.LightningDataModule,
@@ -226,6 +227,7 @@ class RecipeParser(LightningCLI):
         checkpoint = read_checkpoint(path)
         check_module(checkpoint, config.model.class_path.rsplit(".", 1)[-1])
         self._from_run, self._from_step = checkpoint.get("run_id"), checkpoint["global_step"]
+        self._trained_by = checkpoint.get("recipe") or {}
 
 
 def _no_advertisement(record: logging.LogRecord) -> bool:

@@ -17,6 +17,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.memory import peak_memory_gib
 from lightning_sora.redaction import redact, redacted
 from lightning_sora.tracking import provenance, store
+from lightning_sora.tracking.described import Described
 from lightning_sora.tracking.flatten import flatten, metric_name
 from lightning_sora.tracking.outbox import Outbox, replay_earlier
 
@@ -43,6 +44,7 @@ class MLflowTracker(Logger):
         checkpoints: which checkpoints are copied to mlflow after a fit: "all" is best, last and milestones.
         rejoin: whether a resumed training goes on in the run that its checkpoint names.
         flush_seconds: how long metrics may wait to be sent together.
+        lineage: what a fit must stand on, as an earlier record has it (``vae.hash``); None takes what is there.
     """
 
     def __init__(
@@ -55,11 +57,13 @@ class MLflowTracker(Logger):
         checkpoints: Literal["off", "best", "last", "all"] = "all",
         rejoin: bool = True,
         flush_seconds: float = 10.0,
+        lineage: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.uri = store.resolve_uri(uri) if enabled else ""
         self.experiment_name, self.run_name, self.enabled = experiment, run_name, enabled
         self.checkpoints, self.rejoin, self.flush_seconds = checkpoints, rejoin, flush_seconds
+        self.lineage, self.described = lineage, Described()
         self.outcome: str | None = None
         self._tags = dict(tags or {})
         self._root = Path.cwd()
@@ -76,7 +80,14 @@ class MLflowTracker(Logger):
         self._began_at = time.monotonic()
         self._checkpoint_callback: Any = None
 
-    def prepare(self, root: Path, seed: int | bool, from_run: str | None = None, from_step: int = 0) -> MLflowTracker:
+    def prepare(
+        self,
+        root: Path,
+        seed: int | bool,
+        from_run: str | None = None,
+        from_step: int = 0,
+        described: Described | None = None,
+    ) -> MLflowTracker:
         """Says what only the trainer knows, before the run begins.
 
         Args:
@@ -84,12 +95,14 @@ class MLflowTracker(Logger):
             seed: for the name of the run.
             from_run: the run that the checkpoint to go on from belongs to.
             from_step: the step of that checkpoint; what scores it is logged there.
+            described: what makes the run differ from its recipe.
         """
         self._root, self._from_run, self._from_step = root, from_run, from_step
+        self.described = described or self.described
         if self.run_name is None:
             moment = time.strftime("%Y%m%d-%H%M%S")
             # Two runs may begin within one second.
-            self.run_name = f"{root.name}-seed{int(seed)}-{moment}-{os.urandom(2).hex()}"
+            self.run_name = self.described.name(root.name, f"seed{int(seed)}-{moment}-{os.urandom(2).hex()}")
         return self
 
     @property
@@ -126,7 +139,8 @@ class MLflowTracker(Logger):
             self._tags.setdefault("resumed_from.run_id", self._from_run)
         if self._run_id is None:
             experiment = store.experiment_id(client, self.uri, self.experiment_name)
-            tags = redacted({"mlflow.user": _user(), "mlflow.source.name": "lightning-sora", **self._tags})
+            tags = {"mlflow.user": provenance.user(), "mlflow.source.name": "lightning-sora", **self.described.tags()}
+            tags = redacted(tags | self._tags)
             self._run_id = client.create_run(experiment, run_name=self.run_name, tags=tags).info.run_id
 
     def _join(self, client: MlflowClient, run_id: str) -> bool:
@@ -143,6 +157,7 @@ class MLflowTracker(Logger):
         self._run_id, self.run_name = run_id, run.info.run_name
         self._earlier_status = run.info.status
         self._known_params = dict(run.data.params)
+        self.described.rejoin(run.data.tags)
         return True
 
     @property
@@ -246,6 +261,7 @@ class MLflowTracker(Logger):
     def log_files(self, path: str | Path, folder: str) -> None:
         """Stores a file, or everything in a folder, under an artifact folder such as ``samples/step_000100``."""
         self._sender.files(Path(path), folder)
+        self.described.note(Path(path), folder)
 
     @rank_zero_only
     def log_recipe(self, stage: str, resolved: str, recipe: Mapping[str, Any], sources: Mapping[str, str]) -> None:
@@ -267,7 +283,7 @@ class MLflowTracker(Logger):
         changes = [
             f"{key}: {self._known_params.get(key)} -> {value}"
             for key, value in flatten(recipe).items()
-            if self._known_params.get(key) != value
+            if self._known_params.get(key) != value and not key.startswith("tracking.")
         ]
         name, number = f"recipe/{stage}", 0
         if self.rejoined:
@@ -349,6 +365,7 @@ class MLflowTracker(Logger):
         advanced = self._advanced
         self.log_metrics(spent, self._last_step)
         self._keep_checkpoints(copy=succeeded)
+        self.log_tags(self.described.last_tags(str(self._run_id)))
         if self._earlier_status is not None and (self._stage != "fit" or not advanced):
             # Scoring a checkpoint, or failing to go on from it, changes nothing of how its training ended.
             self._sender.status(self._earlier_status)
@@ -372,15 +389,6 @@ class MLflowTracker(Logger):
             files = {kind: path for kind, path in files.items() if kind == self.checkpoints}
         for path in files.values():
             self.log_files(path, "checkpoints")
-
-
-def _user() -> str:
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
 
 
 def find_tracker(loggers: list[Any]) -> MLflowTracker | None:

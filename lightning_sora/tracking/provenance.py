@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import os
 import platform
@@ -99,6 +100,14 @@ def code_hashes() -> dict[str, str]:
 def code_hash() -> str:
     """One hash of the whole package: what ran, whether git knows it or not."""
     return hashlib.sha256(repr(code_hashes()).encode()).hexdigest()[:16]
+
+
+def user() -> str:
+    """The name of who runs this; "unknown" where the system has none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
 
 
 def packages() -> dict[str, str]:

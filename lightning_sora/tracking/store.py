@@ -38,6 +38,8 @@ _PATIENCE = {
 }
 # Of a database that is not there, with pauses that double from 0.1 s: mlflow's own ten last 100 s.
 _ATTEMPTS = 5
+#: What tells mlflow's pages that an experiment trains models, so that they open on its runs.
+KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
 #: What mlflow says of tables that another version of it made.
 _OTHER_SCHEMA = re.compile(r"database schema \(found version (\w+), but expected (\w+)\)")
 
@@ -178,7 +180,7 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=artifact_root(uri, name))
+            return client.create_experiment(name, artifact_location=artifact_root(uri, name), tags={KIND: TRAINING})
         except MlflowException:
             # Another process may have been quicker.
             found = client.get_experiment_by_name(name)

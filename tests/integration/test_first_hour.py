@@ -18,6 +18,7 @@ import yaml
 
 import lightning_sora as ls
 from lightning_sora.cli import main
+from lightning_sora.tracking.store import connect, resolve_uri
 from tests.integration.conftest import make_data, make_dit, make_vae
 
 pytestmark = pytest.mark.slow
@@ -131,7 +132,10 @@ def test_the_notebook_of_the_readme_runs_as_written(
 
 
 def test_a_fit_ends_with_where_things_are_and_a_next_command_that_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = {
@@ -144,7 +148,7 @@ def test_a_fit_ends_with_where_things_are_and_a_next_command_that_runs(
             "source": "world(level='tiny', clips=4, heldout_clips=4)", "frames": 5, "height": 16, "width": 16}},
         "trainer": {"max_steps": 1, "accelerator": "cpu", "enable_progress_bar": False, "num_sanity_val_steps": 0},
     }  # fmt: skip
-    Path("mine.yaml").write_text(yaml.safe_dump(recipe))
+    Path("mine.yaml").write_text(f"# What mine is for.\n{yaml.safe_dump(recipe)}")
     assert main(["fit", "--config", "mine.yaml", "--model.dim=32", "--trainer.max_steps", "2"]) == 0
     checkpoints, run, after = capsys.readouterr().err.splitlines()[-3:]
     assert checkpoints.startswith("checkpoints: outputs/mine/checkpoints: ")
@@ -155,3 +159,31 @@ def test_a_fit_ends_with_where_things_are_and_a_next_command_that_runs(
     after = capsys.readouterr().err.splitlines()[-1]
     assert after == "next: lightning-sora sample --ckpt outputs/mine/checkpoints/last.ckpt --prompt 'TEXT'"
     assert main(shlex.split(after.removeprefix("next: lightning-sora "))) == 0
+    (found,) = connect(resolve_uri()).search_runs(["1"])
+    assert found.info.run_name.startswith("mine-dim=32,max_steps=2-seed0-")
+    assert "`model.dim=32`" in found.data.tags["mlflow.note.content"]
+    assert "What mine is for." in found.data.tags["mlflow.note.content"]
+    # The flags of the fit, forgotten: one that does not fit, and one that nothing else would tell.
+    told = refused(capsys, "test", "--config", "mine.yaml", "--ckpt_path=last")
+    assert told.endswith(
+        "does not fit the model of this recipe: it was trained with --model.dim=32; add that, or give --config "
+        "outputs/mine/fit.yaml"
+    )
+    with caplog.at_level(logging.WARNING, "lightning_sora"):
+        flags = ("--model.dim=32", "--model.attention=spatial", "--ckpt_path=last")
+        assert main(["validate", "--config", "mine.yaml", *flags]) == 0
+        assert "was trained with" not in caplog.text
+        Path("other.yaml").write_text(
+            Path("mine.yaml").read_text().replace("dim: 16", "dim: 32\n    attention: spatial")
+        )
+        assert main(["validate", "--config", "other.yaml", "--ckpt_path=outputs/mine/checkpoints/last.ckpt"]) == 0
+        assert (
+            "was trained with --model.attention=full; add that, or give --config outputs/mine/fit.yaml" in caplog.text
+        )
+    # Run again as it is recorded, it refuses other weights than those of the record.
+    recorded = yaml.safe_load(Path("outputs/mine/fit.yaml").read_text())
+    recorded["tracking"]["lineage"]["vae.hash"] = "0123456789abcdef"
+    Path("again.yaml").write_text(yaml.safe_dump(recorded))
+    assert "this recipe was recorded with vae.hash=0123456789abcdef, but" in refused(
+        capsys, "fit", "--config", "again.yaml"
+    )

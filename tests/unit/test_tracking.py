@@ -79,7 +79,7 @@ def test_a_fit_leaves_its_whole_record(client, fit, tmp_path):
     assert fit("--model.lr=0.03") == 0
     run = only_run(client)
     assert run.info.status == "FINISHED"
-    assert run.info.run_name.startswith("toy-seed5-")
+    assert run.info.run_name.startswith("toy-lr=0.03-seed5-")
 
     # The recipe: as parameters, whole as a file, and the file that it was made of.
     assert run.data.params["model.lr"] == "0.03"
