@@ -278,12 +278,13 @@ class MLflowTracker(Logger):
         """
         _ = self.experiment
         self._stage = stage
-        # Where a run went on from is no part of what it is.
+        # Where a run went on from is no part of what it is, and what it stands on has its own tags.
         recipe = {key: value for key, value in recipe.items() if key != "ckpt_path"}
+        recipe["tracking"] = {key: value for key, value in recipe.get("tracking", {}).items() if key != "lineage"}
         changes = [
             f"{key}: {self._known_params.get(key)} -> {value}"
             for key, value in flatten(recipe).items()
-            if self._known_params.get(key) != value and not key.startswith("tracking.")
+            if self._known_params.get(key) != value
         ]
         name, number = f"recipe/{stage}", 0
         if self.rejoined:
