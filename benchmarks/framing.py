@@ -23,6 +23,7 @@ from lightning_sora.cli import main
 from lightning_sora.data.sources import SOURCES, Clip, Source
 from lightning_sora.lit import LitDiT
 from lightning_sora.randomness import generator
+from lightning_sora.spacetime import Crop, VideoSize
 from lightning_sora.tracking.provenance import code_state
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "ablations" / "framing.yaml"
@@ -50,7 +51,7 @@ def cut_or_missing(video: Tensor) -> float:
 def read(source: Source, index: int, size: tuple[int, int, int]) -> Clip:
     """A clip as training reads it at its first visit."""
     key = generator(0, "crop", source.infos[index].id, 0)
-    return source.load(index, *size, generator=key, fps=None)
+    return source.load(index, Crop(VideoSize(*size)), generator=key)
 
 
 def sampled(checkpoint: Path, prompts: list[str], size: tuple[int, int, int]) -> float:

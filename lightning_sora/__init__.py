@@ -59,10 +59,12 @@ if TYPE_CHECKING:
     from lightning_sora.nn.attention import list_attention as list_attention
     from lightning_sora.nn.attention import register_attention as register_attention
     from lightning_sora.recipe.recipe import Recipe as Recipe
+    from lightning_sora.spacetime import Crop as Crop
     from lightning_sora.spacetime import PatchSize as PatchSize
     from lightning_sora.spacetime import SpacetimeBatch as SpacetimeBatch
     from lightning_sora.spacetime import TokenGrid as TokenGrid
     from lightning_sora.spacetime import TokenLayout as TokenLayout
+    from lightning_sora.spacetime import VideoSize as VideoSize
     from lightning_sora.spacetime import patchify as patchify
     from lightning_sora.spacetime import unpatchify as unpatchify
     from lightning_sora.world import World as World
@@ -109,7 +111,16 @@ _PLACES = {
         "register_attention",
     ),
     "recipe.recipe": ("Recipe",),
-    "spacetime": ("PatchSize", "SpacetimeBatch", "TokenGrid", "TokenLayout", "patchify", "unpatchify"),
+    "spacetime": (
+        "Crop",
+        "PatchSize",
+        "SpacetimeBatch",
+        "TokenGrid",
+        "TokenLayout",
+        "VideoSize",
+        "patchify",
+        "unpatchify",
+    ),
     "world": ("World",),
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}

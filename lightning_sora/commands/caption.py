@@ -129,7 +129,7 @@ def caption_shard(work: Mapping[str, Any], path: Path) -> None:
     from lightning_sora.data.sizes import SIZES, Limits
     from lightning_sora.data.sources import DecodeError
     from lightning_sora.randomness import generator
-    from lightning_sora.spacetime import SpacetimeBatch, TokenLayout, patchify
+    from lightning_sora.spacetime import Crop, SpacetimeBatch, TokenLayout, patchify
 
     of_source, of_captioner = work["identity"]
     captioner = _captioner(work["captioner"], work["device"], of_captioner)
@@ -166,7 +166,7 @@ def caption_shard(work: Mapping[str, Any], path: Path) -> None:
             size = grid.size(captioner.patch)
             fps = rate(index, size[0]) if captioner.any_size else work["fps"]
             try:
-                clips.append(source.load(index, *size, generator=key, fps=fps))
+                clips.append(source.load(index, Crop(size, fps), generator=key))
             except DecodeError as problem:
                 rows[index] = row(index, grid.size(captioner.patch), error=str(problem))
             else:

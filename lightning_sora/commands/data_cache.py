@@ -172,6 +172,7 @@ def cache_shard(work: Mapping[str, Any], path: Path) -> None:
     from lightning_sora.models.pixels import from_uint8
     from lightning_sora.randomness import generator
     from lightning_sora.sealing import write_whole
+    from lightning_sora.spacetime import Crop
 
     of_data, of_vae = work["identity"]
     data = _data(json.dumps(work["data"], sort_keys=True), work["split"], of_data)
@@ -181,7 +182,7 @@ def cache_shard(work: Mapping[str, Any], path: Path) -> None:
     for index in sorted(plan.grids)[work["first"] : work["first"] + work["clips"]]:
         info, size = source.infos[index], plan.grids[index].size(data.patch)
         try:
-            clip = source.load(index, *size, generator=generator(data.seed, "crop", info.id, 0), fps=data.fps)
+            clip = source.load(index, Crop(size, data.fps), generator=generator(data.seed, "crop", info.id, 0))
         except DecodeError as problem:
             if data.on_error == "raise":
                 raise

@@ -188,18 +188,21 @@ def _refused(sources: dict[str, Source], policy: SizePolicy, fps: float | None) 
     from rich.table import Table
     from rich.text import Text
 
+    from lightning_sora.spacetime import Crop
+
     reasons: dict[str, str] = {}
     count = 0
     for split, source in sources.items():
         grids = {index: policy.grid(info, fps) for index, info in enumerate(source.infos)}
-        lengths = {i: grid.size(policy.limits.patch)[0] for i, grid in grids.items() if not isinstance(grid, str)}
-        looked = list(lengths)[:: max(1, -(-len(lengths) // LOOKED_AT))]
+        patch = policy.limits.patch
+        crops = {i: Crop(grid.size(patch), fps) for i, grid in grids.items() if not isinstance(grid, str)}
+        looked = list(crops)[:: max(1, -(-len(crops) // LOOKED_AT))]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            answers = pool.map(source.refusal, looked, [lengths[index] for index in looked], [fps] * len(looked))
+            answers = pool.map(source.refusal, looked, [crops[index] for index in looked])
             found = {
                 source.infos[i].id: reason for i, reason in zip(looked, answers, strict=True) if reason is not None
             }
-        if found and len(found) == len(lengths):
+        if found and len(found) == len(crops):
             name, reason = next(iter(found.items()))
             raise SoraError(
                 f"none of {len(found)} clips of split {split!r} can be read as planned, the first: {name}: {reason}"

@@ -21,7 +21,7 @@ from lightning_sora.data.sizes import SIZES, Limits, SizePolicy
 from lightning_sora.data.sources import SOURCES, Source
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import coarse_generator
-from lightning_sora.spacetime import PatchSize, SpacetimeBatch
+from lightning_sora.spacetime import Crop, PatchSize, SpacetimeBatch
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
         self._tell(split, plan)
         if train and self.blend is not None:
             self.blend.check([source.infos[index] for index in plan.grids])
-        source.prepare({index: grid.size(self.patch) for index, grid in plan.grids.items()}, self.fps)
+        source.prepare({index: Crop(grid.size(self.patch), self.fps) for index, grid in plan.grids.items()})
         trainer = self.trainer
         if train and trainer is not None:
             self._refuse_what_breaks_the_plan(trainer, plan)

@@ -20,7 +20,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.lifeline import end_with_parent
 from lightning_sora.randomness import generator
 from lightning_sora.redaction import RedactedStream
-from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid, TokenLayout, patchify
+from lightning_sora.spacetime import Crop, PatchSize, SpacetimeBatch, TokenGrid, TokenLayout, patchify
 
 #: What torch says of a loader's worker that is gone.
 _GONE = re.compile(r"(?:DataLoader worker .*|Pin memory thread )(?:exited unexpectedly|is killed by signal)")
@@ -140,7 +140,7 @@ class PlannedClips(Dataset[SpacetimeBatch]):
         for index, grid in candidates:
             try:
                 key = generator(self.seed, "crop", self.source.infos[index].id, visit)
-                clip = self.source.load(index, *grid.size(self.patch), generator=key, fps=self.fps)
+                clip = self.source.load(index, Crop(grid.size(self.patch), self.fps), generator=key)
             except DecodeError as problem:
                 if self.on_error == "raise":
                     raise

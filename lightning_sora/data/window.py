@@ -12,24 +12,25 @@ from torch import Tensor
 # The module, not its names: either of the two may be imported first.
 from lightning_sora.data import decode
 from lightning_sora.data.places import DecodeError, MediaPath
+from lightning_sora.spacetime import Crop, VideoSize
 
 if TYPE_CHECKING:
     from lightning_sora.data.sources.base import ClipInfo
 
 
-def covering(height: int, width: int, wanted_height: int, wanted_width: int) -> tuple[int, int]:
+def covering(height: int, width: int, wanted: VideoSize) -> tuple[int, int]:
     """The smallest (height, width) of a picture's own aspect that covers the wanted one."""
-    cover = max(wanted_height / height, wanted_width / width)
-    return max(wanted_height, round(height * cover)), max(wanted_width, round(width * cover))
+    cover = max(wanted.height / height, wanted.width / width)
+    return max(wanted.height, round(height * cover)), max(wanted.width, round(width * cover))
 
 
 def cut(
-    video: UInt8[Tensor, "frames height width 3"], height: int, width: int, generator: torch.Generator | None
+    video: UInt8[Tensor, "frames height width 3"], size: VideoSize, generator: torch.Generator | None
 ) -> UInt8[Tensor, "frames wanted_height wanted_width 3"]:
-    """Cuts to a size, at a drawn place; in the middle without a generator."""
-    spare = video.shape[1] - height, video.shape[2] - width
+    """Cuts pictures to a size, at a drawn place; in the middle without a generator."""
+    spare = video.shape[1] - size.height, video.shape[2] - size.width
     top, left = (margin // 2 if generator is None else draw(margin, generator) for margin in spare)
-    return video[:, top : top + height, left : left + width].contiguous()
+    return video[:, top : top + size.height, left : left + size.width].contiguous()
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,8 @@ class Region:
 def read_window(
     place: MediaPath,
     info: ClipInfo,
-    frames: int,
-    height: int,
-    width: int,
+    crop: Crop,
     *,
-    fps: float | None,
     generator: torch.Generator,
     centred: bool,
     start_seconds: float = 0.0,
@@ -72,11 +70,11 @@ def read_window(
     Raises:
         DecodeError: it does not fit, or cannot be read.
     """
-    if reason := misfit(info, frames, fps):
+    if reason := misfit(info, crop):
         raise DecodeError(f"{place}: {reason}; ask for fewer frames or a higher rate")
-    rate = fps or info.fps
-    start = start_seconds + draw(int(info.frames - 1 - _span(info, frames, fps) + 1e-6), generator) / info.fps
-    size = covering(info.height, info.width, height, width)
+    rate, frames = crop.fps or info.fps, crop.size.frames
+    start = start_seconds + draw(int(info.frames - 1 - _span(info, crop) + 1e-6), generator) / info.fps
+    size = covering(info.height, info.width, crop.size)
     if region is None:
         video = decode.read_clip(place, start, frames, rate, size=size, colours=colours)
     else:
@@ -87,19 +85,20 @@ def read_window(
         top = min(round(region.top * scale[0]), whole[0] - size[0])
         left = min(round(region.left * scale[1]), whole[1] - size[1])
         video = video[:, top : top + size[0], left : left + size[1]]
-    return cut(video, height, width, None if centred else generator)
+    return cut(video, crop.size, None if centred else generator)
 
 
-def misfit(info: ClipInfo, frames: int, fps: float | None) -> str | None:
-    """Why so many frames do not fit into a clip, in words, or None."""
-    if _span(info, frames, fps) <= info.frames - 1 + 1e-6:
+def misfit(info: ClipInfo, crop: Crop) -> str | None:
+    """Why a window's frames do not fit into a clip, in words, or None."""
+    if _span(info, crop) <= info.frames - 1 + 1e-6:
         return None
-    return f"{frames} frames at {fps or info.fps:g} per second do not fit into its {info.frames} at {info.fps:g}"
+    asked = f"{crop.size.frames} frames at {crop.fps or info.fps:g} per second"
+    return f"{asked} do not fit into its {info.frames} at {info.fps:g}"
 
 
-def _span(info: ClipInfo, frames: int, fps: float | None) -> float:
-    """From the first to the last of a window, in units of the clip's own frames."""
-    return (frames - 1) / (fps or info.fps) * info.fps
+def _span(info: ClipInfo, crop: Crop) -> float:
+    """From the first to the last frame of a window, in units of the clip's own frames."""
+    return (crop.size.frames - 1) / (crop.fps or info.fps) * info.fps
 
 
 def draw(largest: int, generator: torch.Generator) -> int:

@@ -1,7 +1,18 @@
 """The vocabulary that every room shares: patches, grids, layouts, batches."""
 
 from lightning_sora.spacetime.batch import SpacetimeBatch
+from lightning_sora.spacetime.crop import Crop, VideoSize
 from lightning_sora.spacetime.grid import PatchSize, TokenGrid, patchify, unpatchify
 from lightning_sora.spacetime.layout import Groups, TokenLayout
 
-__all__ = ["Groups", "PatchSize", "SpacetimeBatch", "TokenGrid", "TokenLayout", "patchify", "unpatchify"]
+__all__ = [
+    "Crop",
+    "Groups",
+    "PatchSize",
+    "SpacetimeBatch",
+    "TokenGrid",
+    "TokenLayout",
+    "VideoSize",
+    "patchify",
+    "unpatchify",
+]

@@ -17,6 +17,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
+from lightning_sora.spacetime.crop import VideoSize
 
 
 @dataclass(frozen=True, order=True)
@@ -101,9 +102,10 @@ class TokenGrid:
             )
         return cls(1 + (frames - 1) // patch.frames, height // patch.height, width // patch.width)
 
-    def size(self, patch: PatchSize) -> tuple[int, int, int]:
-        """Frames, height and width of the video that this grid tiles."""
-        return 1 + (self.frames - 1) * patch.frames, self.height * patch.height, self.width * patch.width
+    def size(self, patch: PatchSize) -> VideoSize:
+        """The size of the video that this grid tiles."""
+        frames = 1 + (self.frames - 1) * patch.frames
+        return VideoSize(frames, self.height * patch.height, self.width * patch.width)
 
 
 def _nearest(size: int, step: int, offset: int = 0) -> str:

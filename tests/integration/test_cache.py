@@ -30,6 +30,7 @@ from lightning_sora.jobs.job import Job, Outcome
 from lightning_sora.jobs.running import run_job
 from lightning_sora.lit import LitVAE
 from lightning_sora.models.text import TEXT_ENCODERS
+from lightning_sora.spacetime import Crop, VideoSize
 from tests.integration.conftest import VAE, make_dit, make_vae
 from tests.unit.test_text import folders  # noqa: F401
 
@@ -227,7 +228,7 @@ def test_a_flipped_bit_is_found_and_made_anew_when_the_cache_is_made_again(
     def read() -> None:
         source = SpacetimeDataModule(**{**DATA, "source": "latents", "root": str(out)}).source("train")  # type: ignore[arg-type]
         for index in range(len(source.infos)):
-            source.load(index, 9, 16, 16, generator=torch.Generator(), fps=8.0)
+            source.load(index, Crop(VideoSize(9, 16, 16), 8.0), generator=torch.Generator())
 
     with pytest.raises(SoraError, match=rf"{Path(name).name} .*(is damaged|disagree)"):
         read()

@@ -14,7 +14,7 @@ from lightning_sora.data.sources import SOURCES, ClipInfo
 from lightning_sora.data.sources.mixture import apportion
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import generator
-from lightning_sora.spacetime import PatchSize
+from lightning_sora.spacetime import Crop, PatchSize, VideoSize
 
 PATCH = PatchSize(4, 8, 8)
 MIX = "mixture(sources={'clips': \"world(clips=12, heldout_clips=4)\", 'more': \"world(level='simple', clips=5)\"}"
@@ -178,8 +178,9 @@ def test_a_mixture_loads_what_its_sources_load() -> None:
     both: Any = SOURCES.create(f"{MIX})", root=None, split="train", seed=3)
     alone = SOURCES.create("world(level='simple', clips=5)", root=None, split="train", seed=3)
     index = next(i for i, info in enumerate(both.infos) if info.id == "more/train-2")
-    options: dict[str, Any] = {"generator": torch.Generator(), "fps": None}
-    assert torch.equal(both.load(index, 5, 16, 16, **options).video, alone.load(2, 5, 16, 16, **options).video)
+    crop = Crop(VideoSize(5, 16, 16))
+    one, other = (s.load(i, crop, generator=torch.Generator()) for s, i in ((both, index), (alone, 2)))
+    assert torch.equal(one.video, other.video)
     assert both.fingerprint() != SOURCES.create(f"{MIX}, clips=4)", root=None, split="train", seed=3).fingerprint()
 
 

@@ -11,7 +11,7 @@ from lightning_sora.data.plan import PlannedBatch
 from lightning_sora.data.reading import PlannedClips
 from lightning_sora.data.sources import SOURCES, Clip, ClipInfo, DecodeError, Source
 from lightning_sora.errors import SoraError
-from lightning_sora.spacetime import PatchSize, TokenGrid, unpatchify
+from lightning_sora.spacetime import Crop, PatchSize, TokenGrid, VideoSize, unpatchify
 
 PATCH = PatchSize(4, 8, 8)
 FIRST = PlannedBatch((0, 1, 2, 3), (TokenGrid(2, 2, 2),) * 4, (0, 0, 0, 0))
@@ -24,10 +24,10 @@ class Numbered(Source):
         self.infos = [ClipInfo(f"clip{i}", 5, 16, 16, 8.0, f"number {i}") for i in range(count)]
         self.bad = bad
 
-    def load(self, index: int, frames: int, height: int, width: int, *, generator: Any, fps: Any) -> Clip:
+    def load(self, index: int, crop: Crop, *, generator: Any) -> Clip:
         if index in self.bad:
             raise DecodeError(f"clip{index}: damaged")
-        return Clip(torch.full((frames, height, width, 3), index, dtype=torch.uint8), f"number {index}", 8.0)
+        return Clip(torch.full((*crop.size, 3), index, dtype=torch.uint8), f"number {index}", 8.0)
 
     def fingerprint(self) -> str:
         return "numbered"
@@ -71,8 +71,8 @@ def test_world_splits_are_disjoint_and_the_cache_changes_nothing(tmp_path: Any) 
     draws = torch.Generator()
     for _ in range(2):  # the second time from the file
         for index in range(3):
-            fresh = source("train", None).load(index, 5, 16, 16, generator=draws, fps=8)
-            kept = source("train", str(tmp_path)).load(index, 5, 16, 16, generator=draws, fps=8)
+            fresh = source("train", None).load(index, Crop(VideoSize(5, 16, 16), 8), generator=draws)
+            kept = source("train", str(tmp_path)).load(index, Crop(VideoSize(5, 16, 16), 8), generator=draws)
             assert torch.equal(fresh.video, kept.video)
             assert fresh.caption == kept.caption
     assert source("train", None).fingerprint() != source("val", None).fingerprint()

@@ -18,6 +18,7 @@ from lightning_sora import cli, media
 from lightning_sora.data.sources import SOURCES, DecodeError
 from lightning_sora.data.sources.folder import FolderSource
 from lightning_sora.errors import SoraError
+from lightning_sora.spacetime import Crop, VideoSize
 
 
 def clip(path: Path, frames: int = 8, height: int = 32, width: int = 48, level: int = 100, fps: float = 10) -> Path:
@@ -60,14 +61,14 @@ def test_splits_are_disjoint_complete_and_hold_clips_of_either_kind(made: Path) 
 def test_fast_colours_are_swscale_s_default_and_part_of_the_fingerprint(made: Path) -> None:
     exact, fast = (FolderSource(root=str(made), **options) for options in ({}, {"colours": "fast"}))
     index = next(index for index, info in enumerate(exact.infos) if info.id.endswith("mp4"))
-    videos = [source.load(index, 1, 32, 48, generator=key(), fps=None).video for source in (exact, fast)]
+    videos = [source.load(index, Crop(VideoSize(1, 32, 48)), generator=key()).video for source in (exact, fast)]
     shown = next(info for info in exact.infos[index : index + 1])
     with av.open(str(made / shown.id)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     first = int(videos[0][0, ..., 0].float().mean() / 20 + 0.5)
     assert torch.equal(videos[1][0], torch.from_numpy(frames[first]))
     assert not torch.equal(videos[0], videos[1])
-    scaled = [source.load(index, 1, 16, 24, generator=key(), fps=None).video for source in (exact, fast)]
+    scaled = [source.load(index, Crop(VideoSize(1, 16, 24)), generator=key()).video for source in (exact, fast)]
     assert torch.equal(*scaled)
     assert exact.fingerprint() != fast.fingerprint()
     with pytest.raises(SoraError, match="colours='quick' must be one of exact, fast"):
@@ -257,7 +258,7 @@ def test_impossible_options_are_refused(made: Path, options: dict[str, object], 
 def test_the_registry_builds_it_and_workers_can_carry_it(made: Path) -> None:
     source = SOURCES.create("folder(held_out=0.1)", root=str(made), split="val", seed=3)
     carried = pickle.loads(pickle.dumps(source))
-    one, other = (s.load(0, 4, 16, 16, generator=key(), fps=None) for s in (source, carried))
+    one, other = (s.load(0, Crop(VideoSize(4, 16, 16)), generator=key()) for s in (source, carried))
     assert torch.equal(one.video, other.video)
     assert source.fingerprint() == carried.fingerprint()
 
@@ -267,7 +268,7 @@ def test_windows_have_the_asked_size_start_anywhere_they_fit_and_follow_the_key(
     source = FolderSource(root=str(tmp_path))
     starts, columns = set(), set()
     for number in range(60):
-        clip_read = source.load(0, 9, 24, 24, generator=key(number), fps=None)
+        clip_read = source.load(0, Crop(VideoSize(9, 24, 24)), generator=key(number))
         assert clip_read.video.shape == (9, 24, 24, 3)
         assert clip_read.video.dtype == torch.uint8
         assert clip_read.fps == 10
@@ -275,7 +276,7 @@ def test_windows_have_the_asked_size_start_anywhere_they_fit_and_follow_the_key(
         assert reds == list(range(reds[0], reds[0] + 9))
         starts.add(reds[0])
         columns.add(int(clip_read.video[0, :, 0, 2].float().mean() // 16))
-        again = source.load(0, 9, 24, 24, generator=key(number), fps=None)
+        again = source.load(0, Crop(VideoSize(9, 24, 24)), generator=key(number))
         assert torch.equal(clip_read.video, again.video)
     assert starts == {0, 1, 2, 3}
     assert len(columns) >= 4
@@ -284,18 +285,18 @@ def test_windows_have_the_asked_size_start_anywhere_they_fit_and_follow_the_key(
 def test_a_rate_stretches_the_window_over_the_time_it_means(tmp_path: Path) -> None:
     clip(tmp_path / "a.mp4", frames=12)
     source = FolderSource(root=str(tmp_path))
-    half = source.load(0, 6, 32, 48, generator=key(), fps=5)
+    half = source.load(0, Crop(VideoSize(6, 32, 48), 5), generator=key())
     reds = (half.video[..., 0].float().mean((1, 2)) / 20).round().int().tolist()
     assert half.fps == 5
     assert reds in ([0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11])
     with pytest.raises(DecodeError, match="7 frames at 5 per second do not fit into its 12 at 10"):
-        source.load(0, 7, 32, 48, generator=key(), fps=5)
+        source.load(0, Crop(VideoSize(7, 32, 48), 5), generator=key())
 
 
 def test_evaluation_cuts_the_middle(tmp_path: Path) -> None:
     clip(tmp_path / "a.mp4")
     source = FolderSource(root=str(tmp_path), split="test")
-    blue = source.load(0, 1, 32, 24, generator=key(), fps=None).video[0, :, :, 2].float().mean(0)
+    blue = source.load(0, Crop(VideoSize(1, 32, 24)), generator=key()).video[0, :, :, 2].float().mean(0)
     assert blue.mean() == pytest.approx(127.5, abs=3)
     assert blue[0] == pytest.approx(255 * 12 / 47, abs=8)
 
@@ -306,7 +307,7 @@ def test_any_size_is_covered_by_videos_and_stills(tmp_path: Path, height: int, w
     Image.new("RGB", (37, 53), (9, 9, 9)).save(tmp_path / "b.png")
     source = FolderSource(root=str(tmp_path))
     for index in range(2):
-        video = source.load(index, 1, height, width, generator=key(), fps=8).video
+        video = source.load(index, Crop(VideoSize(1, height, width), 8), generator=key()).video
         assert video.shape == (1, height, width, 3)
     assert video.unique().tolist() == [9]
 
@@ -349,7 +350,7 @@ def test_a_folder_of_real_clips_loads_in_every_split() -> None:
             total += 1
             frames = min(9, info.frames)
             if info.id != "corrupted.mp4":
-                read = source.load(index, frames, 32, 32, generator=key(), fps=None)
+                read = source.load(index, Crop(VideoSize(frames, 32, 32)), generator=key())
                 assert read.video.shape == (frames, 32, 32, 3)
                 assert read.caption == info.caption
     assert total == 13

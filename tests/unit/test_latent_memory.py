@@ -8,7 +8,7 @@ import torch
 from lightning_sora.data.datamodule import SpacetimeDataModule
 from lightning_sora.data.sources import SOURCES
 from lightning_sora.lit.latent_memory import LatentMemory, Rows
-from lightning_sora.spacetime import SpacetimeBatch
+from lightning_sora.spacetime import Crop, SpacetimeBatch, VideoSize
 from tests.integration.conftest import make_data, make_dit
 
 
@@ -91,7 +91,7 @@ def test_sources_that_call_themselves_unchanging_draw_nothing(spec: str) -> None
     source = SOURCES.create(spec, root=None, split="train", seed=0)
 
     def visit(index: int, seed: int) -> torch.Tensor:
-        return source.load(index, 5, 16, 16, generator=torch.Generator().manual_seed(seed), fps=8.0).video
+        return source.load(index, Crop(VideoSize(5, 16, 16), 8.0), generator=torch.Generator().manual_seed(seed)).video
 
     equal = all(torch.equal(visit(i, 1), visit(i, seed)) for i in range(len(source.infos)) for seed in range(2, 5))
     assert source.unchanging == equal == ("native" not in spec)

@@ -25,7 +25,7 @@ from lightning_sora.data.sources import SOURCES, LatentSource
 from lightning_sora.data.sources.latents import facts_of, facts_text
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import coarse_generator
-from lightning_sora.spacetime import PatchSize
+from lightning_sora.spacetime import Crop, PatchSize, VideoSize
 from lightning_sora.world import LEVELS, Facts, World
 
 VAE_HASH = "0123456789abcdef"
@@ -69,7 +69,7 @@ def source(root: Path, split: str = "train") -> LatentSource:
 
 
 def load(made: LatentSource, index: int, size: tuple[int, int, int] | None = None, fps: float | None = 8.0):
-    return made.load(index, *(size or SIZES[index]), generator=torch.Generator(), fps=fps)
+    return made.load(index, Crop(VideoSize(*(size or SIZES[index])), fps), generator=torch.Generator())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -115,10 +115,10 @@ def test_another_size_or_rate_is_refused_at_set_up_and_at_reading(
     tmp_path: Path, size: tuple[int, int, int], fps: float, words: str
 ) -> None:
     made = source(write(tmp_path))
-    made.prepare(dict(enumerate(SIZES)), 8.0)
-    made.prepare(dict(enumerate(SIZES)), None)
+    for rate in (8.0, None):
+        made.prepare({index: Crop(VideoSize(*own), rate) for index, own in enumerate(SIZES)})
     with pytest.raises(SoraError, match=words):
-        made.prepare({0: size}, fps)
+        made.prepare({0: Crop(VideoSize(*size), fps)})
     with pytest.raises(SoraError, match=words):
         load(made, 0, size, fps)
 

@@ -20,6 +20,7 @@ from lightning_sora.data.places import DecodeError
 from lightning_sora.data.quarantine import read_quarantine, write_quarantine
 from lightning_sora.data.sources.which import source_of
 from lightning_sora.errors import SoraError
+from lightning_sora.spacetime import Crop, VideoSize
 from tests.unit.test_manifests import (  # noqa: F401
     CAPTIONS,
     FPS,
@@ -42,16 +43,16 @@ def test_a_crop_is_all_that_is_seen_of_a_file(tmp_path: Path) -> None:
     row = {"path": "a.mp4", "cap": "x", "resolution": {"height": 32, "width": 48}, "num_frames": 6, "fps": FPS}
     (source, *_) = sources(table(tmp_path / "a.json", [{**row, "crop": [8, 32, 0, 16]}]))
     assert (source.infos[0].height, source.infos[0].width) == (16, 24)
-    clip = source.load(0, 5, 16, 24, generator=torch.Generator(), fps=None)
+    clip = source.load(0, Crop(VideoSize(5, 16, 24)), generator=torch.Generator())
     shown = clip.video.float().mean(dim=(0, 1, 3))
     assert (shown - 5.0 * torch.arange(8, 32)).abs().max() < 12  # a codec's rounding
-    half = source.load(0, 5, 8, 12, generator=torch.Generator(), fps=None).video.float()
+    half = source.load(0, Crop(VideoSize(5, 8, 12)), generator=torch.Generator()).video.float()
     assert (half.mean(dim=(0, 1, 3)) - (5.0 * torch.arange(8, 32)).reshape(12, 2).mean(dim=1)).abs().max() < 12
     assert half[:, :7].max() < 200  # nothing of what lies below
     row |= {"crop": [8, 64, 0, 16]}
     (source, *_) = sources(table(tmp_path / "b.json", [row]))
     with pytest.raises(DecodeError, match=r"its crop ends at 64, 16, but the picture has 48 x 32"):
-        source.load(0, 5, 16, 24, generator=torch.Generator(), fps=None)
+        source.load(0, Crop(VideoSize(5, 16, 24)), generator=torch.Generator())
 
 
 @pytest.mark.parametrize("told", [0, "inf", "nan", ""])
@@ -71,9 +72,9 @@ def test_a_rate_that_lies_is_found(files: Path) -> None:
     row = {"path": "a.mp4", "text": "x", "num_frames": FRAMES, "height": HEIGHT, "width": WIDTH}
     (source, *_) = sources(table(files / "lies.csv", [{**row, "fps": 2 * FPS}]))
     with pytest.raises(DecodeError, match="the manifest says fps 16, but it has 8"):
-        source.load(0, 5, 16, 16, generator=torch.Generator(), fps=None)
+        source.load(0, Crop(VideoSize(5, 16, 16)), generator=torch.Generator())
     (source, *_) = sources(table(files / "rounds.csv", [{**row, "fps": FPS + 0.02}]))
-    assert source.load(0, 5, 16, 16, generator=torch.Generator(), fps=None).video.shape[0] == 5
+    assert source.load(0, Crop(VideoSize(5, 16, 16)), generator=torch.Generator()).video.shape[0] == 5
 
 
 @pytest.mark.slow
@@ -108,7 +109,7 @@ def test_late_cuts_begin_where_they_should_under_a_rounded_rate(tmp_path: Path) 
     media.write_mp4(tmp_path / "a.mp4", shade[:, None, None, None].expand(700, 16, 16, 3).contiguous(), 24000 / 1001)
     row = {"path": "a.mp4", "cap": "x", "fps": 24.5, "num_frames": 700}
     (source, *_) = sources(table(tmp_path / "a.json", [{**row, "cut": [660, 669]}]))
-    shown = source.load(0, 9, 16, 16, generator=torch.Generator(), fps=None).video.float().mean(dim=(1, 2, 3))
+    shown = source.load(0, Crop(VideoSize(9, 16, 16)), generator=torch.Generator()).video.float().mean(dim=(1, 2, 3))
     assert shown.max() - shown.min() < 30
 
 
@@ -195,13 +196,13 @@ def test_what_still_fits_of_a_clip_that_is_told_too_long_is_read(
     rows = [{"path": name, "text": "x", **{size: truth[size] for size in sizes}} for name in ("a.mp4", "sub/b.mp4")]
     place = table(files / "long.csv", rows)
     (source, *_) = sources(place)
-    whole = source.load(0, FRAMES, HEIGHT, WIDTH, generator=torch.Generator(), fps=None)
+    whole = source.load(0, Crop(VideoSize(FRAMES, HEIGHT, WIDTH)), generator=torch.Generator())
     assert torch.equal(whole.video, decode.read_clip(files / source.infos[0].id, 0.0, FRAMES))
-    assert source.refusal(0, FRAMES, None) is None
+    assert source.refusal(0, Crop(VideoSize(FRAMES, HEIGHT, WIDTH))) is None
     lie = f"the manifest says frames {told}, but it has {FRAMES}"
-    assert lie in (source.refusal(0, FRAMES + 1, None) or "")
+    assert lie in (source.refusal(0, Crop(VideoSize(FRAMES + 1, HEIGHT, WIDTH))) or "")
     with pytest.raises(DecodeError, match=lie):
-        source.load(0, FRAMES + 1, HEIGHT, WIDTH, generator=torch.Generator(), fps=None)
+        source.load(0, Crop(VideoSize(FRAMES + 1, HEIGHT, WIDTH)), generator=torch.Generator())
     inspect = ["data", "inspect", str(place), *INSPECTED, "--out", str(files / "out.png")]
     assert main([*inspect, "--frames", str(FRAMES)]) == 0
     assert "cannot be read" not in capsys.readouterr().out

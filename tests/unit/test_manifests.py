@@ -22,6 +22,7 @@ from lightning_sora.data.quarantine import read_quarantine, write_quarantine
 from lightning_sora.data.sources import SOURCES, Source
 from lightning_sora.data.sources.which import source_of
 from lightning_sora.errors import SoraError
+from lightning_sora.spacetime import Crop, VideoSize
 
 FRAMES, HEIGHT, WIDTH, FPS = 6, 32, 48, 8.0
 CAPTIONS = {"a.mp4": "a red clip", "sub/b.mp4": "a green clip, with a comma", "c.png": "a blue picture"}
@@ -155,7 +156,7 @@ def test_a_manifest_of_each_style_loads_with_its_own_pixels_and_captions(files: 
     for source in sources(place):
         for index, info in enumerate(source.infos):
             frames = min(info.frames, 5)
-            clip = source.load(index, frames, 16, 24, generator=torch.Generator(), fps=None)
+            clip = source.load(index, Crop(VideoSize(frames, 16, 24)), generator=torch.Generator())
             seen[clip.caption] = round(float(clip.video.float().mean()))
             assert (info.height, info.width) == (HEIGHT, WIDTH)
             assert info.frames == (1 if clip.caption.startswith("a blue") else FRAMES)
@@ -254,7 +255,7 @@ def test_cuts_of_one_file_are_clips_of_their_own(tmp_path: Path) -> None:
     (source, *_) = sources(table(tmp_path / "a.json", rows))
     for index, info in enumerate(source.infos):
         first = int(info.caption.split()[1])
-        clip = source.load(index, 6, 32, 32, generator=torch.Generator(), fps=None)
+        clip = source.load(index, Crop(VideoSize(6, 32, 32)), generator=torch.Generator())
         shown = clip.video.float().mean(dim=(1, 2, 3))
         assert info.frames == 6
         assert (shown - 10.0 * torch.arange(first, first + 6)).abs().max() < 4
@@ -267,7 +268,7 @@ def test_captions_of_equal_standing_are_kept_and_sizes_that_lie_are_found(files:
     rows = [{"path": "a.mp4", "text": "x", "num_frames": 6, "height": 64, "width": 48, "fps": 8}]
     (source, *_) = sources(table(files / "lies.csv", rows))
     with pytest.raises(DecodeError, match=r"a\.mp4: the manifest says height 64, but it has 32"):
-        source.load(0, 5, 16, 16, generator=torch.Generator(), fps=None)
+        source.load(0, Crop(VideoSize(5, 16, 16)), generator=torch.Generator())
 
 
 def test_missing_and_quarantined_files_are_left_out_and_named(files: Path, caplog: Any) -> None:

@@ -26,6 +26,7 @@ from lightning_sora.models.vocabulary import Vocabulary
 from lightning_sora.names import at_home, named, shown
 from lightning_sora.plugins import load_plugins
 from lightning_sora.redaction import RedactedStream
+from lightning_sora.spacetime import Crop, VideoSize
 from tests.integration.conftest import VAE
 
 ODD = os.fsdecode(b"caf\xe9")  # Latin-1
@@ -66,7 +67,7 @@ def test_clips_of_any_name_are_found_captioned_and_read(root: Path) -> None:
     assert told == {f"{SHOWN}{number}.mp4": f"clip {number}" for number in range(4)}
     for source in sources:
         source.fingerprint().encode()
-        assert source.load(0, 5, 16, 16, generator=torch.Generator(), fps=None).video.shape == (5, 16, 16, 3)
+        assert source.load(0, Crop(VideoSize(5, 16, 16)), generator=torch.Generator()).video.shape == (5, 16, 16, 3)
 
 
 def test_tables_and_lists_name_them_as_they_are_shown(root: Path) -> None:

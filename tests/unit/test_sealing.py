@@ -30,6 +30,7 @@ from lightning_sora.metrics.reference import ReferenceStatistics
 from lightning_sora.models import text_hf
 from lightning_sora.randomness import generator
 from lightning_sora.sealing import BLANK, is_whole, read_json, seal, seal_json
+from lightning_sora.spacetime import Crop, VideoSize
 from lightning_sora.tracking.checkpoint import AtomicCheckpointIO
 
 FLIPS = 150
@@ -234,9 +235,9 @@ def test_clips_of_a_damaged_cache_are_rendered_again_with_a_word(
         spec = "world(clips=3)" if cache is None else f"world(clips=3, cache={str(cache)!r})"
         source = SOURCES.create(spec, root=None, split="train", seed=0)
         if prepared:
-            source.prepare(dict.fromkeys(range(3), (2, 16, 16)), 8.0)
+            source.prepare(dict.fromkeys(range(3), Crop(VideoSize(2, 16, 16), 8.0)))
         key = generator(0, "unused")
-        return [source.load(i, 2, 16, 16, generator=key, fps=8.0).video for i in range(3)]
+        return [source.load(i, Crop(VideoSize(2, 16, 16), 8.0), generator=key).video for i in range(3)]
 
     expected = videos(None)
     assert all(map(torch.equal, videos(tmp_path), expected))

@@ -16,6 +16,7 @@ from lightning_sora.data.places import DecodeError
 from lightning_sora.data.sources import SOURCES
 from lightning_sora.data.storage import ArchiveMember, RemoteFile, open_file
 from lightning_sora.errors import SoraError
+from lightning_sora.spacetime import Crop, VideoSize
 
 
 class _Ranges(http.server.SimpleHTTPRequestHandler):
@@ -87,10 +88,10 @@ def test_clips_of_a_remote_manifest_are_those_of_the_local_one_in_workers_too(tm
     local = SOURCES.create("manifest", root=str(tmp_path / "m.csv"), split="train", seed=0)
     assert [i.id for i in source.infos] == [i.id for i in local.infos]
 
-    clips = [s.load(0, 5, 16, 16, generator=torch.Generator(), fps=None).video for s in (source, local)]
+    clips = [s.load(0, Crop(VideoSize(5, 16, 16)), generator=torch.Generator()).video for s in (source, local)]
     assert torch.equal(*clips)
     loader = DataLoader(_Loaded(source), batch_size=None, num_workers=1, multiprocessing_context="forkserver")
-    assert all(torch.equal(video, local.load(i, 5, 16, 16, generator=torch.Generator(), fps=None).video)
+    assert all(torch.equal(video, local.load(i, Crop(VideoSize(5, 16, 16)), generator=torch.Generator()).video)
                for i, video in enumerate(loader))  # fmt: skip
 
 
@@ -104,7 +105,7 @@ class _Loaded(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return len(self.source.infos)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return self.source.load(index, 5, 16, 16, generator=torch.Generator(), fps=None).video
+        return self.source.load(index, Crop(VideoSize(5, 16, 16)), generator=torch.Generator()).video
 
 
 def test_a_member_of_a_file_reads_like_a_file(tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_a_store_that_fails_is_asked_again_and_then_told(
     media.write_mp4(tmp_path / "a.mp4", torch.full((5, 32, 32, 3), 90, dtype=torch.uint8), 8.0)
     (tmp_path / "m.csv").write_text("path,text\na.mp4,x\n")
     source = SOURCES.create("manifest", root=f"{server}/m.csv", split="train", seed=0)
-    load = lambda: source.load(0, 5, 16, 16, generator=torch.Generator(), fps=None).video  # noqa: E731
+    load = lambda: source.load(0, Crop(VideoSize(5, 16, 16)), generator=torch.Generator()).video  # noqa: E731
     whole = load()
     _Ranges.failing[:] = [status]
     assert torch.equal(load(), whole)

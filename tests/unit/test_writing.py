@@ -18,6 +18,7 @@ from lightning_sora.cli import main
 from lightning_sora.data.sources import SOURCES
 from lightning_sora.errors import SoraError
 from lightning_sora.sealing import write_whole
+from lightning_sora.spacetime import Crop, VideoSize
 from lightning_sora.tracking.checkpoint import AtomicCheckpointIO
 from lightning_sora.tracking.spool import Spool
 
@@ -73,7 +74,7 @@ def test_a_cache_of_the_world_on_a_full_disk_ends_no_process(tmp_path: Path, mon
     source = SOURCES.create(f"world(clips=2, cache='{tmp_path}')", root=None, split="train", seed=0)
     monkeypatch.setattr(os, "posix_fallocate", full)  # memory that is mapped to a full disk would be a SIGBUS
     with pytest.raises(SoraError, match=r"\.u8 cannot be written: No space left"):
-        source.load(0, 2, 16, 16, generator=torch.Generator(), fps=None)
+        source.load(0, Crop(VideoSize(2, 16, 16)), generator=torch.Generator())
 
 
 def test_output_that_cannot_be_printed_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_sora.randomness import coarse_generator
 from lightning_sora.registry import Registry
-from lightning_sora.spacetime import PatchSize
+from lightning_sora.spacetime import Crop, PatchSize
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,11 @@ class Source(ABC):
     vae_stride: PatchSize = PatchSize(1, 1, 1)
     unchanging: bool = False
 
-    def prepare(self, sizes: Mapping[int, tuple[int, int, int]], fps: float | None) -> None:  # noqa: B027 (most need none)
+    def prepare(self, crops: Mapping[int, Crop]) -> None:  # noqa: B027 (most need none)
         """Does once what would slow down loading, if there is such a thing.
 
         Args:
-            sizes: index -> (frames, height, width) of the windows to come.
-            fps: the rate that they are loaded at.
+            crops: the windows to come, by the index of the clip.
         """
 
     def order(self, seed: int, epoch: int) -> list[tuple[int, int]]:
@@ -93,21 +92,18 @@ class Source(ABC):
         return [(index, epoch) for index in drawn]
 
     @abstractmethod
-    def load(
-        self, index: int, frames: int, height: int, width: int, *, generator: torch.Generator, fps: float | None
-    ) -> Clip:
+    def load(self, index: int, crop: Crop, *, generator: torch.Generator) -> Clip:
         """Reads a window of exactly the asked size, in pixels.
 
         Args:
-            generator: where every random choice (start, crop) is drawn from.
-            fps: resample to this rate by timestamps; None keeps the clip's own.
+            generator: where every random choice (first frame, place of the cut) is drawn from.
 
         Raises:
             DecodeError: the clip cannot be read.
         """
 
-    def refusal(self, index: int, frames: int, fps: float | None) -> str | None:
-        """Why a window of so many frames would not be loaded, in words, as far as that shows without reading it."""
+    def refusal(self, index: int, crop: Crop) -> str | None:
+        """Why a window would not be loaded, in words, as far as that shows without reading it."""
         return None
 
     @abstractmethod

@@ -26,6 +26,7 @@ from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.data.window import read_window
 from lightning_sora.errors import SoraError
 from lightning_sora.names import local_path, shown
+from lightning_sora.spacetime import Crop
 
 log = logging.getLogger(__name__)
 
@@ -134,22 +135,17 @@ class FolderSource(Source):
         """Where a clip lies."""
         return self.root / self._names.get(info.id, info.id)
 
-    def load(
-        self, index: int, frames: int, height: int, width: int, *, generator: torch.Generator, fps: float | None
-    ) -> Clip:
+    def load(self, index: int, crop: Crop, *, generator: torch.Generator) -> Clip:
         info = self.infos[index]
         video = read_window(
             self.path(info),
             info,
-            frames,
-            height,
-            width,
-            fps=fps,
+            crop,
             generator=generator,
             centred=self.split != "train",
             colours=self.colours,
         )
-        return Clip(video, info.caption, fps or info.fps, alternatives=info.alternatives)
+        return Clip(video, info.caption, crop.fps or info.fps, alternatives=info.alternatives)
 
     def fingerprint(self) -> str:
         """Hash of the ids, sizes, captions, and 64 KiB of either end of every clip of the split.

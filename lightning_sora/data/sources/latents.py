@@ -16,7 +16,7 @@ from lightning_sora.data import storage
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import coarse_generator
-from lightning_sora.spacetime import PatchSize
+from lightning_sora.spacetime import Crop, PatchSize, VideoSize
 from lightning_sora.world.config import WorldConfig
 
 #: What a header must tell to train on its latents.
@@ -93,15 +93,13 @@ class LatentSource(Source):
         indices = {row["place"]: index for index, row in enumerate(self.rows)}
         return [(indices[place], epoch) for place in drawn if place in indices]
 
-    def prepare(self, sizes: Mapping[int, tuple[int, int, int]], fps: float | None) -> None:
-        """Refuses sizes that are not those of the cache, before anything is trained."""
-        for index, size in sizes.items():
-            self._check_size(index, size, fps)
+    def prepare(self, crops: Mapping[int, Crop]) -> None:
+        """Refuses windows that are not those of the cache, before anything is trained."""
+        for index, crop in crops.items():
+            self._check(index, crop)
 
-    def load(
-        self, index: int, frames: int, height: int, width: int, *, generator: torch.Generator, fps: float | None
-    ) -> Clip:
-        self._check_size(index, (frames, height, width), fps)
+    def load(self, index: int, crop: Crop, *, generator: torch.Generator) -> Clip:
+        self._check(index, crop)
         row, info = self.rows[index], self.infos[index]
         return Clip(
             self.reader.read(row),
@@ -111,13 +109,13 @@ class LatentSource(Source):
             alternatives=info.alternatives,
         )
 
-    def _check_size(self, index: int, size: tuple[int, int, int], fps: float | None) -> None:
+    def _check(self, index: int, crop: Crop) -> None:
         row = self.rows[index]
-        if size != (row["frames"], row["height"], row["width"]) or fps not in (None, row["fps"]):
+        size = VideoSize(row["frames"], row["height"], row["width"])
+        if crop.size != size or crop.fps not in (None, row["fps"]):
             raise SoraError(
-                f"{row['id']} is cached as {row['frames']}x{row['height']}x{row['width']} at {row['fps']:g} frames per "
-                f"second, but {'x'.join(map(str, size))} at {fps or row['fps']:g} are asked for; train at the size of "
-                "the cache, or cache at this one"
+                f"{row['id']} is cached as {size} at {row['fps']:g} frames per second, but {crop.size} at "
+                f"{crop.fps or row['fps']:g} are asked for; train at the size of the cache, or cache at this one"
             )
 
     def fingerprint(self) -> str:

@@ -26,6 +26,7 @@ from lightning_sora.data.storage import ArchiveMember, RemoteFile, is_remote, lo
 from lightning_sora.data.window import Region, misfit, read_window
 from lightning_sora.errors import SoraError
 from lightning_sora.names import shown
+from lightning_sora.spacetime import Crop
 
 log = logging.getLogger(__name__)
 
@@ -101,28 +102,26 @@ class ManifestSource(Source):
         self.rows = [kept[i] for i in found if split in splits[i]]
         self.infos: Sequence[ClipInfo] = [_info(row, found[row.id]) for row in self.rows]
 
-    def load(
-        self, index: int, frames: int, height: int, width: int, *, generator: torch.Generator, fps: float | None
-    ) -> Clip:
+    def load(self, index: int, crop: Crop, *, generator: torch.Generator) -> Clip:
         row, info = self.rows[index], self.infos[index]
         place = media_of(row)
         true = _probed(place)
-        info, reason = _readable(row, info, true, frames, fps)
+        info, reason = _readable(row, info, true, crop)
         if reason is not None:
             raise DecodeError(f"{place}: {reason}")
         region = None if row.crop is None else Region(row.crop[0], row.crop[1], true.height, true.width)
         video = read_window(
-            place, info, frames, height, width, fps=fps, generator=generator, centred=self.split != "train",
+            place, info, crop, generator=generator, centred=self.split != "train",
             # By the file's rate: the manifest's may be rounded, which moves a late cut by whole frames.
             start_seconds=row.start_frame / true.fps, region=region, colours=self.colours,
         )  # fmt: skip
-        return Clip(video, info.caption, fps or info.fps, alternatives=info.alternatives)
+        return Clip(video, info.caption, crop.fps or info.fps, alternatives=info.alternatives)
 
-    def refusal(self, index: int, frames: int, fps: float | None) -> str | None:
+    def refusal(self, index: int, crop: Crop) -> str | None:
         row = self.rows[index]
         place = media_of(row)
         try:
-            return _readable(row, self.infos[index], _probed(place), frames, fps)[1]
+            return _readable(row, self.infos[index], _probed(place), crop)[1]
         except DecodeError as problem:
             return str(problem).removeprefix(shown(f"{place}: "))
 
@@ -153,18 +152,16 @@ def media_of(row: ClipRow) -> Path | RemoteFile | ArchiveMember:
     return RemoteFile(str(row.place)) if is_remote(row.place) else Path(row.place)
 
 
-def _readable(
-    row: ClipRow, info: ClipInfo, true: decode.VideoInfo, frames: int, fps: float | None
-) -> tuple[ClipInfo, str | None]:
-    """The clip with no more frames than its file has, and why a window of so many cannot be read, if it cannot.
+def _readable(row: ClipRow, info: ClipInfo, true: decode.VideoInfo, crop: Crop) -> tuple[ClipInfo, str | None]:
+    """The clip with no more frames than its file has, and why a window cannot be read, if it cannot.
 
     That a manifest counts a frame too many is common, and no reason to refuse what is there.
     """
     there = min(info.frames, true.frames - row.start_frame)
     short = replace(info, frames=max(1, there))
     reason = disagreement(replace(row, frames=None), true)
-    if reason is None and misfit(short, frames, fps) is not None:
-        reason = disagreement(row, true) or misfit(short, frames, fps)
+    if reason is None and misfit(short, crop) is not None:
+        reason = disagreement(row, true) or misfit(short, crop)
     return short, reason
 
 

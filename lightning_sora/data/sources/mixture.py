@@ -14,6 +14,7 @@ from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import coarse_generator
 from lightning_sora.registry import Spec
+from lightning_sora.spacetime import Crop
 
 
 @SOURCES.register("mixture")
@@ -93,22 +94,20 @@ class MixtureSource(Source):
         mixed = torch.randperm(len(members), generator=coarse_generator(seed, "mixture", epoch)).tolist()
         return [members[i] for i in mixed]
 
-    def prepare(self, sizes: Mapping[int, tuple[int, int, int]], fps: float | None) -> None:
+    def prepare(self, crops: Mapping[int, Crop]) -> None:
         for name, part in self.parts.items():
             first = self._firsts[name]
             own = range(first, first + len(part.infos))
-            part.prepare({index - first: sizes[index] for index in own if index in sizes}, fps)
+            part.prepare({index - first: crops[index] for index in own if index in crops})
 
-    def load(
-        self, index: int, frames: int, height: int, width: int, *, generator: torch.Generator, fps: float | None
-    ) -> Clip:
+    def load(self, index: int, crop: Crop, *, generator: torch.Generator) -> Clip:
         name = self.infos[index].source
         own = index - self._firsts[name]
-        return self.parts[name].load(own, frames, height, width, generator=generator, fps=fps)
+        return self.parts[name].load(own, crop, generator=generator)
 
-    def refusal(self, index: int, frames: int, fps: float | None) -> str | None:
+    def refusal(self, index: int, crop: Crop) -> str | None:
         name = self.infos[index].source
-        return self.parts[name].refusal(index - self._firsts[name], frames, fps)
+        return self.parts[name].refusal(index - self._firsts[name], crop)
 
     def fingerprint(self) -> str:
         parts = [f"{name} {self.visits[name]} {part.fingerprint()}" for name, part in self.parts.items()]

@@ -23,12 +23,12 @@ from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.data.window import covering, cut
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import coarse_generator, stream_seed
+from lightning_sora.spacetime import Crop, VideoSize
 from lightning_sora.world import LEVELS, Facts, World
 from lightning_sora.writing import check_folder, unwritable
 
 # Each split reads its own stretch of the world's endless sequence.
 SPLITS = {"train": ("train", 0), "val": ("heldout", 0), "test": ("heldout", 1 << 24)}
-Size = tuple[int, int, int, float]  # frames, height, width, frames per second
 FRAMES = 1 << 20  # of a clip, for the plan: the world goes on for as long as is asked
 DIGEST = 8  # bytes, of each clip in a cache
 
@@ -97,7 +97,7 @@ class WorldSource(Source):
         described = [asdict(config), seed, split, captions, fps, self._length, *([native] if native else [])]
         self._description = json.dumps(described, sort_keys=True, default=str)
         self.world.caption(self.world.facts(self._offset), captions)  # refuses an unknown level now
-        self._caches: dict[Size, _ClipCache] = {}
+        self._caches: dict[Crop, _ClipCache] = {}
 
     @cached_property
     def infos(self) -> Sequence[ClipInfo]:  # type: ignore[override]
@@ -107,48 +107,47 @@ class WorldSource(Source):
         content = hashlib.sha256(told.encode()).hexdigest()[:16]
         return [ClipInfo(f"{self.world.split}-{n}", *self._native_size(n), self._fps, content=content) for n in numbers]
 
-    def _native_size(self, number: int) -> tuple[int, int, int]:
+    def _native_size(self, number: int) -> VideoSize:
         if self._native is None:
-            return FRAMES, 256, 256
+            return VideoSize(FRAMES, 256, 256)
         key = coarse_generator(self._seed, "native", self.world.split, number)
-        return self._native[int(torch.randint(len(self._native), (), generator=key))]
+        return VideoSize(*self._native[int(torch.randint(len(self._native), (), generator=key))])
 
-    def prepare(self, sizes: Mapping[int, tuple[int, int, int]], fps: float | None) -> None:
+    def prepare(self, crops: Mapping[int, Crop]) -> None:
         """Fills the cache, where there is one."""
         if self._cache_root is None:
             return
-        rate = fps or self._fps
-        wanted: dict[Size, list[int]] = {}
-        for index, (frames, height, width) in sizes.items():
-            wanted.setdefault((frames, *self._cover(index, height, width), rate), []).append(index)
-        for size, indices in wanted.items():
-            missing = self._cache(size).missing(indices)
+        wanted: dict[Crop, list[int]] = {}
+        for index, crop in crops.items():
+            wanted.setdefault(self._rendered(index, crop), []).append(index)
+        for crop, indices in wanted.items():
+            missing = self._cache(crop).missing(indices)
             if missing:
-                what = f"rendering {size[0]}x{size[1]}x{size[2]} clips, once"
+                what = f"rendering {crop.size} clips, once"
                 for index in tqdm(missing, desc=what, unit="clip", mininterval=1):
-                    self._video(index, size, self.world.facts(self._offset + index))
+                    self._video(index, crop, self.world.facts(self._offset + index))
 
-    def load(
-        self, index: int, frames: int, height: int, width: int, *, generator: torch.Generator, fps: float | None
-    ) -> Clip:
+    def load(self, index: int, crop: Crop, *, generator: torch.Generator) -> Clip:
         facts = self.world.facts(self._offset + index)
-        rate = fps or self._fps
-        own = self.infos[index]
-        if self._native is not None and (frames - 1) / rate > (own.frames - 1) / own.fps + 1e-6:
-            raise DecodeError(f"{own.id}: {frames} frames at {rate:g} per second do not fit into its {own.frames}")
-        size = self._cover(index, height, width)
-        video = self._video(index, (frames, *size, rate), facts)
-        if size != (height, width):
-            video = cut(video, height, width, generator if self._split == "train" else None)
-        told = {**facts.as_dict(), "config": self.world.config, "cropped": size != (height, width)}
+        made = self._rendered(index, crop)
+        rate, own = made.fps or self._fps, self.infos[index]
+        if self._native is not None and (crop.size.frames - 1) / rate > (own.frames - 1) / own.fps + 1e-6:
+            raise DecodeError(
+                f"{own.id}: {crop.size.frames} frames at {rate:g} per second do not fit into its {own.frames}"
+            )
+        video = self._video(index, made, facts)
+        if made.size != crop.size:
+            video = cut(video, crop.size, generator if self._split == "train" else None)
+        told = {**facts.as_dict(), "config": self.world.config, "cropped": made.size != crop.size}
         return Clip(video, self.world.caption(facts, self._captions, key=facts.index), rate, told)
 
-    def _cover(self, index: int, height: int, width: int) -> tuple[int, int]:
-        """The size at which the clip's own picture covers the asked one."""
+    def _rendered(self, index: int, crop: Crop) -> Crop:
+        """What is rendered for a window: the clip's own picture, where it has one, at a size that covers it."""
+        rate = crop.fps or self._fps
         if self._native is None:
-            return height, width
+            return Crop(crop.size, rate)
         own = self.infos[index]
-        return covering(own.height, own.width, height, width)
+        return Crop(VideoSize(crop.size.frames, *covering(own.height, own.width, crop.size)), rate)
 
     def recaption(self, index: int, style: str) -> str:
         """A clip's caption in another style.
@@ -159,22 +158,22 @@ class WorldSource(Source):
         number = self._offset + index
         return self.world.caption(self.world.facts(number), style, key=number)
 
-    def _cache(self, size: Size) -> _ClipCache:
-        if size not in self._caches:
-            self._caches[size] = _ClipCache(Path(str(self._cache_root)), self.fingerprint(), self._length, size)
-        return self._caches[size]
+    def _cache(self, crop: Crop) -> _ClipCache:
+        if crop not in self._caches:
+            self._caches[crop] = _ClipCache(Path(str(self._cache_root)), self.fingerprint(), self._length, crop)
+        return self._caches[crop]
 
-    def _video(self, index: int, size: Size, facts: Facts) -> UInt8[Tensor, "frames height width 3"]:
+    def _video(self, index: int, crop: Crop, facts: Facts) -> UInt8[Tensor, "frames height width 3"]:
         if self._cache_root is None:
-            return self._render(facts, size)
-        return self._cache(size).get(index, lambda: self._render(facts, size))
+            return self._render(facts, crop)
+        return self._cache(crop).get(index, lambda: self._render(facts, crop))
 
-    def _render(self, facts: Facts, size: Size) -> UInt8[Tensor, "frames height width 3"]:
+    def _render(self, facts: Facts, crop: Crop) -> UInt8[Tensor, "frames height width 3"]:
         # Rendering is many small operations: a second thread costs more than it brings.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return self.world.render(facts, *size)
+            return self.world.render(facts, *crop.size, crop.fps or self._fps)
         finally:
             torch.set_num_threads(threads)
 
@@ -194,13 +193,12 @@ class _ClipCache:
     rendered again, with a warning.
     """
 
-    def __init__(self, root: Path, fingerprint: str, clips: int, size: Size) -> None:
-        frames, height, width, fps = size
+    def __init__(self, root: Path, fingerprint: str, clips: int, crop: Crop) -> None:
         check_folder("the world's cache", root)
         root.mkdir(parents=True, exist_ok=True)
-        stem = root / f"world-{fingerprint}-{clips}x{frames}x{height}x{width}@{fps:g}"
+        stem = root / f"world-{fingerprint}-{clips}x{crop.size}@{crop.fps:g}"
         self._path = stem.with_name(stem.name + ".u8")
-        self._videos = _memmap(self._path, (clips, frames, height, width, 3))
+        self._videos = _memmap(self._path, (clips, *crop.size, 3))
         self._digests = _memmap(stem.with_name(stem.name + ".digests"), (clips, DIGEST))
 
     def missing(self, indices: Sequence[int]) -> list[int]:

@@ -13,6 +13,7 @@ import torch
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.data.sources.world import WorldSource
 from lightning_sora.errors import SoraError
+from lightning_sora.spacetime import Crop
 
 
 @SOURCES.register("worlds")
@@ -73,19 +74,17 @@ class WorldsSource(Source):
             for name, info in zip(self._names, turn, strict=True)
         ]
 
-    def prepare(self, sizes: Mapping[int, tuple[int, int, int]], fps: float | None) -> None:
+    def prepare(self, crops: Mapping[int, Crop]) -> None:
         """Fills the caches of all worlds."""
         for level, world in enumerate(self.worlds):
             own = {
-                index // len(self.worlds): size for index, size in sizes.items() if index % len(self.worlds) == level
+                index // len(self.worlds): crop for index, crop in crops.items() if index % len(self.worlds) == level
             }
-            world.prepare(own, fps)
+            world.prepare(own)
 
-    def load(
-        self, index: int, frames: int, height: int, width: int, *, generator: torch.Generator, fps: float | None
-    ) -> Clip:
+    def load(self, index: int, crop: Crop, *, generator: torch.Generator) -> Clip:
         own, level = divmod(index, len(self.worlds))
-        clip = self.worlds[level].load(own, frames, height, width, generator=generator, fps=fps)
+        clip = self.worlds[level].load(own, crop, generator=generator)
         return replace(clip, caption=self.worlds[level].recaption(own, self.captions[own % len(self.captions)]))
 
     def fingerprint(self) -> str:
