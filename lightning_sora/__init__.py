@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lightning_sora.ablation.study import Study as Study
+    from lightning_sora.data.collection import open_collection as open_collection
     from lightning_sora.data.datamodule import SpacetimeDataModule as SpacetimeDataModule
     from lightning_sora.data.manifest import MANIFESTS as MANIFESTS
     from lightning_sora.data.prompts import PromptDataModule as PromptDataModule
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     from lightning_sora.diffusion.weighting import WEIGHTINGS as WEIGHTINGS
     from lightning_sora.errors import SoraError as SoraError
     from lightning_sora.jobs.engines import ENGINES as ENGINES
+    from lightning_sora.lab.check import check_data as check_data
     from lightning_sora.lab.comparing import Verdicts as Verdicts
     from lightning_sora.lab.comparing import compare as compare
+    from lightning_sora.lab.inspect import inspect_data as inspect_data
     from lightning_sora.lab.models import load as load
     from lightning_sora.lab.videos import read_video as read_video
     from lightning_sora.lab.videos import save_video as save_video
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
 #: module: the names that it gives to this one.
 _PLACES = {
     "ablation.study": ("Study",),
+    "data.collection": ("open_collection",),
     "data.datamodule": ("SpacetimeDataModule",),
     "data.manifest": ("MANIFESTS",),
     "data.prompts": ("PromptDataModule",),
@@ -85,6 +89,8 @@ _PLACES = {
     "errors": ("SoraError",),
     "jobs.engines": ("ENGINES",),
     "lab.comparing": ("Verdicts", "compare"),
+    "lab.check": ("check_data",),
+    "lab.inspect": ("inspect_data",),
     "lab.models": ("load",),
     "lab.videos": ("read_video", "save_video"),
     "lit.captioner": ("LitCaptioner",),

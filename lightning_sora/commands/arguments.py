@@ -21,3 +21,12 @@ def positive(text: str) -> float:
     if not 0 < value < 1000:
         raise argparse.ArgumentTypeError(f"{text!r} must be a number between 0 and 1000")
     return value
+
+
+def triple(text: str) -> tuple[int, int, int]:
+    """Three whole numbers with commas between, of frames, height and width."""
+    try:
+        frames, height, width = map(int, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be three whole numbers, as 4,16,16") from None
+    return frames, height, width

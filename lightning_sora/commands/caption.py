@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         SoraError: no such source or captioner, or a table of other clips or another captioner is in the way.
     """
+    from lightning_sora.data.collection import open_collection
     from lightning_sora.data.sizes import Limits
-    from lightning_sora.data.sources.which import source_of
     from lightning_sora.jobs.engines import ENGINES
     from lightning_sora.jobs.shards import Shard, claim, run_shards
     from lightning_sora.lab.devices import usable_device
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     load_packages()
     load_plugins(args.plugins)
     captioner = create_captioner(args.captioner, str(usable_device(args.device)))
-    spec = args.source or source_of(args.path)
+    spec = args.source or open_collection(args.path).source
     ENGINES.create(args.engine)  # refused before anything is claimed
     frames, height, width = (getattr(args, name) or own for name, own in zip(SIZE, captioner.size, strict=True))
     Limits(frames, height, width, captioner.patch, args.batch_size)

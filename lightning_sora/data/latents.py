@@ -24,7 +24,6 @@ from jaxtyping import Float, UInt8
 from safetensors.torch import save
 from torch import Tensor
 
-import lightning_sora.data.sources  # noqa: F401  (first: storage and the sources import each other)
 from lightning_sora.data import storage
 from lightning_sora.errors import SoraError
 from lightning_sora.sealing import BLANK, KEY, is_whole, parquet_bytes, read_json, seal, verify

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-# The module, not its names: either of the two may be imported first.
 from lightning_sora.data import decode
 from lightning_sora.data.places import DecodeError, MediaPath
 from lightning_sora.spacetime import Crop, VideoSize

@@ -77,6 +77,7 @@ ALLOWED: dict[str, set[str]] = {
         "plugins",
         "recipe",
         "redaction",
+        "randomness",
         "spacetime",
         "tracking",
     },

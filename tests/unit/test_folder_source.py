@@ -212,12 +212,12 @@ def test_bad_files_are_counted_and_told_or_stop_the_run(tmp_path: Path, caplog: 
         source = FolderSource(root=str(tmp_path))
     assert [info.id for info in source.infos] == ["good.mp4"]
     assert set(source.failures) == {"text.mp4", "empty.webm"}
-    assert "2 of 3 files" in caplog.text
+    assert "2 of 3 clips" in caplog.text
     assert "empty.webm (the file is empty)" in caplog.text
     with pytest.raises(DecodeError, match=r"empty\.webm: the file is empty"):
         FolderSource(root=str(tmp_path), on_error="raise")
     (tmp_path / "good.mp4").unlink()
-    with pytest.raises(SoraError, match="no usable video or image under"):
+    with pytest.raises(SoraError, match="no usable video or image in"):
         FolderSource(root=str(tmp_path))
 
 

@@ -15,10 +15,10 @@ import torch
 from lightning_sora import media
 from lightning_sora.cli import main
 from lightning_sora.data import decode
+from lightning_sora.data.collection import open_collection
 from lightning_sora.data.manifest import read_manifest
 from lightning_sora.data.places import DecodeError
 from lightning_sora.data.quarantine import read_quarantine, write_quarantine
-from lightning_sora.data.sources.which import source_of
 from lightning_sora.errors import SoraError
 from lightning_sora.spacetime import Crop, VideoSize
 from tests.unit.test_manifests import (  # noqa: F401
@@ -129,12 +129,12 @@ def test_links_in_a_tar_are_what_they_link_to(files: Path) -> None:
 @pytest.mark.parametrize("name", ["a.csv", "a.tar", "a.json", "a.jsonl", "a.parquet", "data.txt"])
 def test_a_folder_may_be_called_as_a_table_is(files: Path, name: str) -> None:
     (files / name).mkdir()
-    assert source_of(files / name) == "folder"
-    with pytest.raises(SoraError, match="the source 'folder' reads folders without one"):
+    assert open_collection(files / name).source == "folder"
+    with pytest.raises(SoraError, match=r"of no known style: .*folder needs videos or images"):
         read_manifest(files / name)
     with tarfile.open(files / name / "1.TAR", "w") as tar:
         tar.add(files / "a.mp4", "k.mp4")
-    assert source_of(files / name) == "manifest"
+    assert open_collection(files / name).source == "manifest"
     assert read_manifest(files / name)[0] == "webdataset"
 
 

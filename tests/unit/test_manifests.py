@@ -15,13 +15,13 @@ import torch
 
 from lightning_sora import media
 from lightning_sora.cli import main
-from lightning_sora.commands import data_check
+from lightning_sora.data.collection import Collection, open_collection
 from lightning_sora.data.manifest import MANIFESTS, detect, read_manifest
 from lightning_sora.data.places import DecodeError
 from lightning_sora.data.quarantine import read_quarantine, write_quarantine
 from lightning_sora.data.sources import SOURCES, Source
-from lightning_sora.data.sources.which import source_of
 from lightning_sora.errors import SoraError
+from lightning_sora.lab import check as checks
 from lightning_sora.spacetime import Crop, VideoSize
 
 FRAMES, HEIGHT, WIDTH, FPS = 6, 32, 48, 8.0
@@ -323,11 +323,11 @@ def test_a_style_of_ones_own_joins_the_others(files: Path) -> None:
 
 
 def test_plain_folders_stay_with_the_folder_source(files: Path) -> None:
-    assert source_of(files) == "folder"
+    assert open_collection(files).source == "folder"
     videofolder(files)
-    assert source_of(files) == "folder"
+    assert open_collection(files).source == "folder"
     cogvideox(files)
-    assert source_of(files) == "manifest"
+    assert open_collection(files).source == "manifest"
 
 
 def _paths(files: Path) -> dict[str, str]:
@@ -340,6 +340,7 @@ def _paths(files: Path) -> dict[str, str]:
     table(files / "m.csv", [{"path": "a.mp4", "text": "x"}])
     return {
         str(files): "folder",
+        str(files / "a.mp4"): "manifest",
         str(files / "m.csv"): "manifest",
         str(files / "tars"): "manifest",
         str(files / "tars" / "shard-000.tar"): "manifest",
@@ -367,8 +368,8 @@ def test_every_command_reads_a_path_by_the_same_source(
         assert main(["caption", path, "--captioner", "facts", "--out", "x.parquet"]) == 2
     assert asked == [(path, source) for path, source in expected.items() for _ in range(2)]
     capsys.readouterr()
-    monkeypatch.setattr(data_check, "_folder", lambda _: create("folder", root=""))
-    monkeypatch.setattr(data_check, "_manifest", lambda *_: create("manifest", root=""))
+    monkeypatch.setattr(checks, "find_media", lambda _: create("folder", root=""))
+    monkeypatch.setattr(Collection, "rows", property(lambda _: create("manifest", root="")))
     for path, source in expected.items():
         assert main(["data", "check", path]) == 2
         if source == "latents":
@@ -381,9 +382,18 @@ def test_every_command_reads_a_path_by_the_same_source(
 
 
 def test_a_source_that_cannot_read_a_path_names_the_one_that_can(files: Path) -> None:
-    for path, named in ((files, "manifest"), (files / "a.mp4", "folder")):
-        with pytest.raises(SoraError, match=r"the source 'folder' reads|the source 'manifest', which reads"):
-            SOURCES.create(named, root=str(path), split="train", seed=0)
+    with pytest.raises(SoraError, match="the source 'manifest', which reads"):
+        SOURCES.create("folder", root=str(files / "a.mp4"), split="train", seed=0)
+
+
+def test_a_folder_and_a_file_are_manifests_too(files: Path) -> None:
+    (files / "a.txt").write_text("a red clip\n")
+    whole: Any = SOURCES.create("manifest", root=str(files), split="train", seed=0)
+    folder = SOURCES.create("folder", root=str(files), split="train", seed=0)
+    assert (whole.style, list(whole.infos)) == ("folder", list(folder.infos))
+    one: Any = SOURCES.create("manifest", root=str(files / "a.mp4"), split="test", seed=0)
+    assert [(info.id, info.caption) for info in one.infos] == [("a.mp4", "a red clip")]
+    assert read_manifest(files, "folder(captions='none')")[1][0].captions == ()
 
 
 def test_a_file_that_has_changed_is_looked_at_again(files: Path) -> None:

@@ -191,7 +191,7 @@ def test_what_ffmpeg_and_pillow_read_is_found_and_the_rest_is_counted(
     assert found.passed_over in caplog.text
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "a.r3d").write_text("x")
-    with pytest.raises(SoraError, match=r"no file of a known kind; 1 of other kinds: \.r3d \(1\)"):
+    with pytest.raises(SoraError, match=r"no video or image of a known kind under .*; 1 of other kinds: \.r3d \(1\)"):
         SOURCES.create("folder", root=str(tmp_path / "only"), split="train", seed=0)
     for command in (
         ["data", "check"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from lightning_sora.data.manifest import lists, open_sora_plan, tables, webdataset  # noqa: F401  (they register themselves)
+from lightning_sora.data.manifest import folder, lists, open_sora_plan, tables, webdataset  # noqa: F401  (they register themselves)
 from lightning_sora.data.manifest.reach import Reach
 from lightning_sora.data.manifest.rows import MANIFESTS, ClipRow, ManifestStyle
 from lightning_sora.data.manifest.tables import SUFFIXES
@@ -16,13 +16,14 @@ from lightning_sora.names import shown
 
 __all__ = ["MANIFESTS", "ClipRow", "ManifestStyle", "detect", "found_at", "read_manifest"]
 
-#: Where several styles fit, the one that says more stands first.
+#: Where several styles fit, the one that says more stands first; last, after those of plugins, a folder without any.
 ORDER = ("webdataset", "cogvideox", "sat", "open_sora_plan", "ltx", "videofolder", "open_sora", "openvid")
+LAST = "folder"
 
 
 def detect(place: Location) -> str | None:
     """The style of a manifest, or None."""
-    names = [*ORDER, *(name for name in MANIFESTS.list() if name not in ORDER)]
+    names = [*ORDER, *(name for name in MANIFESTS.list() if name not in (*ORDER, LAST)), LAST]
     return next((name for name in names if MANIFESTS.create(name).matches(place)), None)
 
 
@@ -43,8 +44,7 @@ def read_manifest(place: Location, style: str = "auto", confined: bool | None = 
         plain = not is_remote(place) and os.path.isdir(place)
         columns = header_of(place) if str(place).lower().endswith(SUFFIXES) and not plain else []
         told = f" (its columns are {columns_in_words(columns)})" if columns else ""
-        also = "; the source 'folder' reads folders without one" if plain else ""
-        raise SoraError(f"{shown(str(place))} is a manifest of no known style{told}: {known}{also}")
+        raise SoraError(f"{shown(str(place))} is a manifest of no known style{told}: {known}")
     reader = MANIFESTS.create(found)
     reader.reach = reach = Reach.of(place, confined)
     rows = reader.read(place)

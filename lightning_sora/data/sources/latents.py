@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-# As modules, not names: these two import the sources' base class, and with it this file.
 from lightning_sora.data import latents as cache
 from lightning_sora.data import storage
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
