@@ -7,7 +7,6 @@ command is meant, imports that one alone, and turns whatever ends it into an exi
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import os
 import sys
@@ -18,7 +17,7 @@ from types import TracebackType
 from typing import Any, NoReturn, TextIO
 
 from lightning_sora import __version__
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, did_you_mean
 from lightning_sora.exits import USER_ERROR, ending_of, own_signal_handlers
 from lightning_sora.names import at_home, local_path, shown
 from lightning_sora.redaction import RedactedStream, redact
@@ -120,8 +119,7 @@ def _dispatch(arguments: list[str]) -> int:
         module.add_parser(parser.add_subparsers(dest="command", required=True, parser_class=OneLineParser))
         return module.run(parser.parse_args(arguments))
     known = [*TRAINING, *ABLATE, *LIGHT]
-    near = difflib.get_close_matches(command, known, n=2, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    hint = did_you_mean(command, known, repr)
     raise SoraError(f"unknown command {command!r}; {hint}commands: {', '.join(known)}")
 
 

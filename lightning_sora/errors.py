@@ -1,5 +1,8 @@
 """The one kind of error a user should ever read: the value, the constraint, the remedy."""
 
+import difflib
+from collections.abc import Callable, Iterable
+
 from lightning_sora.names import shown
 from lightning_sora.redaction import redact
 
@@ -19,3 +22,20 @@ class SoraError(ValueError):
 
 class WeightsMissing(SoraError):
     """A network that others trained, or an earlier run, is not where it is looked for; it may come there yet."""
+
+
+def did_you_mean(word: str, known: Iterable[str], written: Callable[[str], str] = str) -> str:
+    """Suggests what a word that is not known may have been meant for.
+
+    Args:
+        written: how a known word is to be written where it is not as it stands, such as ``repr``.
+
+    Returns:
+        "did you mean 'a' or 'b'? ", to stand in a message; empty where nothing is near.
+
+    Example:
+        >>> did_you_mean("atention", ["attention", "depth"])
+        'did you mean attention? '
+    """
+    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(map(written, near))}? " if near else ""

@@ -8,7 +8,6 @@ parameter and a row of a table. Options are Python literals; nothing is ever eva
 from __future__ import annotations
 
 import ast
-import difflib
 import fnmatch
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, did_you_mean
 from lightning_sora.names import at_home
 
 T = TypeVar("T")
@@ -104,8 +103,7 @@ class Registry(Generic[T]):
             SoraError: unknown name; near matches and the known names are listed.
         """
         if name not in self._builders:
-            near = difflib.get_close_matches(name, self._builders, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+            hint = did_you_mean(name, self._builders, repr)
             raise SoraError(f"unknown {self.kind} {name!r}; {hint}known: {', '.join(self.list()) or 'none'}")
         return self._builders[name]
 

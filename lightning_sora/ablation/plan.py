@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 
 from lightning_sora.directions import Mode, chosen_mode
 from lightning_sora.documents import read_yaml
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, did_you_mean
 from lightning_sora.names import local_path
 
 Quantity = Literal["steps", "tokens", "flops", "params", "seconds"]
@@ -215,9 +214,8 @@ def read_seeds(content: Any) -> tuple[int, ...]:
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not os.path.isfile(path):
         present = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, present, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"{path.parent} holds {', '.join(present) or 'none'}"
-        raise SoraError(f"no ablation file at {path}; {hint}")
+        hint = did_you_mean(path.name, present) or f"{path.parent} holds {', '.join(present) or 'none'}"
+        raise SoraError(f"no ablation file at {path}; {hint.strip()}")
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise SoraError(f"{path} must hold keys such as `base:` and `arms:`, not {type(content).__name__}")
@@ -227,8 +225,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _known(place: str, content: Mapping[str, Any], fields: set[str]) -> None:
     for name in content:
         if name not in fields:
-            near = difflib.get_close_matches(str(name), fields, n=2, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            hint = did_you_mean(str(name), fields)
             raise SoraError(f"{place}: no key {name!r} in an ablation; {hint}known: {', '.join(sorted(fields))}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from lightning_sora.ablation.record import PLAN_FILE, REASON
 from lightning_sora.ablation.runs import AT_ONCE, RunData, RunReader, open_reader
 from lightning_sora.ablation.study import Arm, Study, Trial
 from lightning_sora.directions import Mode, chosen_mode, direction
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, did_you_mean
 
 #: Keys of a recipe that say which repetition it is, or where it runs: never the factor of plain runs.
 NOT_FACTORS = (
@@ -66,8 +65,7 @@ def _ablation(reader: RunReader, what: str | None) -> RunData | None:
     if runs:
         raise SoraError(f"{what!r} is one run; name an ablation, or at least two runs")
     known = sorted({run.tags[tags.NAME] for run in reader.tagged({tags.ROLE: "ablation"})})
-    near = difflib.get_close_matches(what, known, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    hint = did_you_mean(what, known)
     raise SoraError(f"no ablation and no run {what!r} in this store; {hint}ablations: {', '.join(known) or 'none'}")
 
 
@@ -230,7 +228,6 @@ def _chosen(study: Study, metric: str | None, mode: Mode | None, baseline: str |
 def _refuse_unlogged(trials: Sequence[Trial], metric: str) -> None:
     logged = sorted({name for trial in trials for name in trial.metrics})
     if metric not in logged:
-        near = difflib.get_close_matches(metric, logged, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        hint = did_you_mean(metric, logged)
         shown = [name for name in logged if name.startswith(("val/", "test/"))]
         raise SoraError(f"no metric {metric!r} in these runs; {hint}logged: {', '.join(shown)}")

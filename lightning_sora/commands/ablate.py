@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import sys
 import time
@@ -16,7 +15,7 @@ import yaml
 
 from lightning_sora.ablation.plan import Plan, read_plan
 from lightning_sora.documents import parse_yaml
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, did_you_mean
 from lightning_sora.redaction import in_environment, redact
 from lightning_sora.sealing import read_json, seal_json, write_whole
 from lightning_sora.texts import read_text
@@ -156,8 +155,7 @@ class _Sitting:
                 self._refuse_changed_code(record, planned)
                 problem = outcome.message or f"exit status {outcome.status}" if outcome.status else ""
                 if not problem and self.plan.metric not in metrics:
-                    near = difflib.get_close_matches(self.plan.metric, metrics, n=3, cutoff=0.5)
-                    hint = f"did you mean {' or '.join(near)}? " if near else ""
+                    hint = did_you_mean(self.plan.metric, metrics)
                     problem = f"no metric {self.plan.metric!r}; {hint}logged: {', '.join(sorted(metrics)) or 'none'}"
                 if problem:
                     failures[outcome.job.name] = f"{problem} (log: {outcome.job.log})"
@@ -292,8 +290,7 @@ def _dotted(rest: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         key, equals, value = flag.removeprefix("--").partition("=")
         if not flag.startswith("--") or not equals or "." not in key:
             known = [o for a in parser()._actions for o in a.option_strings]
-            near = difflib.get_close_matches(flag.partition("=")[0], known, n=2, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            hint = did_you_mean(flag.partition("=")[0], known)
             raise SoraError(
                 f"unexpected {flag!r}; {hint}keys of the recipe are set by --section.key=value, with the equals sign"
             )

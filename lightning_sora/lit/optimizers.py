@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import inspect
 import math
@@ -13,7 +12,7 @@ import timm.optim
 import torch
 from torch import nn
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, did_you_mean
 from lightning_sora.lit.muon import Muon
 from lightning_sora.registry import Registry, Spec, check_types
 
@@ -108,11 +107,9 @@ def _builder(name: str) -> str | type[torch.optim.Optimizer]:
     if inspect.isclass(candidate) and issubclass(candidate, torch.optim.Optimizer):
         return candidate
     known = [*timm.optim.list_optimizers(), *(n for n in dir(torch.optim) if n[0].isupper())]
-    near = difflib.get_close_matches(name, known, n=3)
     raise SoraError(
-        f"unknown optimizer {name!r}; "
-        + (f"did you mean {' or '.join(map(repr, near))}? " if near else "")
-        + "known: timm.optim.list_optimizers() and the classes of torch.optim"
+        f"unknown optimizer {name!r}; {did_you_mean(name, known, repr)}known: timm.optim.list_optimizers() and the "
+        "classes of torch.optim"
     )
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import Any
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, did_you_mean
 
 
 def find_class(name: str, base: type) -> type:
@@ -26,8 +25,7 @@ def find_class(name: str, base: type) -> type:
             reason = f" ({problem})"
     if isinstance(found, type) and issubclass(found, base):
         return found
-    near = difflib.get_close_matches(short, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    hint = did_you_mean(short, known)
     raise SoraError(
         f"class_path {name!r} is no {base.__name__} that can be found{reason}; {hint}known: {', '.join(sorted(known))}"
     )

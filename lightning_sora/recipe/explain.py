@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, did_you_mean
 from lightning_sora.recipe.classes import imported
 
 
@@ -34,8 +33,7 @@ def explain(message: str) -> str:
     text = " ".join(message.split())
     if unknown := re.search(r"given class_path '([^']+)': Option '([^']+)' is not accepted", text):
         accepted = list(inspect.signature(imported(unknown[1])).parameters)
-        near = difflib.get_close_matches(unknown[2], accepted, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        hint = did_you_mean(unknown[2], accepted)
         return f"{unknown[1]} has no option {unknown[2]!r}; {hint}accepted: {', '.join(accepted)}"
     if lacking := re.search(
         r"given class_path '([^']+)': the following arguments are required: ([\w, ]+?)(?= - |$)", text

@@ -6,7 +6,6 @@ near matches; what can be told beforehand is told here.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import io
@@ -23,7 +22,7 @@ import yaml
 from jsonargparse import Namespace
 
 from lightning_sora.documents import parse_yaml, read_yaml, refuse_unbounded
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, did_you_mean
 from lightning_sora.names import at_home, local_path
 
 SHOWN = 80  # letters of what is on a command line
@@ -49,12 +48,9 @@ def recipe_files(arguments: Sequence[str]) -> list[Path]:
             continue
         folder = file.parent if file.parent.is_dir() else Path()
         present = sorted(path.name for path in folder.glob("*.y*ml"))
-        near = difflib.get_close_matches(file.name, present, n=3, cutoff=0.5)
-        if near:
-            hint = f"did you mean {' or '.join(str(file.parent / name) for name in near)}?"
-        else:
-            hint = f"{folder.absolute()} holds {', '.join(present[:10]) or 'no recipe'}"
-        raise SoraError(f"no recipe at {file}; {hint}")
+        hint = did_you_mean(file.name, present, lambda name: str(file.parent / name))
+        hint = hint or f"{folder.absolute()} holds {', '.join(present[:10]) or 'no recipe'}"
+        raise SoraError(f"no recipe at {file}; {hint.strip()}")
     return files
 
 
@@ -274,9 +270,7 @@ def _check_name(place: str, name: str, section: str, accepted: Sequence[str] | N
     if accepted is None or name in accepted:
         return
     dotted = f"{section}.{name}" if section else name
-    near = difflib.get_close_matches(name, accepted, n=3, cutoff=0.5)
-    prefix = f"{section}." if section else ""
-    hint = f"did you mean {' or '.join(prefix + match for match in near)}? " if near else ""
+    hint = did_you_mean(name, accepted, f"{section}.{{}}".format if section else str)
     where = f"in {section}" if section else "at this level"
     raise SoraError(f"{place}: no option {dotted!r}; {hint}accepted {where}: {', '.join(sorted(accepted))}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import linecache
 import sys
 import traceback
@@ -17,7 +16,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, did_you_mean
 
 #: The least that an option means something by; lightning takes less, and divides by zero or does nothing.
 LEAST = {
@@ -51,8 +50,7 @@ def check_asked(asked: Mapping[str, Any]) -> None:
     for name, accepted in known.items():
         value = asked.get(name)
         if isinstance(value, str) and value.lower() not in accepted:
-            near = difflib.get_close_matches(value.lower(), accepted, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            hint = did_you_mean(value.lower(), accepted)
             if "." in value:
                 hint = f"a class is named by trainer.{name}.class_path in a recipe; "
             shown = [one for one in accepted if "unused" not in one and "offload" not in one]
