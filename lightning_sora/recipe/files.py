@@ -43,15 +43,14 @@ def recipe_files(arguments: Sequence[str]) -> list[Path]:
         SoraError: a file is missing; its nearest neighbours are named.
     """
     files = [local_path(value) for flag, value in _flags(arguments) if flag in ("--config", "-c")]
-    for file in files:
-        if os.path.isfile(file):
-            continue
-        folder = file.parent if file.parent.is_dir() else Path()
-        present = sorted(path.name for path in folder.glob("*.y*ml"))
-        hint = did_you_mean(file.name, present, lambda name: str(file.parent / name))
-        hint = hint or f"{folder.absolute()} holds {', '.join(present[:10]) or 'no recipe'}"
-        raise SoraError(f"no recipe at {file}; {hint.strip()}")
-    return files
+    file = next((file for file in files if not os.path.isfile(file)), None)
+    if file is None:
+        return files
+    folder = file.parent if file.parent.is_dir() else Path()
+    present = sorted(path.name for path in folder.glob("*.y*ml"))
+    hint = did_you_mean(file.name, present, lambda name: str(file.parent / name))
+    hint = hint or f"{folder.absolute()} holds {', '.join(present[:10]) or 'no recipe'}"
+    raise SoraError(f"no recipe at {file}; {hint.strip()}")
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
