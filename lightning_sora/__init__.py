@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lightning_sora.lab.comparing import compare as compare
     from lightning_sora.lab.inspect import inspect_data as inspect_data
     from lightning_sora.lab.models import load as load
+    from lightning_sora.lab.parts import registries as registries
     from lightning_sora.lab.videos import read_video as read_video
     from lightning_sora.lab.videos import save_video as save_video
     from lightning_sora.lit.captioner import LitCaptioner as LitCaptioner
@@ -92,6 +93,7 @@ _PLACES = {
     "lab.check": ("check_data",),
     "lab.inspect": ("inspect_data",),
     "lab.models": ("load",),
+    "lab.parts": ("registries",),
     "lab.videos": ("read_video", "save_video"),
     "lit.captioner": ("LitCaptioner",),
     "lit.captioners": ("CAPTIONERS",),

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-_HOME = re.compile(r"~[\w.\-]*(?:/|$)")
+_HOME = re.compile(r"((?:\w+:)?)~[\w.\-]*(?:/|$)")
 _BYTE = re.compile(rb"\\x([89a-f][0-9a-f])")
 
 
@@ -28,11 +28,10 @@ def named(text: str) -> str:
 
 
 def at_home(text: str) -> str:
-    """A path that begins with ``~/``, or with ``hf:~/``, with the home folder in its place, as a shell writes it; any
-    other text as it is."""
-    prefix = "hf:" if text.startswith("hf:") else ""
-    path = text.removeprefix(prefix)
-    return f"{prefix}{os.path.expanduser(path)}" if _HOME.match(path) else text
+    """A path that begins with ``~/``, or with a word and a colon before it as in ``hf:~/``, with the home folder in its
+    place, as a shell writes it; any other text as it is."""
+    found = _HOME.match(text)
+    return f"{found[1]}{os.path.expanduser(text[found.end(1) :])}" if found else text
 
 
 def local_path(path: str | Path) -> Path:

@@ -6,6 +6,7 @@ group ``lightning_sora.plugins``, each of which names a module that registers pa
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -59,24 +60,30 @@ def load_plugins(files: Sequence[str | Path]) -> list[Plugin]:
     return [_load(Path(file)) for file in files]
 
 
+@functools.cache
+def _offered() -> tuple[metadata.EntryPoint, ...]:
+    return tuple(metadata.entry_points(group=GROUP))
+
+
 def load_packages() -> None:
-    """Imports what installed packages offer as plugins, once.
+    """Imports what installed packages offer as plugins, once; registries do so before they list or miss a part.
 
     Raises:
         SoraError: one cannot be imported; its distribution is named.
     """
-    for entry in metadata.entry_points(group=GROUP):
+    for entry in _offered():
         if entry.value in _PACKAGES:
             continue
+        _PACKAGES.add(entry.value)  # at once: what it imports may ask again
         try:
             entry.load()
         except (Exception, SystemExit) as problem:
+            _PACKAGES.discard(entry.value)
             distribution = entry.dist.name if entry.dist is not None else "an installed package"
             raise SoraError(
                 f"the plugin {entry.name!r} of {distribution} cannot be loaded ({_where(problem, None)}); mend or "
                 f"uninstall {distribution}"
             ) from problem
-        _PACKAGES.add(entry.value)
 
 
 def _load(file: Path) -> Plugin:

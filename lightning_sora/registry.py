@@ -1,133 +1,195 @@
-"""Names for parts: register, create, list.
-
-A part is asked for by a *spec*: a name, or a name with keyword options, as in
-``"window(size=(2, 4, 4))"``. The same string is a recipe value, a command-line flag, an mlflow
-parameter and a row of a table. Options are Python literals; nothing is ever evaluated.
-"""
+"""Registries: the parts of one kind by name; register, create, list. How a part is asked for, :mod:`.specs` says."""
 
 from __future__ import annotations
 
-import ast
 import fnmatch
+import functools
+import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import NoneType, UnionType
-from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lightning_sora.errors import SoraError, did_you_mean
 from lightning_sora.names import at_home
+from lightning_sora.plugins import load_packages
+from lightning_sora.specs import SPEC, Spec, is_path
+
+if TYPE_CHECKING:
+    from lightning_sora.contracts import Contract
 
 T = TypeVar("T")
-SHOWN = 300  # letters of a spec that cannot be read
-
-
-@dataclass(frozen=True)
-class Spec:
-    """A parsed request: which part, with which options."""
-
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        if not self.options:
-            return self.name
-        return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.options.items())})"
-
-    @classmethod
-    def parse(cls, text: str | Spec) -> Spec:
-        """Reads ``"name"`` or ``"name(option=literal, ...)"``.
-
-        Raises:
-            SoraError: the text is no such form, or an option is not a Python literal.
-        """
-        if isinstance(text, Spec):
-            return text
-        try:
-            node = ast.parse(text.strip(), mode="eval").body
-            if isinstance(node, ast.Name):
-                return cls(node.id)
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                raise ValueError(f"parts have names without a module: {node.func.attr!r}")
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-                raise ValueError("not a call of a name")
-            if node.args or any(keyword.arg is None for keyword in node.keywords):
-                raise ValueError("options are given by name")
-            options = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
-        except (SyntaxError, ValueError, AttributeError, TypeError, RecursionError, MemoryError) as problem:
-            reason = problem.msg if isinstance(problem, SyntaxError) else str(problem)
-            # Of its parser's depth, Python's own words say nothing.
-            reason = "nested too deeply" if isinstance(problem, RecursionError | MemoryError) else reason
-            shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-            raise SoraError(
-                f"cannot read the spec {shown!r} ({reason}); write 'name' or 'name(option=value, ...)' "
-                "with values that are Python literals"
-            ) from problem
-        return cls(node.func.id, options)
+#: What stood before a spec that is to be read as one, formerly.
+FORMER = "untrained:"
+_PREFIXED = re.compile(r"(\w+):(?!//)(.*)", re.DOTALL)
 
 
 class Registry(Generic[T]):
-    """A named collection of builders of one kind of part.
+    """A named collection of the parts of one kind.
 
     Args:
         kind: what the parts are, in words for messages ("attention block").
+        name: what ``lightning-sora list`` calls the kind ("attention"); None for one that is not listed.
+        given: the arguments that the framework supplies to each part; all must take them, and no spec may set them.
+        functions: the parts are called with what is given, whenever they are used: functions, whose keyword-only
+            arguments are the options of a spec; or classes that are made with the options and have a ``__call__``.
+            Otherwise parts are made with what is given and the options, by a class or a function.
+        path: the part that reads a path.
+        contract: the module whose ``CONTRACT`` every part must keep.
+
+    Example:
+        >>> greetings = Registry("greeting", given=("name",), functions=True)
+        >>> @greetings.register("hello")
+        ... def hello(name: str, *, mark: str = "!") -> str:
+        ...     return f"Hello {name}{mark}"
+        >>> greetings.create("hello(mark='?')")("you"), greetings.list("h*")
+        ('Hello you?', ['hello'])
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self._builders: dict[str, Callable[..., T]] = {}
+    def __init__(
+        self,
+        kind: str,
+        *,
+        name: str | None = None,
+        given: Sequence[str] = (),
+        functions: bool = False,
+        path: str | None = None,
+        contract: str | None = None,
+    ) -> None:
+        self.kind, self.name, self.given, self.functions, self.path = kind, name, tuple(given), functions, path
+        self._contract = contract
+        self._builders: dict[str, Callable[..., Any]] = {}
+        if name is not None:
+            if name in _REGISTRIES:
+                raise SoraError(f"a registry {name!r} is there already, of the kind {_REGISTRIES[name].kind!r}")
+            _REGISTRIES[name] = self
 
-    def register(self, name: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
-        """A decorator that files a class or function under ``name``; duplicates raise."""
+    @property
+    def contract(self) -> Contract | None:
+        """What every part must keep, if that is written down."""
+        return None if self._contract is None else importlib.import_module(self._contract).CONTRACT
 
-        def decorate(builder: Callable[..., T]) -> Callable[..., T]:
+    def register(self, name: str) -> Callable[[Callable[..., Any]], Any]:
+        """Files the class or function that it decorates under a name.
+
+        Raises:
+            SoraError: a name that is taken or no word, or a part that does not take what it is given.
+        """
+
+        def decorate(builder: Callable[..., Any]) -> Callable[..., Any]:
             if name in self._builders:
                 raise SoraError(
                     f"the {self.kind} {name!r} is registered already, by "
                     f"{_where(self._builders[name])}; choose another name"
                 )
+            if not name.isidentifier():
+                raise SoraError(f"the {self.kind} {name!r} cannot be named in a spec; use letters, digits and _")
+            self._check_given(name, builder)
             self._builders[name] = builder
             return builder
 
         return decorate
 
+    def _check_given(self, name: str, builder: Callable[..., Any]) -> None:
+        if not self.given:
+            return
+        called: Any = builder.__call__ if self.functions and inspect.isclass(builder) else builder
+        parameters = inspect.signature(called).parameters
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            return
+        if missing := [argument for argument in self.given if argument not in parameters]:
+            raise SoraError(
+                f"the {self.kind} {name!r} must take {', '.join(missing)}: every {self.kind} is given "
+                f"{', '.join(self.given)}"
+            )
+
     def list(self, pattern: str = "*") -> list[str]:
-        """The registered names that match a shell wildcard, sorted."""
+        """The registered names that match a shell wildcard, sorted, those of installed packages among them.
+
+        Raises:
+            SoraError: a package whose plugin cannot be loaded.
+        """
+        load_packages()
         return sorted(n for n in self._builders if fnmatch.fnmatchcase(n, pattern))
 
-    def builder(self, name: str) -> Callable[..., T]:
+    def builder(self, name: str) -> Callable[..., Any]:
         """The class or function behind a name.
 
         Raises:
             SoraError: unknown name; near matches and the known names are listed.
         """
         if name not in self._builders:
+            load_packages()
+        if name not in self._builders:
             hint = did_you_mean(name, self._builders, repr)
             raise SoraError(f"unknown {self.kind} {name!r}; {hint}known: {', '.join(self.list()) or 'none'}")
         return self._builders[name]
 
-    def options(self, name: str, given: tuple[str, ...] = ()) -> dict[str, inspect.Parameter]:
-        """The options that a spec of this name may set, less those that the framework gives."""
-        parameters = inspect.signature(self.builder(name)).parameters
-        hidden = {"self", *given}
-        kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        return {n: p for n, p in parameters.items() if n not in hidden and p.kind in kinds}
-
-    def create(self, spec: str | Spec, /, *args: Any, **given: Any) -> T:
-        """Builds the part that ``spec`` asks for.
+    def options(self, name: str, given: Sequence[str] = ()) -> dict[str, inspect.Parameter]:
+        """The options that a spec of this name may set.
 
         Args:
-            spec: ``"name"`` or ``"name(option=literal)"``.
+            given: what is supplied besides the registry's own ``given``.
+        """
+        builder = self.builder(name)
+        # What functions are given may have defaults; to what a class makes it is given later.
+        called, made = self.functions and not inspect.isclass(builder), self.functions and inspect.isclass(builder)
+        hidden = {"self", *given, *(() if made else self.given)}
+        kinds = {inspect.Parameter.KEYWORD_ONLY} | ({inspect.Parameter.POSITIONAL_OR_KEYWORD} if not called else set())
+        parameters = inspect.signature(builder).parameters
+        return {n: p for n, p in parameters.items() if n not in hidden and p.kind in kinds}
+
+    def describe(self, name: str) -> tuple[str, str]:
+        """A part as a spec with all of its options, and the first paragraph of its documentation in one line."""
+        options = [
+            f"{p.name}={'...' if p.default is p.empty else repr(p.default)}" for p in self.options(name).values()
+        ]
+        told = (inspect.getdoc(self.builder(name)) or "").split("\n\n")[0]
+        return f"{name}({', '.join(options)})" if options else name, " ".join(told.split())
+
+    def resolve(self, asked: str | Mapping[str, Any] | Spec) -> Spec:
+        """Which part is asked for, by any of the ways to write a spec (see the module).
+
+        Raises:
+            SoraError: it cannot be read, or names no part.
+        """
+        if not isinstance(asked, str):
+            return Spec.parse(asked)
+        if asked.startswith(FORMER):
+            raise SoraError(f"{asked!r}: {FORMER!r} is now {SPEC!r}; write {asked.replace(FORMER, SPEC, 1)!r}")
+        if asked.startswith(SPEC):
+            return Spec.parse(asked.removeprefix(SPEC))
+        prefixed = _PREFIXED.fullmatch(asked)
+        named = asked in self._builders or (prefixed is not None and prefixed[1] in self._builders)
+        if self.path is not None and not named and is_path(asked):
+            return self._of_one_option(self.path, asked)
+        return Spec.parse(asked) if prefixed is None else self._of_one_option(*prefixed.groups())
+
+    def _of_one_option(self, name: str, text: str) -> Spec:
+        needed = [option for option, p in self.options(name).items() if p.default is p.empty]
+        if len(needed) != 1:
+            told = f"it needs {', '.join(needed)}" if needed else "it can do without any"
+            raise SoraError(
+                f"{self.kind} '{name}:{text}': a colon is followed by the one option that a part needs, and {told}; "
+                f"write '{name}({f'{needed[0]}=...' if needed else ''})'"
+            )
+        return Spec(name, {needed[0]: text})
+
+    def create(self, spec: str | Mapping[str, Any] | Spec, /, *args: Any, **given: Any) -> T:
+        """Makes the part that a spec asks for.
+
+        Args:
+            spec: in any of the ways of the module.
             args, given: what the framework supplies to every part of this kind; a spec may not set these.
 
         Raises:
             SoraError: unknown name, or an option that the part does not accept or whose value is of another type.
         """
-        spec = Spec.parse(spec)
+        spec = self.resolve(spec)
         builder = self.builder(spec.name)
-        signature = inspect.signature(builder)
-        positional = tuple(signature.parameters)[: len(args)]
+        positional = tuple(inspect.signature(builder).parameters)[: len(args)] if args else ()
         accepted = self.options(spec.name, (*given, *positional))
         unknown = [option for option in spec.options if option not in accepted]
         if unknown:
@@ -143,6 +205,8 @@ class Registry(Generic[T]):
             )
         check_types(f"{self.kind} {spec.name!r}", builder, spec.options)
         options = {n: at_home(value) if isinstance(value, str) else value for n, value in spec.options.items()}
+        if self.functions and not inspect.isclass(builder):
+            return functools.partial(builder, **options) if options else builder  # type: ignore[return-value]
         return builder(*args, **given, **options)
 
     @contextmanager
@@ -153,6 +217,14 @@ class Registry(Generic[T]):
             yield
         finally:
             self._builders = before
+
+
+_REGISTRIES: dict[str, Registry[Any]] = {}
+
+
+def named() -> dict[str, Registry[Any]]:
+    """The listed registries of all modules that are imported so far, by name."""
+    return dict(sorted(_REGISTRIES.items()))
 
 
 def check_types(part: str, builder: Callable[..., Any], options: Mapping[str, Any]) -> None:

@@ -101,7 +101,7 @@ class SizePolicy(ABC):
         """Raises SoraError where what was asked for cannot be had from these clips."""
 
 
-SIZES: Registry[SizePolicy] = Registry("size policy")
+SIZES: Registry[SizePolicy] = Registry("size policy", name="sizes", given=("limits",))
 
 
 @SIZES.register("fixed")

@@ -64,7 +64,7 @@ class Guidance(ABC):
 
 
 Guide = Callable[[Predict, Tensor, float], Tensor]
-GUIDANCE: Registry[Guidance] = Registry("guidance")
+GUIDANCE: Registry[Guidance] = Registry("guidance", name="guidance")
 
 
 def guidance_of(value: float | str) -> Guidance:

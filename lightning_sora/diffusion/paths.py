@@ -59,7 +59,7 @@ class Objective(ABC):
         """The squared error of the prediction over the squared error of the ``x_0`` that it implies."""
 
 
-OBJECTIVES: Registry[Objective] = Registry("objective")
+OBJECTIVES: Registry[Objective] = Registry("objective", name="objective")
 
 
 class _Straight(Objective):

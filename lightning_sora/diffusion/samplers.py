@@ -26,7 +26,7 @@ Denoise = Callable[[Rows, float], Rows]
 Progress = Callable[[Any], Any]
 Sampler = Callable[..., Rows]
 
-SAMPLERS: Registry[Sampler] = Registry("sampler")
+SAMPLERS: Registry[Sampler] = Registry("sampler", name="sampler")
 
 
 def time_schedule(steps: int, shift: float = 1.0) -> list[float]:

@@ -59,7 +59,7 @@ class TimestepSampler(ABC):
         return factors * t / (1 + (factors - 1) * t)
 
 
-TIMESTEPS: Registry[TimestepSampler] = Registry("timestep sampler")
+TIMESTEPS: Registry[TimestepSampler] = Registry("timestep sampler", name="timesteps")
 
 
 @TIMESTEPS.register("uniform")

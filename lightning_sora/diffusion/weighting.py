@@ -28,7 +28,7 @@ class Weighting(ABC):
         """The weight of the objective's squared error at ``t``."""
 
 
-WEIGHTINGS: Registry[Weighting] = Registry("loss weighting")
+WEIGHTINGS: Registry[Weighting] = Registry("loss weighting", name="weighting")
 
 
 @WEIGHTINGS.register("uniform")

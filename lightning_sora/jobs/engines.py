@@ -38,7 +38,7 @@ class Engine(ABC):
         """Yields an outcome as each job ends; one that fails does not stop the others."""
 
 
-ENGINES: Registry[Engine] = Registry("engine")
+ENGINES: Registry[Engine] = Registry("engine", name="engine")
 
 
 def thread_variables(threads: int | None) -> dict[str, str]:

@@ -13,7 +13,7 @@ from lightning_sora.metrics.caption_facts import tell
 from lightning_sora.metrics.digests import weights_sha256
 from lightning_sora.models.expander import whole_sentences
 from lightning_sora.names import local_path
-from lightning_sora.registry import Registry, Spec
+from lightning_sora.registry import Registry
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch
 
 
@@ -59,7 +59,7 @@ class ClipCaptioner(ABC):
         """What moves the captions."""
 
 
-CAPTIONERS: Registry[ClipCaptioner] = Registry("captioner")
+CAPTIONERS: Registry[ClipCaptioner] = Registry("captioner", name="captioner", given=("device",), path="run")
 
 
 @CAPTIONERS.register("run")
@@ -130,15 +130,11 @@ class Oracle(ClipCaptioner):
 
 
 def create_captioner(text: str, device: str = "cpu") -> ClipCaptioner:
-    """A captioner by the path of a checkpoint or run, by "hf:DIRECTORY", or by a spec.
+    """A captioner by a spec, such as the path of a run or "hf:DIRECTORY".
 
     Raises:
         SoraError: nothing there, an unknown spec, or one that does not load.
     """
-    if text.startswith("hf:"):
-        return CAPTIONERS.create(Spec("hf", {"name": text.removeprefix("hf:")}), device)
-    if "(" not in text and (text.endswith(".ckpt") or "/" in text or os.path.exists(text)):
-        return CAPTIONERS.create(Spec("run", {"path": text}), device)
     return CAPTIONERS.create(text, device)
 
 

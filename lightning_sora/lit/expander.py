@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -22,7 +21,6 @@ from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.models.text_decoder import TextDecoder, next_token_loss
 from lightning_sora.models.vocabulary import Vocabulary
 from lightning_sora.randomness import generator, initialize
-from lightning_sora.registry import Spec
 from lightning_sora.spacetime import PatchSize
 
 SCORES = ("kept", "rich")
@@ -221,15 +219,11 @@ class TrainedExpander(Expander):
 
 
 def create_expander(text: str, device: str = "cpu") -> Expander:
-    """An expander by the path of a checkpoint or run, by "hf:DIRECTORY", or by a spec.
+    """An expander by a spec, such as the path of a run or "hf:DIRECTORY".
 
     Raises:
         SoraError: nothing there, an unknown spec, or one that does not load.
     """
-    if text.startswith("hf:"):
-        return EXPANDERS.create(Spec("hf", {"name": text.removeprefix("hf:")}), device)
     if text.startswith(("http://", "https://")):
         raise SoraError(f"an endpoint needs the name of its model too: \"openai(url='{text}', model='NAME')\"")
-    if "(" not in text and (text.endswith(".ckpt") or "/" in text or os.path.exists(text)):
-        return EXPANDERS.create(Spec("run", {"path": text}), device)
     return EXPANDERS.create(text, device)

@@ -137,7 +137,7 @@ def _check_options(name: str, builder: str | type[torch.optim.Optimizer], option
 
 
 Schedule = Callable[[int], float]
-SCHEDULES: Registry[Schedule] = Registry("learning-rate schedule")
+SCHEDULES: Registry[Schedule] = Registry("learning-rate schedule", name="schedule", given=("total",))
 
 
 def _warm(step: int, warmup: int) -> float:

@@ -45,7 +45,7 @@ class Expander(ABC):
         """What moves the expansions, for protocol cards."""
 
 
-EXPANDERS: Registry[Expander] = Registry("prompt expander")
+EXPANDERS: Registry[Expander] = Registry("prompt expander", name="expander", given=("device",), path="run")
 
 
 def checked(prompt: str, expanded: str) -> str:

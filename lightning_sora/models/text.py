@@ -76,7 +76,7 @@ class TextEncoder(nn.Module, ABC):
         return self(captions).mask.shape[1]
 
 
-TEXT_ENCODERS: Registry[TextEncoder] = Registry("text encoder")
+TEXT_ENCODERS: Registry[TextEncoder] = Registry("text encoder", name="text_encoder")
 
 
 class JointEncoder(TextEncoder):

@@ -48,7 +48,7 @@ def recipe_files(arguments: Sequence[str]) -> list[Path]:
         return files
     folder = file.parent if file.parent.is_dir() else Path()
     present = sorted(path.name for path in folder.glob("*.y*ml"))
-    hint = did_you_mean(file.name, present, lambda name: str(file.parent / name))
+    hint = did_you_mean(file.name, present, lambda name: str(Path(folder, name)))
     hint = hint or f"{folder.absolute()} holds {', '.join(present[:10]) or 'no recipe'}"
     raise SoraError(f"no recipe at {file}; {hint.strip()}")
 

@@ -12,6 +12,8 @@ BASE = {
     "lifeline",
     "redaction",
     "registry",
+    "specs",
+    "contracts",
     "randomness",
     "media",
     "plugins",
@@ -27,17 +29,30 @@ BASE = {
     "shown",
 }
 
-EVERYWHERE = BASE & {
-    "directions", "errors", "registry", "memory", "sealing", "names", "texts", "writing", "documents", "exits",
+EVERYWHERE = {
+    "contracts",
+    "directions",
+    "documents",
+    "errors",
+    "memory",
+    "names",
+    "registry",
+    "sealing",
+    "specs",
+    "texts",
+    "writing",
+    "exits",
     "shown",
-}  # fmt: skip
+}
 # room -> the rooms it may import, besides those.
 ALLOWED: dict[str, set[str]] = {
     "directions": set(),
     "lifeline": set(),
     "redaction": set(),
     "errors": {"redaction"},
-    "registry": set(),
+    "registry": {"plugins"},
+    "specs": set(),
+    "contracts": set(),
     "randomness": set(),
     "media": {"lettering"},
     "plugins": set(),

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_sora.contracts import ContractViolation
 from lightning_sora.nn.attention import ATTENTION, list_attention
-from lightning_sora.nn.attention.contract import CHECKS, ContractViolation, run_checks
+from lightning_sora.nn.attention.contract import CONTRACT
 from lightning_sora.nn.attention.full import FullAttention
 from lightning_sora.nn.attention.window import WindowAttention
 from tests.annotations import plain_annotations
@@ -39,20 +40,20 @@ def cases() -> Iterator[Any]:
     seen = set()
     for spec in list_attention():
         base = ATTENTION.builder(spec).attend  # type: ignore[attr-defined]
-        for check in CHECKS:
+        for check in CONTRACT.laws:
             marks = [pytest.mark.release] if check in LONG and base in seen else []
             marks += [pytest.mark.slow] if check in LONG else []
             yield pytest.param(spec, check, marks=marks)
         seen.add(base)
     for spec in FURTHER:
-        for check in CHECKS:
+        for check in CONTRACT.laws:
             yield pytest.param(spec, check, marks=[pytest.mark.slow, pytest.mark.release] if check in LONG else [])
 
 
 @pytest.mark.parametrize(("spec", "check"), list(cases()))
 def test_contract(spec: str, check: str) -> None:
     with plain_annotations() if check == "compiles" else nullcontext():
-        CHECKS[check](spec)
+        CONTRACT.laws[check](spec)
 
 
 def test_every_base_is_compiled_in_every_tier() -> None:
@@ -128,14 +129,15 @@ def scratch() -> Iterator[None]:
 def test_the_checks_catch_a_block_that_breaks_the_contract(mutant: type, scratch: None) -> None:
     ATTENTION.register("mutant")(mutant)
     with pytest.raises(ContractViolation):
-        CHECKS[MUTANTS[mutant]]("mutant")
+        CONTRACT.laws[MUTANTS[mutant]]("mutant")
 
 
 @pytest.mark.slow
 def test_all_checks_are_run_whatever_one_finds(scratch: None) -> None:
     ATTENTION.register("mutant")(WrongFlops)
     with plain_annotations():
-        found = dict(run_checks("mutant"))
-    assert set(found) == set(CHECKS)
-    assert [name for name, problem in found.items() if problem] == ["counts_its_flops"]
-    assert "torch counts" in str(found["counts_its_flops"])
+        found = list(CONTRACT.findings("mutant"))
+    assert [one.law for one in found] == [law.replace("_", " ") for law in CONTRACT.laws]
+    (broken,) = [one for one in found if one.problem]
+    assert broken.law == "counts its flops"
+    assert "torch counts" in str(broken.problem)

@@ -70,6 +70,7 @@ NAMES = [
     "patchify",
     "read_video",
     "register_attention",
+    "registries",
     "save_video",
     "unpatchify",
 ]

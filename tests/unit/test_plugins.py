@@ -7,7 +7,8 @@ import pytest
 from lightning_sora import plugins
 from lightning_sora.cli import main
 from lightning_sora.errors import SoraError
-from lightning_sora.nn.attention import ATTENTION
+from lightning_sora.nn.attention import ATTENTION, register_attention
+from lightning_sora.nn.attention.full import FullAttention
 from lightning_sora.recipe.files import plugin_files, with_plugins
 
 HEAD = (
@@ -80,15 +81,14 @@ def test_packages_offer_plugins_by_entry_points(monkeypatch: pytest.MonkeyPatch)
         def load(self) -> None:
             raise ImportError("it is broken")
 
-    monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: [Entry()] if group == plugins.GROUP else [])
-    with pytest.raises(SoraError, match=r"'mine' of an installed package cannot be loaded.*it is broken"):
-        plugins.load_packages()
-    loads: list[str] = []
-    monkeypatch.setattr(Entry, "load", lambda self: loads.append(self.value))
+    monkeypatch.setattr(plugins, "_offered", lambda: (Entry(),))
     monkeypatch.setattr(plugins, "_PACKAGES", set())
-    plugins.load_packages()
-    plugins.load_packages()
-    assert loads == ["a_package.blocks"]
+    with pytest.raises(SoraError, match=r"'mine' of an installed package cannot be loaded.*it is broken"):
+        ATTENTION.list()
+    monkeypatch.setattr(Entry, "load", lambda self: register_attention("of_a_package")(FullAttention))
+    assert "of_a_package" in ATTENTION.list()
+    plugins.load_packages()  # once: a second time would be refused
+    assert ATTENTION.builder("of_a_package") is FullAttention
 
 
 def test_recipes_and_flags_name_plugins(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_block_that_breaks_the_contract_fails_its_check(
     from lightning_sora.nn.attention import contract
 
     chosen = ("counts_its_flops", "state_loads_strictly")
-    monkeypatch.setattr(contract, "CHECKS", {name: contract.CHECKS[name] for name in chosen})
+    monkeypatch.setattr(contract.CONTRACT, "laws", {name: contract.CONTRACT.laws[name] for name in chosen})
     bad = block(tmp_path, "bad", "    def flops(self, layout, text_tokens=0):\n        return 1\n")
     assert main(["list", "attention", "--check", str(bad)]) == 1
     printed = " ".join(capfd.readouterr().out.split())
@@ -128,7 +128,8 @@ def test_a_block_that_breaks_the_contract_fails_its_check(
     ("arguments", "said"),
     [
         (["attention", "--check", "nothing_like_it"], "unknown attention block"),
-        (["vae", "--check", "full"], "attention blocks only"),
+        (["guidance", "--check", "cfg"], "have no contract; those that do: attention"),
+        (["guidence"], "did you mean 'guidance'"),
         (["attention", "--check", "zzz*"], "no attention block matches"),
     ],
 )

@@ -66,7 +66,7 @@ class ManifestStyle(ABC):
         """
 
 
-MANIFESTS: Registry[ManifestStyle] = Registry("manifest style")
+MANIFESTS: Registry[ManifestStyle] = Registry("manifest style", name="manifest")
 
 
 def distinct(place: Location, rows: Iterable[ClipRow]) -> list[ClipRow]:

@@ -111,4 +111,4 @@ class Source(ABC):
         """A hash of what the source would yield: identical data, identical fingerprint."""
 
 
-SOURCES: Registry[Source] = Registry("source")
+SOURCES: Registry[Source] = Registry("source", name="source", given=("root", "split", "seed"))

@@ -20,7 +20,7 @@ from lightning_sora.registry import Registry
 Clip = Tensor
 """uint8 [frames height width 3], display values; clips of one call may differ in size, and are checked by hand."""
 
-EXTRACTORS: Registry[Extractor] = Registry("extractor")
+EXTRACTORS: Registry[Extractor] = Registry("extractor", name="extractor")
 MICRO_BATCH = 8
 """Clips of one forward; each clip's features do not depend on the others."""
 

@@ -172,4 +172,4 @@ class VideoVAE(nn.Module, ABC):
             )
 
 
-VAES: Registry[VideoVAE] = Registry("VAE")
+VAES: Registry[VideoVAE] = Registry("VAE", name="vae")

@@ -188,7 +188,12 @@ class AttentionBlock(nn.Module, ABC):
         return 8 * layout.total * self.dim**2 + 4 * pairs * self.dim
 
 
-ATTENTION: Registry[AttentionBlock] = Registry("attention block")
+ATTENTION: Registry[AttentionBlock] = Registry(
+    "attention block",
+    name="attention",
+    given=("dim", "num_heads", "layer", "depth"),
+    contract="lightning_sora.nn.attention.contract",
+)
 register_attention = ATTENTION.register
 list_attention = ATTENTION.list
 

@@ -1,14 +1,10 @@
-"""The contract of an attention block, as checks that any block can be put to: one's own as well as the shipped ones.
-
-Each check builds the block at a tiny size and raises :class:`ContractViolation` with what is wrong, and where to look.
-They assume nothing of how a block works but what it declares: its receptive field, pairs, FLOPs, kernels.
-"""
+"""The contract of an attention block: what it declares (its receptive field, pairs, FLOPs, kernels) is what it does."""
 
 from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_sora.contracts import Contract, ContractViolation, require, require_close
 from lightning_sora.errors import SoraError
 from lightning_sora.nn.attention.base import AttentionBlock, TextKeys, create_attention
 from lightning_sora.nn.attention.joint import JointText
@@ -37,38 +34,15 @@ LAYERS = (0, 1)
 TOLERANCE = 1e-5
 
 
-class ContractViolation(AssertionError):
-    """A block does not do what every block must."""
-
-
-Check = Callable[[str], None]
-CHECKS: dict[str, Check] = {}
-
-
-def _check(check: Check) -> Check:
-    CHECKS[check.__name__] = check
-    return check
-
-
-def run_checks(spec: str) -> Iterator[tuple[str, str | None]]:
-    """Puts a block to every check: its name, and what is wrong or None."""
-    for name, check in CHECKS.items():
-        try:
-            check(spec)
-        except (ContractViolation, SoraError) as violation:
-            yield name, str(violation)
-        except Exception as problem:  # the block's own, whatever it is
-            yield name, f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
-        else:
-            yield name, None
-
-
 # What the checks are made of.
 def make(spec: str, layer: int = 0, kernel: str | None = None) -> AttentionBlock:
     """A block with keyed initial values."""
     block = create_attention(spec, DIM, HEADS, layer=layer, depth=DEPTH, kernel=kernel)
     initialize(block, seed=1)
     return block
+
+
+CONTRACT = Contract(make)
 
 
 def rope_of(layout: TokenLayout) -> Rope:
@@ -99,58 +73,48 @@ def _texts(layout: TokenLayout) -> Iterator[tuple[TextKeys | None, str]]:
     yield text_of(layout), "with joint text"
 
 
-def _require(condition: object, message: str) -> None:
-    if not condition:
-        raise ContractViolation(message)
-
-
-def _close(found: Tensor, expected: Tensor, message: str, tolerance: float = TOLERANCE) -> None:
-    distance = (found - expected).abs().max().item()
-    _require(distance <= tolerance, f"{message}: the largest difference is {distance:.3g}, allowed {tolerance:g}")
-
-
 # The contract.
-@_check
+@CONTRACT.law
 def keeps_shape_and_dtype(spec: str) -> None:
     """Tokens come out as they went in, in float32 and in float64."""
     for block, layout, where in _cases(spec):
         for dtype in (torch.float32, torch.float64):
             x, rope = tokens_of(layout).to(dtype), rope_of(layout)
             y = block.to(dtype)(x, layout, rope.to(dtype))
-            _require(y.shape == x.shape, f"{where}: {tuple(x.shape)} went in, {tuple(y.shape)} came out")
-            _require(y.dtype == dtype, f"{where}: {dtype} went in, {y.dtype} came out")
+            require(y.shape == x.shape, f"{where}: {tuple(x.shape)} went in, {tuple(y.shape)} came out")
+            require(y.dtype == dtype, f"{where}: {dtype} went in, {y.dtype} came out")
 
 
-@_check
+@CONTRACT.law
 def gradient_reaches_every_parameter(spec: str) -> None:
     """No parameter is idle."""
     for block, layout, where in _cases(spec):
-        _require(list(block.parameters()), "the block has no parameters: call super().__init__() and use self.project")
+        require(list(block.parameters()), "the block has no parameters: call super().__init__() and use self.project")
         block(tokens_of(layout), layout, rope_of(layout), text_of(layout)).square().sum().backward()
         for name, parameter in block.named_parameters():
-            _require(parameter.grad is not None, f"{where}: no gradient reaches {name}; it is not used")
+            require(parameter.grad is not None, f"{where}: no gradient reaches {name}; it is not used")
             assert parameter.grad is not None
-            _require(parameter.grad.isfinite().all(), f"{where}: the gradient of {name} is not finite")
+            require(parameter.grad.isfinite().all(), f"{where}: the gradient of {name} is not finite")
             # With one token per group the softmax is constant: queries and keys then have no say.
             if layout.grids[0].frames > 1:
-                _require(parameter.grad.abs().sum() > 0, f"{where}: the gradient of {name} is zero")
+                require(parameter.grad.abs().sum() > 0, f"{where}: the gradient of {name} is zero")
 
 
-@_check
+@CONTRACT.law
 def sees_its_receptive_field_and_nothing_else(spec: str) -> None:
     """In float64: the gradient of a token is exactly zero outside the field, and not zero inside."""
     for block, layout, where in _cases(spec):
         field = block.receptive_field(layout)
-        _require(field.shape == (layout.total, layout.total), f"{where}: the field must be [total, total]")
-        _require(field.diagonal().all(), f"{where}: every token must see itself")
+        require(field.shape == (layout.total, layout.total), f"{where}: the field must be [total, total]")
+        require(field.diagonal().all(), f"{where}: every token must see itself")
         clip = layout.coordinates()[:, 0]
         for token, influence in influences(block, layout):
             leaks = (influence != 0) & (clip != clip[token])
-            _require(not leaks.any(), f"{where}: token {token} sees tokens of another clip: {_some(leaks)}")
+            require(not leaks.any(), f"{where}: token {token} sees tokens of another clip: {_some(leaks)}")
             leaks = (influence != 0) & ~field[token]
-            _require(not leaks.any(), f"{where}: token {token} sees {_some(leaks)}, outside its receptive field")
+            require(not leaks.any(), f"{where}: token {token} sees {_some(leaks)}, outside its receptive field")
             blind = (influence == 0) & field[token]
-            _require(not blind.any(), f"{where}: token {token} does not see {_some(blind)} of its receptive field")
+            require(not blind.any(), f"{where}: token {token} does not see {_some(blind)} of its receptive field")
 
 
 def influences(block: AttentionBlock, layout: TokenLayout) -> Iterator[tuple[int, Tensor]]:
@@ -169,7 +133,7 @@ def _some(chosen: Tensor) -> str:
     return f"{', '.join(map(str, found[:4]))}{' ...' if len(found) > 4 else ''}"
 
 
-@_check
+@CONTRACT.law
 def packed_equals_one_clip_at_a_time(spec: str) -> None:
     """Neighbours in a pack change nothing."""
     layout = LAYOUTS["packed"]
@@ -181,10 +145,12 @@ def packed_equals_one_clip_at_a_time(spec: str) -> None:
                 alone = layout.clip(i)
                 own = None if text is None else TextKeys(text.k[i : i + 1], text.v[i : i + 1], text.mask[i : i + 1])
                 expected = block(part[None], alone, rope_of(alone), own)[0]
-                _close(together[i], expected, f"layer {layer}, {where}: clip {i} of a pack differs from itself alone")
+                require_close(
+                    together[i], expected, f"layer {layer}, {where}: clip {i} of a pack differs from itself alone"
+                )
 
 
-@_check
+@CONTRACT.law
 def uniform_equals_packed(spec: str) -> None:
     """A batch of equal clips is the same clips packed."""
     layout = LAYOUTS["video"]
@@ -194,10 +160,12 @@ def uniform_equals_packed(spec: str) -> None:
         for text, where in _texts(layout):
             expected = block(x.reshape(1, -1, DIM), packed, rope_of(packed), text).reshape(x.shape)
             found = block(x, layout, rope_of(layout), text)
-            _close(found, expected, f"layer {layer}, {where}: a batch of equal clips differs from a pack of them")
+            require_close(
+                found, expected, f"layer {layer}, {where}: a batch of equal clips differs from a pack of them"
+            )
 
 
-@_check
+@CONTRACT.law
 def order_of_clips_has_no_say(spec: str) -> None:
     """Other places in a pack permute the result."""
     block, layout = make(spec), LAYOUTS["packed"]
@@ -206,10 +174,10 @@ def order_of_clips_has_no_say(spec: str) -> None:
     before = layout.split(block(layout.join(parts), layout, rope_of(layout)))
     after = other.split(block(other.join([parts[i] for i in order]), other, rope_of(other)))
     for place, i in enumerate(order):
-        _close(after[place], before[i], f"clip {i} changes with its place in a pack")
+        require_close(after[place], before[i], f"clip {i} changes with its place in a pack")
 
 
-@_check
+@CONTRACT.law
 def text_joins_in(spec: str) -> None:
     """Every token sees its own clip's text, all of it and no padding, and no other clip's."""
     for block, layout, where in _cases(spec):
@@ -218,18 +186,18 @@ def text_joins_in(spec: str) -> None:
         clip = layout.coordinates()[:, 0]
         without = block(x, layout, rope).reshape(layout.total, DIM)
         idle = (base - without).abs().amax(dim=1) <= TOLERANCE / 10
-        _require(not idle.any(), f"{where}: joint text does not move tokens {_some(idle)}")
+        require(not idle.any(), f"{where}: joint text does not move tokens {_some(idle)}")
         v = text.v.clone()
         v[~text.mask] = 100.0
         padded = block(x, layout, rope, TextKeys(text.k, v, text.mask)).reshape(layout.total, DIM)
-        _close(padded, base, f"{where}: padding of the text is seen; use the mask")
+        require_close(padded, base, f"{where}: padding of the text is seen; use the mask")
         v = text.v.clone()
         v[0] += 1.0
         moved = block(x, layout, rope, TextKeys(text.k, v, text.mask)).reshape(layout.total, DIM)
-        _close(moved[clip != 0], base[clip != 0], f"{where}: the text of clip 0 is seen by other clips")
+        require_close(moved[clip != 0], base[clip != 0], f"{where}: the text of clip 0 is seen by other clips")
 
 
-@_check
+@CONTRACT.law
 def equals_softmax_over_its_receptive_field(spec: str) -> None:
     """Against softmax written out over all tokens of the batch and their text, where a block is softmax attention."""
     for block, layout, where in _cases(spec):
@@ -248,10 +216,10 @@ def equals_softmax_over_its_receptive_field(spec: str) -> None:
             weights = scores.masked_fill(~seen, float("-inf")).softmax(dim=-1)
             expected = block.out(torch.einsum("hqk,khd->qhd", weights, v).reshape(*layout.shape, DIM))
             message = f"{where}, {words}: differs from softmax over its receptive field (softmax = False if meant)"
-            _close(block(x, layout, rope, text), expected, message)
+            require_close(block(x, layout, rope, text), expected, message)
 
 
-@_check
+@CONTRACT.law
 @torch.no_grad()
 def kernels_agree(spec: str) -> None:
     """Every kernel that the block names and this machine has gives the same; every other is refused."""
@@ -270,11 +238,11 @@ def kernels_agree(spec: str) -> None:
             results[kernel] = block(tokens_of(layout), layout, rope_of(layout), text_of(layout))
         first, *others = results
         for other in others:
-            _close(results[other], results[first], f"{where}: kernels {first!r} and {other!r} disagree")
+            require_close(results[other], results[first], f"{where}: kernels {first!r} and {other!r} disagree")
 
 
-@_check
-def bfloat16_is_finite_and_close(spec: str) -> None:
+@CONTRACT.law
+def bfloat16_is_finite_andrequire_close(spec: str) -> None:
     """Under autocast, forward and backward."""
     for block, layout, where in _cases(spec):
         x, rope, text = tokens_of(layout), rope_of(layout), text_of(layout)
@@ -282,11 +250,11 @@ def bfloat16_is_finite_and_close(spec: str) -> None:
             y = block(x, layout, rope, text)
         y.float().sum().backward()
         finite = all(p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
-        _require(finite and y.isfinite().all(), f"{where}: not finite under bfloat16")
-        _close(y.float(), block(x, layout, rope, text), f"{where}: bfloat16 is far from float32", tolerance=0.08)
+        require(finite and y.isfinite().all(), f"{where}: not finite under bfloat16")
+        require_close(y.float(), block(x, layout, rope, text), f"{where}: bfloat16 is far from float32", tolerance=0.08)
 
 
-@_check
+@CONTRACT.law
 def compiles(spec: str) -> None:
     """Compiled, it gives the same."""
     layout = LAYOUTS["video"]
@@ -294,11 +262,11 @@ def compiles(spec: str) -> None:
     x, rope = tokens_of(layout), rope_of(layout)
     expected = block(x, layout, rope)  # plans are made outside
     compiled = torch.compile(lambda x: block(x, layout, rope), backend="aot_eager", dynamic=False)
-    _close(compiled(x), expected, "compiled differs from eager")
+    require_close(compiled(x), expected, "compiled differs from eager")
     torch.compiler.reset()
 
 
-@_check
+@CONTRACT.law
 def recomputes_under_checkpointing(spec: str) -> None:
     """Activation checkpointing changes no gradient."""
     layout = LAYOUTS["packed"]
@@ -313,10 +281,10 @@ def recomputes_under_checkpointing(spec: str) -> None:
         y.square().sum().backward()
         assert x.grad is not None
         gradients.append(x.grad)
-    _close(gradients[1], gradients[0], "checkpointing changes the gradient")
+    require_close(gradients[1], gradients[0], "checkpointing changes the gradient")
 
 
-@_check
+@CONTRACT.law
 def state_loads_strictly(spec: str) -> None:
     """Saved state, a deep copy and a pickle all give the same block; keyed initial values repeat."""
     layout = LAYOUTS["video"]
@@ -327,10 +295,10 @@ def state_loads_strictly(spec: str) -> None:
     second.load_state_dict(first.state_dict(), strict=True)
     copies = {"its state": second, "a deep copy": copy.deepcopy(first), "a pickle": pickle.loads(pickle.dumps(first))}
     for words, other in {**copies, "keyed initialisation": make(spec)}.items():
-        _require(torch.equal(other(x, layout, rope), expected), f"{words} gives another block")
+        require(torch.equal(other(x, layout, rope), expected), f"{words} gives another block")
 
 
-@_check
+@CONTRACT.law
 def counts_its_flops(spec: str) -> None:
     """Exactly what torch's counter sees; of tiles, what is visible in them."""
     for layer in LAYERS:
@@ -343,15 +311,15 @@ def counts_its_flops(spec: str) -> None:
                 wasted = 4 * (_computed_pairs(block, layout) - block.pairs(layout)) * DIM if _dense(block) else 0
                 counted = counter.get_total_flops() - wasted
                 where = f"layer {layer}, {name} layout, {words}"
-                _require(declared == counted, f"{where}: flops() says {declared}, torch counts {counted}")
+                require(declared == counted, f"{where}: flops() says {declared}, torch counts {counted}")
 
 
-@_check
+@CONTRACT.law
 def counts_its_pairs(spec: str) -> None:
     """``pairs`` is the size of the receptive field."""
     for block, layout, where in _cases(spec):
         seen = int(block.receptive_field(layout).sum())
-        _require(block.pairs(layout) == seen, f"{where}: pairs() says {block.pairs(layout)}, the field holds {seen}")
+        require(block.pairs(layout) == seen, f"{where}: pairs() says {block.pairs(layout)}, the field holds {seen}")
 
 
 def _dense(block: AttentionBlock) -> bool:
@@ -368,7 +336,7 @@ def _computed_pairs(block: AttentionBlock, layout: TokenLayout) -> int:
     return total
 
 
-@_check
+@CONTRACT.law
 def refuses_widths_that_do_not_divide(spec: str) -> None:
     """A width that the heads do not divide is a user's mistake, told as one."""
     try:

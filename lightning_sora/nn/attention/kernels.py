@@ -34,7 +34,7 @@ Mask = Bool[Tensor, "batch keys"]
 Pattern = Bool[Tensor, "tokens keys"]
 Kernel = Callable[..., Tensor]
 
-KERNELS: Registry[Tensor] = Registry("attention kernel")
+KERNELS: Registry[Kernel] = Registry("attention kernel", name="kernel", given=("q", "k", "v", "mask"), functions=True)
 
 
 def _combined(mask: Mask | None, pattern: Pattern | None) -> Bool[Tensor, "_ 1 _ keys"] | None:
