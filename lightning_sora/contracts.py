@@ -8,7 +8,6 @@ where to look. It assumes nothing of how a part works but what it declares.
 from __future__ import annotations
 
 import pickle
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,12 +97,15 @@ def require_close(found: Tensor, expected: Tensor, message: str, tolerance: floa
 
 @contextmanager
 def no_global_draws(message: str) -> Iterator[None]:
-    """Raises ContractViolation if a global generator of Python, NumPy or torch was drawn from inside."""
+    """Raises ContractViolation if a global generator of NumPy or torch was drawn from inside.
+
+    Python's own is left out: what checks annotations in tests draws from it.
+    """
     import numpy as np
     import torch
 
     def states() -> tuple[Any, ...]:
-        return random.getstate(), pickle.dumps(np.random.get_state()), torch.get_rng_state().numpy().tobytes()
+        return pickle.dumps(np.random.get_state()), torch.get_rng_state().numpy().tobytes()
 
     before = states()
     yield

@@ -1,8 +1,9 @@
 """Samplers: from noise at ``t = 1`` to data at ``t = 0``.
 
-A sampler is a function ``(denoise, noise, times) -> x_0``. ``denoise(x_t, t)`` gives the expected ``x_0``; the straight
-path's velocity is then ``(x_t - x_0) / t``. Every path is a rescaling of the straight one (see :mod:`.paths`), so the
-samplers work on that one whatever the objective.
+A sampler is a function ``(denoise, noise, times) -> x_0``, registered as it is; what it takes by keyword alone are its
+options. ``denoise(x_t, t)`` gives the expected ``x_0``; the straight path's velocity is then ``(x_t - x_0) / t``. Every
+path is a rescaling of the straight one (see :mod:`.paths`), so the samplers work on that one whatever the objective.
+:mod:`.contract` says what all of them must keep.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ Denoise = Callable[[Rows, float], Rows]
 Progress = Callable[[Any], Any]
 Sampler = Callable[..., Rows]
 
-SAMPLERS: Registry[Sampler] = Registry("sampler", name="sampler")
+SAMPLERS: Registry[Sampler] = Registry(
+    "sampler",
+    name="sampler",
+    given=("denoise", "noise", "times", "progress"),
+    functions=True,
+    contract="lightning_sora.diffusion.contract",
+)
 
 
 def time_schedule(steps: int, shift: float = 1.0) -> list[float]:
@@ -46,8 +53,9 @@ def _pairs(times: list[float], progress: Progress) -> Iterator[tuple[float, floa
     yield from progress(list(itertools.pairwise(times)))
 
 
+@SAMPLERS.register("euler")
 def sample_euler(denoise: Denoise, noise: Rows, times: list[float], progress: Progress = iter) -> Rows:
-    """Euler's method on the probability-flow ODE; one denoising a step.
+    """Euler's method on the probability-flow ODE: first order, one denoising a step.
 
     Args:
         times: descending, from 1 (noise) to 0 (data).
@@ -60,6 +68,7 @@ def sample_euler(denoise: Denoise, noise: Rows, times: list[float], progress: Pr
     return x
 
 
+@SAMPLERS.register("heun")
 def sample_heun(denoise: Denoise, noise: Rows, times: list[float], progress: Progress = iter) -> Rows:
     """Heun's second-order method (Karras et al. 2022, arXiv:2206.00364, Alg. 1, no churn); two denoisings a step."""
     x = noise
@@ -73,12 +82,13 @@ def sample_heun(denoise: Denoise, noise: Rows, times: list[float], progress: Pro
     return x
 
 
+@SAMPLERS.register("ddim")
 def sample_ddim(denoise: Denoise, noise: Rows, times: list[float], progress: Progress = iter) -> Rows:
-    """DDIM without added noise (Song et al. 2021, arXiv:2010.02502, Eq. 12): ``alpha_s x_0 + sigma_s noise``, with the
-    noise that ``x_t`` and ``x_0`` imply.
+    """DDIM without added noise (Song et al. 2021, arXiv:2010.02502, Eq. 12); first order, one denoising a step.
 
-    The step does not depend on how a path is scaled, so this is DDIM of the variance-preserving path at equal
-    signal-to-noise ratios; on the straight path it is Euler's method.
+    ``alpha_s x_0 + sigma_s noise``, with the noise that ``x_t`` and ``x_0`` imply. The step does not depend on how a
+    path is scaled, so this is DDIM of the variance-preserving path at equal signal-to-noise ratios; on the straight
+    path it is Euler's method.
     """
     x = noise
     for t, t_next in _pairs(times, progress):
@@ -88,6 +98,7 @@ def sample_ddim(denoise: Denoise, noise: Rows, times: list[float], progress: Pro
     return x
 
 
+@SAMPLERS.register("dpmpp_2m")
 def sample_dpmpp_2m(denoise: Denoise, noise: Rows, times: list[float], progress: Progress = iter) -> Rows:
     """DPM-Solver++ (2M) in ``lambda = log(alpha / sigma)`` (Lu et al. 2022, arXiv:2211.01095, Alg. 2); one denoising
     a step.
@@ -107,30 +118,6 @@ def sample_dpmpp_2m(denoise: Denoise, noise: Rows, times: list[float], progress:
     return x
 
 
-@SAMPLERS.register("euler")
-def euler() -> Sampler:
-    """First order, one denoising a step."""
-    return sample_euler
-
-
-@SAMPLERS.register("heun")
-def heun() -> Sampler:
-    """Second order, two denoisings a step."""
-    return sample_heun
-
-
-@SAMPLERS.register("ddim")
-def ddim() -> Sampler:
-    """First order, one denoising a step; on the straight path the same as Euler."""
-    return sample_ddim
-
-
-@SAMPLERS.register("dpmpp_2m")
-def dpmpp_2m() -> Sampler:
-    """Second order, one denoising a step."""
-    return sample_dpmpp_2m
-
-
 #: Schedulers of diffusers that take any descending noise levels of the straight path.
 DIFFUSERS = (
     "FlowMatchEulerDiscreteScheduler",
@@ -139,36 +126,30 @@ DIFFUSERS = (
 )
 
 
-@SAMPLERS.register("unipc")
-def unipc(order: int = 2) -> Sampler:
-    """UniPC of diffusers (Zhao et al. 2023, arXiv:2302.04867); one denoising a step."""
-    return diffusers_sampler("UniPCMultistepScheduler", solver_order=order)
-
-
 @SAMPLERS.register("diffusers")
-def diffusers(scheduler: str) -> Sampler:
-    """A scheduler of diffusers, by the name of its class; needs ``lightning-sora[diffusers]``."""
-    return diffusers_sampler(scheduler)
-
-
-def diffusers_sampler(scheduler: str, **options: Any) -> Sampler:
-    """A scheduler of diffusers as a sampler, driven at the times that are asked for.
+class DiffusersSampler:
+    """A scheduler of diffusers, by the name of its class, driven at the times that are asked for; needs
+    ``lightning-sora[diffusers]``.
 
     Raises:
         SoraError: diffusers is not installed, or the scheduler is not one that can be driven so.
     """
-    if scheduler not in DIFFUSERS:
-        raise SoraError(
-            f"scheduler={scheduler!r} cannot be driven at given times; those that can: {', '.join(DIFFUSERS)}"
-        )
-    try:
-        schedulers = importlib.import_module("diffusers.schedulers")
-    except ModuleNotFoundError:
-        raise SoraError("diffusers is not installed: pip install 'lightning-sora[diffusers]'") from None
-    flow = {} if scheduler.startswith("FlowMatch") else {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 
-    def sample(denoise: Denoise, noise: Rows, times: list[float], progress: Progress = iter) -> Rows:
-        solver = getattr(schedulers, scheduler)(**flow, **options)
+    def __init__(self, scheduler: str) -> None:
+        if scheduler not in DIFFUSERS:
+            raise SoraError(
+                f"scheduler={scheduler!r} cannot be driven at given times; those that can: {', '.join(DIFFUSERS)}"
+            )
+        try:
+            importlib.import_module("diffusers.schedulers")
+        except ModuleNotFoundError:
+            raise SoraError("diffusers is not installed: pip install 'lightning-sora[diffusers]'") from None
+        flow = scheduler.startswith("FlowMatch")
+        self.options: dict[str, Any] = {} if flow else {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+        self.scheduler = scheduler
+
+    def __call__(self, denoise: Denoise, noise: Rows, times: list[float], progress: Progress = iter) -> Rows:
+        solver = getattr(importlib.import_module("diffusers.schedulers"), self.scheduler)(**self.options)
         solver.set_timesteps(len(times) - 1)
         # Their logarithm of alpha / sigma must be finite at the start.
         solver.sigmas = torch.tensor([min(t, 1 - 1e-6) for t in times], dtype=torch.float32)
@@ -179,4 +160,11 @@ def diffusers_sampler(scheduler: str, **options: Any) -> Sampler:
             x = solver.step(velocity, solver.timesteps[index], x, return_dict=False)[0]
         return x
 
-    return sample
+
+@SAMPLERS.register("unipc")
+class UniPC(DiffusersSampler):
+    """UniPC of diffusers (Zhao et al. 2023, arXiv:2302.04867); one denoising a step."""
+
+    def __init__(self, order: int = 2) -> None:
+        super().__init__("UniPCMultistepScheduler")
+        self.options["solver_order"] = order

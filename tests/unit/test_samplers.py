@@ -6,9 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_sora.diffusion.contract import CONTRACT
 from lightning_sora.diffusion.samplers import DIFFUSERS, SAMPLERS, time_schedule
 from lightning_sora.errors import SoraError
 
+#: The registered ones that stand on diffusers, whose import takes seconds; their contract is tested here for that.
+OF_DIFFUSERS = {
+    "diffusers": [f"diffusers(scheduler={name!r})" for name in DIFFUSERS],
+    "unipc": ["unipc", "unipc(order=3)"],
+}
 OWN = ("euler", "heun", "ddim", "dpmpp_2m")
 MEAN, STD = 0.7, 0.4
 NOISE = torch.linspace(-2, 2, 9, dtype=torch.float64)[None, :, None]
@@ -85,6 +91,12 @@ def test_ddim_agrees_with_diffusers_on_the_variance_preserving_path() -> None:
         x = solver.step((x - alpha[step] * x_0) / sigma[step], step, x).prev_sample
     ours = SAMPLERS.create("ddim")(gaussian, NOISE, [*levels, 0.0])
     torch.testing.assert_close(ours, x, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("law", CONTRACT.laws)
+@pytest.mark.parametrize("spec", [spec for specs in OF_DIFFUSERS.values() for spec in specs])
+def test_those_of_diffusers_keep_the_contract(spec: str, law: str) -> None:
+    CONTRACT.laws[law](spec)
 
 
 @pytest.mark.parametrize("name", DIFFUSERS)
