@@ -76,7 +76,9 @@ class TextEncoder(nn.Module, ABC):
         return self(captions).mask.shape[1]
 
 
-TEXT_ENCODERS: Registry[TextEncoder] = Registry("text encoder", name="text_encoder")
+TEXT_ENCODERS: Registry[TextEncoder] = Registry(
+    "text encoder", name="text_encoder", contract="lightning_sora.models.text_contract"
+)
 
 
 class JointEncoder(TextEncoder):

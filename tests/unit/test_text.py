@@ -11,6 +11,7 @@ import torch
 
 from lightning_sora.errors import SoraError
 from lightning_sora.models.text import TEXT_ENCODERS, TextEncoder
+from lightning_sora.models.text_contract import CONTRACT
 from lightning_sora.randomness import initialize
 
 CAPTIONS = ["a red circle moves right", "", "Ein roter Kreis 向右移动 🔴", "a"]
@@ -66,6 +67,12 @@ def encoder(request: pytest.FixtureRequest, folders: dict[str, Path]) -> TextEnc
         initialize(encoder, 1)
         return encoder
     return hf(folders[request.param])
+
+
+@pytest.mark.parametrize("law", CONTRACT.laws)
+@pytest.mark.parametrize("name", ["bert", "t5"])
+def test_a_frozen_transformer_keeps_the_contract(name: str, law: str, folders: dict[str, Path]) -> None:
+    CONTRACT.laws[law](f"hf(name={str(folders[name])!r}, max_tokens=32)")
 
 
 @torch.no_grad()

@@ -51,7 +51,7 @@ class VideoVAE(nn.Module, ABC):
     """Compresses clips of RGB video into latents and back.
 
     An image is a clip of one frame. Clips have ``1 + n * stride.frames`` frames and become ``1 + n``
-    latent frames, of which the first sees the first frame alone.
+    latent frames, of which the first sees the first frame alone. :mod:`.contract` says what all must keep.
 
     Args:
         stride: pixels per latent position along (frames, height, width).
@@ -59,10 +59,14 @@ class VideoVAE(nn.Module, ABC):
         config: the options that built this model, for the fingerprint.
 
     Attributes:
+        causal: whether a frame is encoded without those after it, so that the first latent frame is that of an image.
+        pretrained: whether its weights come with it, so that none are drawn.
         latent_mean, latent_std: buffers of one value per channel that bring the raw latent to about zero
             mean and unit variance; the identity until :meth:`set_latent_statistics`.
     """
 
+    causal: bool = True
+    pretrained: bool = False
     latent_mean: Float[Tensor, " channels"]
     latent_std: Float[Tensor, " channels"]
 
@@ -172,4 +176,4 @@ class VideoVAE(nn.Module, ABC):
             )
 
 
-VAES: Registry[VideoVAE] = Registry("VAE", name="vae")
+VAES: Registry[VideoVAE] = Registry("VAE", name="vae", contract="lightning_sora.models.vae.contract")
