@@ -40,6 +40,7 @@ class Registry(Generic[T]):
         contract: the module whose ``CONTRACT`` every part must keep.
 
     Example:
+        >>> from lightning_sora.registry import Registry
         >>> greetings = Registry("greeting", given=("name",), functions=True)
         >>> @greetings.register("hello")
         ... def hello(name: str, *, mark: str = "!") -> str:
