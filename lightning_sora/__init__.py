@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lightning_sora.diffusion.weighting import WEIGHTINGS as WEIGHTINGS
     from lightning_sora.errors import SoraError as SoraError
     from lightning_sora.jobs.engines import ENGINES as ENGINES
+    from lightning_sora.lab.ablating import ablate as ablate
     from lightning_sora.lab.check import check_data as check_data
     from lightning_sora.lab.comparing import Verdicts as Verdicts
     from lightning_sora.lab.comparing import compare as compare
@@ -89,6 +90,7 @@ _PLACES = {
     "diffusion.weighting": ("WEIGHTINGS",),
     "errors": ("SoraError",),
     "jobs.engines": ("ENGINES",),
+    "lab.ablating": ("ablate",),
     "lab.comparing": ("Verdicts", "compare"),
     "lab.check": ("check_data",),
     "lab.inspect": ("inspect_data",),

@@ -6,23 +6,20 @@ command is meant, imports that one alone, and turns whatever ends it into an exi
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, TextIO
+from typing import TextIO
 
 from lightning_sora import __version__
+from lightning_sora.commands.one_line import PROGRAM, OneLineParser
 from lightning_sora.errors import SoraError, did_you_mean
 from lightning_sora.exits import USER_ERROR, ending_of, own_signal_handlers
-from lightning_sora.names import at_home, local_path, shown
+from lightning_sora.names import shown
 from lightning_sora.redaction import RedactedStream, redact
-
-PROGRAM = "lightning-sora"
 
 TRAINING = {
     "fit": "train a model by a recipe",
@@ -40,32 +37,6 @@ LIGHT = {
     "list": "name the registered parts: attention, VAEs, samplers ...",
     "ui": "open the mlflow pages of past runs",
 }
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """argparse, with errors of one line and no abbreviations."""
-
-    def __init__(self, *args: object, **options: object) -> None:
-        options["allow_abbrev"] = False
-        super().__init__(*args, **options)  # type: ignore[arg-type]
-
-    def error(self, message: str) -> NoReturn:
-        raise SoraError(f"{message}; see `{self.prog} --help`")
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        found, left = super().parse_known_args(args, namespace)
-        for name, value in vars(found).items():
-            setattr(found, name, _at_home(value))
-        return found, left
-
-
-def _at_home(value: Any) -> Any:
-    """What an option says, with paths from the home folder: a shell leaves ``--out=~/x`` as it is."""
-    if isinstance(value, Path):
-        return local_path(value)
-    if isinstance(value, str):
-        return at_home(value)
-    return [_at_home(item) for item in value] if isinstance(value, list) else value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

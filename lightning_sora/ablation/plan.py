@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -9,10 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+import yaml
+
 from lightning_sora.directions import Mode, chosen_mode
 from lightning_sora.documents import read_yaml
 from lightning_sora.errors import SoraError, did_you_mean
 from lightning_sora.names import local_path
+from lightning_sora.texts import read_text
 
 Quantity = Literal["steps", "tokens", "flops", "params", "seconds"]
 Means = Literal["steps", "width", "depth"]
@@ -78,6 +82,7 @@ class Plan:
         overrides: keys that are set in all arms alike.
         validations: how many over a training, about evenly spaced; the last is at the last step.
         before: a training that the judged one stands on.
+        text: of the file that it was read from.
     """
 
     name: str
@@ -94,15 +99,22 @@ class Plan:
     engine: str = "local"
     threads: int = 1
     before: Stage | None = None
+    text: str = field(default="", repr=False, compare=False)
 
     @property
     def tested(self) -> bool:
         """Whether trials are tested after they are fitted."""
         return self.metric.startswith("test/")
 
-    def changed(self, budget: Mapping[str, Any], seeds: Sequence[int] | None, overrides: Mapping[str, Any]) -> Plan:
+    def changed(
+        self, budget: Mapping[str, Any], seeds: Sequence[int] | None, overrides: Mapping[str, Any],
+        *, name: str | None = None, engine: str | None = None,
+    ) -> Plan:  # fmt: skip
         """The plan with what a command line says about it."""
-        plan = replace(self, overrides={**self.overrides, **overrides})
+        if name is not None and not all(c.isalnum() or c in "-_.+" for c in name):
+            raise SoraError(f"--name {name!r} names folders and runs; use letters, digits, - _ . +")
+        plan = replace(self, name=name or self.name, engine=engine or self.engine)
+        plan = replace(plan, overrides={**self.overrides, **overrides})
         if budget:
             # The means go with the quantity that was asked for before; another quantity has its own default.
             kept = {"by": self.budget.matched_by} if self.budget.quantity in budget else {}
@@ -120,13 +132,17 @@ FIELDS = {
 REQUIRED = ("base", "factor", "arms", "seeds", "budget")
 
 
-def read_plan(path: Path) -> Plan:
-    """Reads an ablation's file; paths in it are relative to it.
+def read_plan(source: Path | Mapping[str, Any]) -> Plan:
+    """Reads an ablation's file, or what one says; paths are relative to the file, or to the working directory.
 
     Raises:
         SoraError: not there, not YAML, or a plan that compares nothing: one line says what and how to mend it.
     """
-    content = _read_yaml(path)
+    if isinstance(source, Mapping):
+        path, content = Path("ablation"), dict(source)
+        text = yaml.safe_dump(json.loads(json.dumps(content, default=str)), sort_keys=False, allow_unicode=True)
+    else:
+        path, content, text = source, _read_yaml(source), read_text(source)
     _known(f"{path}", content, FIELDS)
     for name in REQUIRED:
         if name not in content:
@@ -158,6 +174,7 @@ def read_plan(path: Path) -> Plan:
         engine=str(content.get("engine", Plan.engine)),
         threads=_at_least_one(path, "threads", content.get("threads", Plan.threads)),
         before=_stage(path, content.get("before")),
+        text=text,
     )
     _refuse_double(plan)
     return plan

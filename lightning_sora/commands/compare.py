@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lightning_sora.commands.arguments import level
 from lightning_sora.errors import SoraError
 
 FORMATS = ("table", "csv", "json", "md")
@@ -21,7 +22,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--metric", help="what decides; default: what the ablation says")
     parser.add_argument("--mode", choices=("min", "max"), help="whether less or more of the metric is better")
     parser.add_argument("--baseline", help="the arm that the others are compared to")
-    parser.add_argument("--level", type=float, default=0.95, help="of the intervals (default: %(default)s)")
+    parser.add_argument("--level", type=level, default=0.95, help="of the intervals (default: %(default)s)")
     parser.add_argument("--format", choices=FORMATS, default="table", help="what is printed (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder of the HTML report; default: outputs/ablations/NAME/report")
     parser.add_argument("--no-report", action="store_true", help="print only")

@@ -21,7 +21,7 @@ from lightning_sora.data.places import MediaPath
 from lightning_sora.data.quarantine import write_quarantine
 from lightning_sora.data.sources.listed import disagreement, media_of
 from lightning_sora.errors import SoraError
-from lightning_sora.lab.shown import Shown
+from lightning_sora.shown import Shown
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -18,7 +18,7 @@ from lightning_sora.data.records import SPLITS
 from lightning_sora.data.sizes import SIZES, Limits, SizePolicy
 from lightning_sora.data.sources import SOURCES, ClipInfo, Source
 from lightning_sora.errors import SoraError
-from lightning_sora.lab.shown import Shown
+from lightning_sora.shown import Shown
 from lightning_sora.spacetime import Crop, PatchSize
 from lightning_sora.writing import check_file, whole
 

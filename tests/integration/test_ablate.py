@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+import lightning_sora as ls
 from lightning_sora.ablation.reader import read_study
 from lightning_sora.ablation.study import Study
 from lightning_sora.cli import main
@@ -118,6 +119,12 @@ def test_running_it_again_repeats_nothing(inside: Path, capfd: pytest.CaptureFix
     assert main(["ablate", "tiny.yaml"]) == 0
     assert "4 of 4 trials are finished" in capfd.readouterr().out
     assert {t.run_id for t in study(inside).trials} == before
+    said: list[Any] = []
+    found = ls.ablate({**PLAN, "ablation": "tiny"}, tell=said.append)
+    assert {t.run_id for t in found.trials} == before
+    assert found.complete
+    assert "4 of 4 trials are finished" in said[-1]
+    assert {arm.name: arm.steps for arm in said[1].arms} == {"full": 4, "time": 4}
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ NAMES = [
     "WEIGHTINGS",
     "World",
     "__version__",
+    "ablate",
     "compare",
     "check_data",
     "create_attention",
