@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from lightning_sora import media
-from lightning_sora.commands.sample import _read_prompts
 from lightning_sora.data.finding import find_media
 from lightning_sora.data.manifest import read_manifest
 from lightning_sora.data.quarantine import read_quarantine
 from lightning_sora.data.sources import SOURCES
 from lightning_sora.errors import SoraError
+from lightning_sora.lab.sampling import read_prompts
 from lightning_sora.models.vocabulary import Vocabulary
 
 FILES = ("a.mp4", "sub/b.mp4")
@@ -136,14 +136,14 @@ def test_a_byte_order_mark_is_part_of_no_name_and_no_caption(root: Path, name: s
 def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path: Path) -> None:
     for encoding, mark in MARKS.items():
         (tmp_path / "prompts.txt").write_bytes(mark + "a cat\n\ufeffein Hündchen\n".encode(encoding))
-        assert _read_prompts(tmp_path / "prompts.txt") == ["a cat", "ein Hündchen"]
+        assert read_prompts(tmp_path / "prompts.txt") == ["a cat", "ein Hündchen"]
     (tmp_path / "prompts.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(SoraError, match=r"prompts\.txt: not UTF-8 text"):
-        _read_prompts(tmp_path / "prompts.txt")
+        read_prompts(tmp_path / "prompts.txt")
     os.mkfifo(tmp_path / "pipe")
     for place in (tmp_path, tmp_path / "pipe", tmp_path / "none", tmp_path / ("x" * 5000)):
         with pytest.raises(SoraError, match="no such file"):
-            _read_prompts(place)
+            read_prompts(place)
 
 
 def test_a_byte_order_mark_is_no_part_of_a_vocabulary(tmp_path: Path) -> None:
