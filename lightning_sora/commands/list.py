@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-import warnings
 from typing import Any
 
-from lightning_sora.lab.parts import HOMES, contract, registry, specs
+from lightning_sora.lab.parts import HOMES, check_part, registry, specs
 
 
 def add_parser(subparsers: Any) -> None:
@@ -42,20 +41,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(kind: str, spec: str) -> int:
-    """Puts a part to every law, prints what each found, and counts those that it breaks."""
+    """Prints what each law found of a part, and counts those that it breaks."""
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    # Of compilation and FlexAttention, at sizes that do not matter.
-    warnings.filterwarnings("ignore", module=r"torch\.")
-    begun, broken, table = time.perf_counter(), 0, Table("check", "", title=Text(f"{kind} {spec}"))
+    console, begun = Console(width=None if sys.stdout.isatty() else 160), time.perf_counter()
     with console.status(f"checking {spec}"):
-        for found in contract(kind).findings(spec):
-            broken += found.problem is not None
-            said = Text("ok", style="green") if found.problem is None else Text(found.problem, style="red")
-            table.add_row(found.law if found.problem is None else f"{found.law}\n  [dim]{found.meaning}[/dim]", said)
-    console.print(table)
-    console.print(f"{spec}: {table.row_count} checks in {time.perf_counter() - begun:.0f} s", markup=False)
-    return broken
+        found = check_part(kind, spec)
+    console.print(found)
+    console.print(f"{spec}: {len(found.findings)} checks in {time.perf_counter() - begun:.0f} s", markup=False)
+    return found.broken

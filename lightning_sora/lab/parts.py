@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning_sora.contracts import Contract
+from lightning_sora.contracts import Contract, Finding
 from lightning_sora.errors import SoraError, did_you_mean
 from lightning_sora.plugins import load_packages, load_plugins
 from lightning_sora.registry import Registry, named
+from lightning_sora.shown import Shown
 from lightning_sora.specs import Spec
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 #: The registries of the package, by name: the module of each is imported when it is asked for.
 HOMES = {
@@ -84,6 +90,46 @@ def contract(name: str) -> Contract:
         having = [kind for kind, one in registries().items() if one.contract is not None]
         raise SoraError(f"parts of the kind {name!r} have no contract; those that do: {', '.join(having)}")
     return found
+
+
+@dataclass(frozen=True)
+class Checked(Shown):
+    """What the laws of its kind say of a part; shown as a table.
+
+    Attributes:
+        findings: one per law, with the problem where it is broken.
+    """
+
+    kind: str
+    spec: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def broken(self) -> int:
+        """How many laws it breaks."""
+        return sum(one.problem is not None for one in self.findings)
+
+    def tables(self) -> Iterable[RenderableType]:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table("check", "", title=Text(f"{self.kind} {self.spec}"))
+        for one in self.findings:
+            said = Text("ok", style="green") if one.problem is None else Text(one.problem, style="red")
+            table.add_row(one.law if one.problem is None else f"{one.law}\n  [dim]{one.meaning}[/dim]", said)
+        yield table
+
+
+def check_part(kind: str, spec: str) -> Checked:
+    """Puts a part to every law of its kind.
+
+    Raises:
+        SoraError: no such kind or part, or a kind that has no contract.
+    """
+    with warnings.catch_warnings():
+        # Of compilation and FlexAttention, at sizes that do not matter.
+        warnings.filterwarnings("ignore", module=r"torch\.")
+        return Checked(kind, spec, tuple(contract(kind).findings(spec)))
 
 
 def specs(name: str, wanted: Sequence[str]) -> list[str]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from lightning_sora.commands.ui import columns, prepared_page
 from lightning_sora.tracking.described import DESCRIPTION, Described, changes, claim
 from lightning_sora.tracking.differences import differences, flags, forgotten, remedy
+from lightning_sora.tracking.pages import columns, prepared_page
 
 
 def test_what_a_command_line_changes() -> None:
