@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError, WeightsMissing
-from lightning_sora.models.text import TextContext, TextEncoder
+from lightning_sora.models.text_base import TextContext, TextEncoder
 from lightning_sora.sealing import write_whole
 
 logger = logging.getLogger(__name__)

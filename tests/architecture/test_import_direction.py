@@ -1,7 +1,10 @@
 """The house's walls: who may import whom, how long a file may be, and what the project never says."""
 
 import ast
+import re
+from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "lightning_sora"
@@ -155,3 +158,74 @@ def test_every_room_is_known() -> None:
 def test_the_package_never_names_recipes_or_benchmarks() -> None:
     for path in FILES:
         assert not {m for m in imported_modules(path) if m.split(".")[0] in ("recipes", "benchmarks", "tests")}, path
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Imports within functions count as well; the face names everything, and is nobody's part."""
+    modules = {name_of(path): path for path in FILES if path.parent != PACKAGE or path.stem != "__init__"}
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        found: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= inner & modules.keys() or {str(node.module)}
+        graph[name] = (found & modules.keys()) - {name}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as circle:
+        raise AssertionError(" imports ".join(reversed(circle.args[1]))) from None
+
+
+def strings(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_no_text_names_a_module_of_a_higher_room() -> None:
+    wrong = []
+    for path in FILES:
+        room = room_of(path)
+        allowed = ALLOWED.get(room, {"*"})
+        if allowed == {"*"}:
+            continue
+        for text in strings(path):
+            named = re.fullmatch(r"lightning_sora\.(\w+)(\.\w+)*\.?(:\w+)?", text)
+            if named and named[1] in ALLOWED and named[1] not in {room, *EVERYWHERE} | allowed:
+                wrong.append(f"{path.relative_to(PACKAGE)}: {text}")
+    assert not wrong, "\n".join(wrong)
+
+
+#: Commands that are not yet a parser, one call and a print.
+LONG = {"caption", "data_cache", "score", "score_videos"}
+
+
+def test_a_command_is_a_parser_a_call_and_a_print() -> None:
+    lines = {path.stem: len(path.read_text().splitlines()) for path in (PACKAGE / "commands").glob("*.py")}
+    assert {name for name, count in lines.items() if count >= 60} <= LONG, (
+        "its work belongs in lab, ablation or tracking"
+    )
+
+
+def test_only_the_command_line_knows_commands() -> None:
+    knowing = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in FILES
+        if any(module.startswith("lightning_sora.commands") for module in imported_modules(path))
+    }
+    assert {file for file in knowing if not file.startswith("commands/")} == {"cli.py"}
+    assert "lightning_sora.cli" not in set().union(*map(imported_modules, FILES))
+
+
+def test_no_parsed_arguments_leave_the_command_line() -> None:
+    wrong = [
+        path for path in FILES if room_of(path) not in ("commands", "cli") and "argparse" in imported_modules(path)
+    ]
+    assert not wrong

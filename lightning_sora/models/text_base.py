@@ -1,0 +1,68 @@
+"""What every text encoder is, and their registry."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from lightning_sora.registry import Registry
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """The encoded captions of a batch.
+
+    Attributes:
+        embeddings: padded at the end.
+        mask: True where there is text; at least once per clip.
+    """
+
+    embeddings: Float[Tensor, "clips text_tokens dim"]
+    mask: Bool[Tensor, "clips text_tokens"]
+
+    @classmethod
+    def join(cls, contexts: Sequence[TextContext]) -> TextContext:
+        """The clips of several batches in one, padded to the longest text."""
+        length = max(context.mask.shape[1] for context in contexts)
+        padding = [length - context.mask.shape[1] for context in contexts]
+        return cls(
+            torch.cat([F.pad(c.embeddings, (0, 0, 0, more)) for c, more in zip(contexts, padding, strict=True)]),
+            torch.cat([F.pad(c.mask, (0, more)) for c, more in zip(contexts, padding, strict=True)]),
+        )
+
+
+class TextEncoder(nn.Module, ABC):
+    """Encodes captions; the empty caption is the unconditional one.
+
+    Attributes:
+        dim: width of the embeddings.
+        trainable: whether it learns together with the DiT.
+    """
+
+    dim: int
+    trainable: bool
+
+    @abstractmethod
+    def forward(self, captions: Sequence[str]) -> TextContext:
+        """Encodes captions of any length; each, the empty one too, has at least one unmasked token."""
+
+    @abstractmethod
+    def probe(self, tokens: int) -> Any:
+        """Encodes a made-up caption of so many tokens, padding included, for its FLOPs to be counted."""
+
+    @torch.no_grad()
+    def length(self, captions: Sequence[str]) -> int:
+        """Tokens of each row of :meth:`forward`, padding included."""
+        return self(captions).mask.shape[1]
+
+
+TEXT_ENCODERS: Registry[TextEncoder] = Registry(
+    "text encoder", name="text_encoder", contract="lightning_sora.models.text_contract"
+)
