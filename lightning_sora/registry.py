@@ -6,7 +6,6 @@ import fnmatch
 import functools
 import importlib
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import NoneType, UnionType
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union, get_args, get_or
 from lightning_sora.errors import SoraError, did_you_mean
 from lightning_sora.names import at_home
 from lightning_sora.plugins import load_packages
-from lightning_sora.specs import SPEC, Spec, is_path
+from lightning_sora.specs import SPEC, Spec, is_path, prefixed
 
 if TYPE_CHECKING:
     from lightning_sora.contracts import Contract
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 #: What stood before a spec that is to be read as one, formerly.
 FORMER = "untrained:"
-_PREFIXED = re.compile(r"(\w+):(?!//)(.*)", re.DOTALL)
 
 
 class Registry(Generic[T]):
@@ -162,11 +160,11 @@ class Registry(Generic[T]):
             raise SoraError(f"{asked!r}: {FORMER!r} is now {SPEC!r}; write {asked.replace(FORMER, SPEC, 1)!r}")
         if asked.startswith(SPEC):
             return Spec.parse(asked.removeprefix(SPEC))
-        prefixed = _PREFIXED.fullmatch(asked)
-        named = asked in self._builders or (prefixed is not None and prefixed[1] in self._builders)
-        if self.path is not None and not named and is_path(asked):
+        parted = prefixed(asked)
+        names_one = asked in self._builders or (parted is not None and parted[0] in self._builders)
+        if self.path is not None and not names_one and is_path(asked):
             return self._of_one_option(self.path, asked)
-        return Spec.parse(asked) if prefixed is None else self._of_one_option(*prefixed.groups())
+        return Spec.parse(asked) if parted is None else self._of_one_option(*parted)
 
     def _of_one_option(self, name: str, text: str) -> Spec:
         needed = [option for option, p in self.options(name).items() if p.default is p.empty]

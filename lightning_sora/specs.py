@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from lightning_sora.names import local_path
 SHOWN = 300  # letters of a spec that cannot be read
 #: Before a spec that is to be read as one, whatever else its text could be.
 SPEC = "spec:"
+_PREFIXED = re.compile(r"(\w+):(?!//)(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +133,12 @@ def _literal(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key!r}: {_literal(item)}' for key, item in value.items())}}}"
     return repr(value)
+
+
+def prefixed(text: str) -> tuple[str, str] | None:
+    """The word before a colon that a text begins with, and what follows; None without one, and of URLs."""
+    found = _PREFIXED.fullmatch(text)
+    return None if found is None else (found[1], found[2])
 
 
 def is_path(text: str) -> bool:

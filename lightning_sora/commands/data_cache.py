@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         raise SoraError(f"{args.config} names no model.vae; give the checkpoint of a LitVAE run by --vae")
     encoder = None if args.text is None else _frozen(args.text, args.device)
     path = checkpoint_of(named)
-    seed = int(recipe.options("model").get("seed") or 0)  # moves a VAE that is named as untrained
+    seed = int(recipe.options("model").get("seed") or 0)  # moves a VAE with fresh weights
     vae = _made_vae(path, args.device, seed)
     if any(p % s for p, s in zip(options["patch"], vae.stride, strict=True)):
         raise SoraError(

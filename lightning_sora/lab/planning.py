@@ -24,6 +24,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.lit.module import LitModule, count_parameters
 from lightning_sora.recipe.recipe import Recipe, as_text
 from lightning_sora.spacetime import SpacetimeBatch
+from lightning_sora.specs import SPEC
 from lightning_sora.tracking import provenance
 
 #: Set per arm where the number of steps meets the budget.
@@ -158,7 +159,7 @@ class Planner:
             adjusted: options of the model by dotted key; the solver tries many, so the recipe is resolved once per arm.
         """
         if arm not in self._resolved:
-            value = self.plan.arms[arm] if self.plan.before is None else f"untrained:{self.plan.arms[arm]}"
+            value = self.plan.arms[arm] if self.plan.before is None else f"{SPEC}{self.plan.arms[arm]}"
             self._resolved[arm] = Recipe.load(self.plan.base, {**self.plan.overrides, self.plan.factor: value})
         recipe = self._resolved[arm].adjusted(adjusted)
         model, _ = self.module(recipe)

@@ -17,7 +17,7 @@ from lightning_sora.lit.evaluation_means import EvaluationMeans
 from lightning_sora.lit.generate import GenerativeModule
 from lightning_sora.lit.judge import GenerationJudge
 from lightning_sora.lit.latent_memory import LatentMemory
-from lightning_sora.lit.pretrained import UNTRAINED, load_vae
+from lightning_sora.lit.pretrained import load_vae
 from lightning_sora.metrics.reconstruction import ReconstructionQuality, clip_quality
 from lightning_sora.models.configs import DiTConfig, SamplingConfig
 from lightning_sora.models.denoiser import DenoisingTerms
@@ -26,13 +26,14 @@ from lightning_sora.models.pixels import Clip, from_uint8, to_uint8
 from lightning_sora.models.saved import is_saved
 from lightning_sora.randomness import normal_per_clip, uniform_per_clip
 from lightning_sora.spacetime import SpacetimeBatch, TokenLayout
+from lightning_sora.specs import SPEC
 
 
 class LitDiT(GenerativeModule):
     """A diffusion transformer over spacetime patches.
 
     Args:
-        vae: path of a checkpoint of a LitVAE run; "identity", for a model of pixels; or "untrained:" and a spec.
+        vae: path of a checkpoint of a LitVAE run; "identity", for a model of pixels; or "spec:" and a spec.
         patch_size: latent positions per token (frames, height, width).
         dim, depth, num_heads, mlp_ratio: of the transformer.
         attention: a block's spec, or a pattern over layers such as "spatial, temporal".
@@ -315,7 +316,7 @@ class LitDiT(GenerativeModule):
     def rebuild_arguments(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
         # The VAE's weights are in the checkpoint: its own run need not be at hand.
         # Nor is its judge, whose weights may be elsewhere, part of the model.
-        own = {"vae": UNTRAINED + checkpoint["vae"]["spec"], "extractor": None, "clip": None, "expander": None}
+        own = {"vae": SPEC + checkpoint["vae"]["spec"], "extractor": None, "clip": None, "expander": None}
         return {**super().rebuild_arguments(checkpoint), **own}
 
     def lineage(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A VAE that a DiT stands on: trained, or without weights."""
+"""A VAE that a DiT stands on: of a trained run, or made from a spec."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from lightning_sora.models.saved import is_saved
 from lightning_sora.models.vae import VAES, ClipVAE, VideoVAE
 from lightning_sora.names import local_path
 from lightning_sora.randomness import initialize
-
-UNTRAINED = "untrained:"
+from lightning_sora.specs import SPEC, is_path, prefixed
 
 
 def load_vae(source: str, seed: int) -> tuple[VideoVAE, str, str | None]:
-    """A VAE from a checkpoint of a LitVAE, a folder that it was saved to, or a spec.
+    """A VAE from a checkpoint of a LitVAE, a folder that it was saved to, or a spec: "spec:" before it asks for fresh
+    weights, where the VAE brings none of its own.
 
     Returns:
         the VAE, its spec, and the mlflow run that trained it, if recorded.
@@ -23,23 +23,25 @@ def load_vae(source: str, seed: int) -> tuple[VideoVAE, str, str | None]:
     Raises:
         SoraError: a path that is no checkpoint, an unknown spec, or a VAE that would need training.
     """
-    spec = source.removeprefix(UNTRAINED)
-    if is_saved(spec):
-        saved = ClipVAE.load(spec)
-        return saved.vae, saved.spec, None
-    if spec.endswith(".ckpt") or os.path.exists(local_path(spec)):
-        module = LitVAE.load(spec)
-        return module.vae, str(module.hparams["vae"]), module.run_id
-    if "(" not in spec and "/" in spec:
-        raise SoraError(
-            f"model.vae={source!r} is no file here, and models of a hub are not read; give the path of a LitVAE's "
-            f"checkpoint, or '{UNTRAINED}SPEC' with a spec of {', '.join(VAES.list())}"
-        )
+    if prefixed(source) is None and source not in VAES.list():
+        if is_saved(source):
+            saved = ClipVAE.load(source)
+            return saved.vae, saved.spec, None
+        if source.endswith(".ckpt") or os.path.exists(local_path(source)):
+            module = LitVAE.load(source)
+            return module.vae, str(module.hparams["vae"]), module.run_id
+        if is_path(source):
+            raise SoraError(
+                f"model.vae={source!r} is no file here, and models of a hub are not read; give the path of a LitVAE's "
+                f"checkpoint, or '{SPEC}NAME' with a name of {', '.join(VAES.list())}"
+            )
+    spec = VAES.resolve(source)
     vae = VAES.create(spec)
-    if any(True for _ in vae.parameters()) and not source.startswith(UNTRAINED):
-        raise SoraError(
-            f"model.vae={source!r} names a VAE without its weights; give the path of a checkpoint of a LitVAE run, "
-            f"or '{UNTRAINED}{source}' if random weights are what you want"
-        )
-    initialize(vae, seed, "vae.")
-    return vae, spec, None
+    if not vae.pretrained:
+        if any(True for _ in vae.parameters()) and not source.startswith(SPEC):
+            raise SoraError(
+                f"model.vae={source!r} names a VAE without its weights; give the path of a checkpoint of a LitVAE run, "
+                f"or '{SPEC}{source}' if fresh weights are what you want"
+            )
+        initialize(vae, seed, "vae.")
+    return vae, str(spec), None

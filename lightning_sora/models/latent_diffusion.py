@@ -158,7 +158,8 @@ class LatentDiffusion(nn.Module):
         shape, drawn = DiTConfig.of(dit, "dit"), SamplingConfig.of(sampling, "sampling")
         if trained is None:
             trained = VAES.create(vae)
-            initialize(trained, seed, "vae.")
+            if not trained.pretrained:
+                initialize(trained, seed, "vae.")
         encoder = TEXT_ENCODERS.create(text)
         if encoder.trainable:
             initialize(encoder, seed, "text.")

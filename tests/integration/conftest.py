@@ -18,7 +18,7 @@ def make_vae(**changes: Any) -> LitVAE:
     return LitVAE(**{"vae": VAE, "optimizer": "adamw(lr=1e-3)", "schedule": "constant", **changes})
 
 
-def make_dit(vae: str = f"untrained:{VAE}", **changes: Any) -> LitDiT:
+def make_dit(vae: str = f"spec:{VAE}", **changes: Any) -> LitDiT:
     small = {"dim": 16, "depth": 2, "num_heads": 2, "text": "bytes(dim=8, depth=1, num_heads=1)", "steps": 2}
     return LitDiT(vae, **{**small, "schedule": "constant", "ema_decay": 0.9, **changes})
 

@@ -138,7 +138,7 @@ def test_training_from_the_cache_is_training_from_pixels(
 def test_another_vae_is_refused_before_any_step(
     cached: Path, make_trainer: Callable[..., pl.Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dit = make_dit(f"untrained:{VAE}")
+    dit = make_dit(f"spec:{VAE}")
     monkeypatch.setattr(dit, "training_step", lambda *_: pytest.fail("a step was taken"))
     data = SpacetimeDataModule(**{**DATA, "source": "latents", "root": str(cached)})  # type: ignore[arg-type]
     with pytest.raises(SoraError, match="latents of VAE"):
@@ -180,11 +180,11 @@ def test_a_split_may_be_added_to_a_cache(recipe: Path, tmp_path: Path) -> None:
 
 def test_an_untrained_vae_is_that_of_the_recipe_s_seed(recipe: Path, tmp_path: Path) -> None:
     content = yaml.safe_load(recipe.read_text())
-    content["model"]["init_args"] = {"vae": f"untrained:{VAE}", "seed": 3}
+    content["model"]["init_args"] = {"vae": f"spec:{VAE}", "seed": 3}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
     assert main(command(tmp_path / "recipe.yaml", tmp_path / "out")) == 0
     data = SpacetimeDataModule(**{**DATA, "source": "latents", "root": str(tmp_path / "out")})  # type: ignore[arg-type]
-    make_dit(f"untrained:{VAE}", seed=3).model.check_latents(data.source("train").vae_hash)
+    make_dit(f"spec:{VAE}", seed=3).model.check_latents(data.source("train").vae_hash)
 
 
 def test_another_size_is_refused_when_the_loader_is_made(cached: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_flipped_bit_is_found_and_made_anew_when_the_cache_is_made_again(
         (("--dtype", "bfloat16"), "dtype"),
         (("data.seed=1",), "data.seed"),
         (("data.source_seed=1",), "data.source_seed"),
-        (("--vae", f"untrained:{VAE}"), "vae"),
+        (("--vae", f"spec:{VAE}"), "vae"),
     ],
 )
 def test_a_cache_of_something_else_is_refused_and_left_as_it_is(

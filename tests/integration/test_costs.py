@@ -107,6 +107,6 @@ def test_autoguidance_needs_a_weak_model_of_the_same_latents(
     assert not torch.equal(
         strong.sample(["a cube"], guidance=spec.format(3.0, tmp_path / "weak.ckpt"), **size)[0], plain
     )
-    other = LitDiT(f"untrained:{VAE}", dim=16, depth=2, num_heads=2, text="bytes(dim=8, depth=1, num_heads=1)", seed=5)
+    other = LitDiT(f"spec:{VAE}", dim=16, depth=2, num_heads=2, text="bytes(dim=8, depth=1, num_heads=1)", seed=5)
     with pytest.raises(SoraError, match="two models of one VAE"):
         other.sample(["a cube"], guidance=spec.format(3.0, tmp_path / "weak.ckpt"), **size)

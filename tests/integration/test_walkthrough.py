@@ -82,6 +82,6 @@ def test_every_ablation_recipe_can_be_planned(name: str, folder: Path, capfd: py
         pyarrow.parquet.write_table(pyarrow.table(columns), folder / table)
     keys = [] if "before" in told else [f"--data.source={SMALL}"]
     if told["base"].endswith("world_dit.yaml") and keys:  # its VAE is trained before
-        keys.append(f"--model.vae=untrained:{VAE}")
+        keys.append(f"--model.vae=spec:{VAE}")
     assert main(["ablate", str(file), "--plan", *keys]) == 0
     assert "(baseline)" in capfd.readouterr().out

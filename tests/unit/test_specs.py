@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lab.parts import HOMES, contract, registries, registry, specs
+from lightning_sora.lit.pretrained import load_vae
+from lightning_sora.models.vae import VAES, IdentityVAE
 from lightning_sora.names import at_home
 from lightning_sora.registry import Registry, Spec, named
 from lightning_sora.specs import canonical, is_mapping
@@ -205,3 +209,36 @@ def test_what_is_to_be_checked_is_found_by_file_spec_or_wildcard(tmp_path: Path)
     )
     wanted = [str(file), "mine(size=(1, 2, 2))", "win*"]
     assert specs("attention", wanted) == ["other", "mine(size=(1, 2, 2))", "window"]
+
+
+def test_a_vae_with_weights_of_its_own_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Brought(IdentityVAE):
+        pretrained = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((1,), 3.0))
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "brought").mkdir()  # no path, as there is a VAE of the name
+    with VAES.temporary():
+        VAES.register("brought")(Brought)
+        for source in ("brought", "spec:brought"):
+            vae, spec, run = load_vae(source, seed=0)
+            assert (float(vae.weight), spec, run) == (3.0, "brought", None)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("causal_conv(dim=8)", "or 'spec:causal_conv(dim=8)' if fresh weights are what you want"),
+        ("untrained:identity", "'untrained:' is now 'spec:'; write 'spec:identity'"),
+        ("untrained:runs/vae.ckpt", "'untrained:' is now 'spec:'"),
+        ("THUDM/CogVideoX-2b", "models of a hub are not read"),
+        ("spec:identty", "did you mean 'identity'"),
+    ],
+)
+def test_a_vae_that_cannot_be_had_says_how(source: str, said: str) -> None:
+    with pytest.raises(SoraError) as caught:
+        load_vae(source, seed=0)
+    assert said in str(caught.value)
