@@ -225,7 +225,7 @@ def test_a_vae_with_weights_of_its_own_keeps_them(tmp_path: Path, monkeypatch: p
         VAES.register("brought")(Brought)
         for source in ("brought", "spec:brought"):
             vae, spec, run = load_vae(source, seed=0)
-            assert (float(vae.weight), spec, run) == (3.0, "brought", None)
+            assert (vae.weight.item(), spec, run) == (3.0, "brought", None)
 
 
 @pytest.mark.parametrize(
