@@ -12,7 +12,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from lightning_sora.randomness import coarse_generator
-from lightning_sora.registry import Registry
+from lightning_sora.registry import Registry, Spec
 from lightning_sora.spacetime import Crop, PatchSize
 
 
@@ -60,7 +60,7 @@ class Clip:
 
 
 class Source(ABC):
-    """A sequence of clips: cheap to describe, costly to load.
+    """A sequence of clips: cheap to describe, costly to load. :mod:`.contract` says what all must keep.
 
     Builders get ``root``, ``split`` (train, val, test) and ``seed`` from the framework.
 
@@ -111,4 +111,21 @@ class Source(ABC):
         """A hash of what the source would yield: identical data, identical fingerprint."""
 
 
-SOURCES: Registry[Source] = Registry("source", name="source", given=("root", "split", "seed"))
+SOURCES: Registry[Source] = Registry(
+    "source", name="source", given=("root", "split", "seed"), contract="lightning_sora.data.sources.contract"
+)
+
+
+def create_source(spec: str | Mapping[str, Any], split: str, seed: int, root: str | None = None) -> Source:
+    """A source whose spec may also say its root, as in ``folder(root='images')``.
+
+    Args:
+        root: where the spec says none.
+
+    Raises:
+        SoraError: unknown, or it cannot be made.
+    """
+    asked = SOURCES.resolve(spec)
+    options = dict(asked.options)
+    root = options.pop("root", root)
+    return SOURCES.create(Spec(asked.name, options), root=root, split=split, seed=seed)

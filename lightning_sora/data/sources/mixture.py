@@ -6,14 +6,12 @@ import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
+from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source, create_source
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import coarse_generator
-from lightning_sora.registry import Spec
 from lightning_sora.spacetime import Crop
 
 
@@ -57,7 +55,7 @@ class MixtureSource(Source):
                 f"weights={weights} must give a positive number for each of {', '.join(sources)}, and no other; to "
                 "leave a source out, take it out of sources"
             )
-        self.parts = {name: _create(spec, split, seed) for name, spec in sources.items()}
+        self.parts = {name: create_source(spec, split, seed) for name, spec in sources.items()}
         self.parts = {name: part for name, part in self.parts.items() if part.infos or split == "train"}
         empty = [name for name, part in self.parts.items() if not part.infos]
         if empty or not self.parts:
@@ -127,10 +125,3 @@ def apportion(shares: Mapping[str, float], total: int) -> dict[str, int]:
     while sum(parts.values()) > total:
         parts[max(parts, key=lambda name: (parts[name], name))] -= 1
     return parts
-
-
-def _create(spec: str, split: str, seed: int) -> Source:
-    parsed = Spec.parse(spec)
-    options: dict[str, Any] = dict(parsed.options)
-    root = options.pop("root", None)
-    return SOURCES.create(Spec(parsed.name, options), root=root, split=split, seed=seed)
