@@ -254,8 +254,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, one) for one in inner)
     if hint in (int, float):
         return isinstance(value, int | hint) and not isinstance(value, bool)
-    if hint in (bool, str, NoneType):
-        return isinstance(value, hint)
+    if hint in (bool, NoneType) or (inspect.isclass(hint) and issubclass(hint, str)):
+        return isinstance(value, str if issubclass(hint, str) else hint)
     if origin not in (tuple, list, Sequence):
         return True
     if not isinstance(value, tuple | list):
@@ -269,7 +269,9 @@ def _described(hint: Any) -> str:
     if hint is NoneType:
         return "None"
     if get_origin(hint) in (Union, UnionType):
-        return " or ".join(map(_described, get_args(hint)))
+        return " or ".join(dict.fromkeys(map(_described, get_args(hint))))
+    if inspect.isclass(hint) and issubclass(hint, str):
+        return "str"
     return hint.__name__ if inspect.isclass(hint) and not get_args(hint) else str(hint).split("collections.abc.")[-1]
 
 

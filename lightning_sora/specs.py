@@ -146,12 +146,12 @@ def is_path(text: str) -> bool:
     return os.path.exists(local_path(text)) or ("(" not in text and ("/" in text or text.endswith(".ckpt")))
 
 
-class _SpecText(str):
+class spec(str):
     """The canonical text of a spec, from whichever way it was written in."""
 
     __slots__ = ()
 
-    def __new__(cls, asked: str | Mapping[str, Any]) -> _SpecText:
+    def __new__(cls, asked: str | Mapping[str, Any]) -> spec:
         return super().__new__(cls, canonical(asked))
 
 
@@ -159,4 +159,4 @@ if TYPE_CHECKING:
     SpecText = str
 else:
     #: The type of an option that is a spec: a text, or in a recipe also a mapping, which arrives as its canonical text.
-    SpecText = _SpecText | str
+    SpecText = spec | str

@@ -16,6 +16,7 @@ from lightning_sora.directions import Mode, chosen_mode
 from lightning_sora.documents import read_yaml
 from lightning_sora.errors import SoraError, did_you_mean
 from lightning_sora.names import local_path
+from lightning_sora.specs import canonical, is_mapping
 from lightning_sora.texts import read_text
 
 Quantity = Literal["steps", "tokens", "flops", "params", "seconds"]
@@ -259,13 +260,14 @@ def _factor(path: Path, factor: Any) -> str:
 
 def _arms(path: Path, arms: Any, factor: Any) -> dict[str, Any]:
     if isinstance(arms, list):
+        arms = [canonical(value) if is_mapping(value) else value for value in arms]
         named = {str(value): value for value in arms}
         if len(named) < len(arms):
             raise SoraError(f"{path}: arms {arms} name a value twice; an arm is a different value of {factor}")
         arms = named
     if not isinstance(arms, dict):
         raise SoraError(f"{path}: arms {arms!r} must map names to values of {factor}, or list the values")
-    arms = {str(name): value for name, value in arms.items()}
+    arms = {str(name): canonical(value) if is_mapping(value) else value for name, value in arms.items()}
     if len(arms) < 2:
         raise SoraError(f"{path}: {len(arms)} arm; a comparison needs at least two values of {factor}")
     for name, value in arms.items():
@@ -276,7 +278,7 @@ def _arms(path: Path, arms: Any, factor: Any) -> dict[str, Any]:
             )
     seen: dict[str, str] = {}
     for name, value in arms.items():
-        twin = seen.setdefault(repr(value), name)
+        twin = seen.setdefault(canonical(value) if isinstance(value, str) else repr(value), name)
         if twin != name:
             raise SoraError(f"{path}: arms {twin!r} and {name!r} have the same value {value!r} of {factor}; drop one")
     return arms

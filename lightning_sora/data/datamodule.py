@@ -22,6 +22,7 @@ from lightning_sora.data.sources import SOURCES, Source
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import coarse_generator
 from lightning_sora.spacetime import Crop, PatchSize, SpacetimeBatch
+from lightning_sora.specs import SpecText
 
 log = logging.getLogger(__name__)
 
@@ -59,15 +60,15 @@ class SpacetimeDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        source: str = "world(level='tiny')",
+        source: SpecText = "world(level='tiny')",
         *,
         root: str | None = None,
         patch: Sequence[int] = (4, 8, 8),
         frames: int = 17,
         height: int = 32,
         width: int = 32,
-        sizes: str = "fixed",
-        eval_sizes: str | None = None,
+        sizes: SpecText = "fixed",
+        eval_sizes: SpecText | None = None,
         captions: str | None = None,
         caption_share: float = 1.0,
         fps: float | None = None,

@@ -41,6 +41,9 @@ def explain(message: str) -> str:
         keys = re.findall(r'Parser key "([^"]+)"', text[: lacking.start()])
         first = lacking[2].split(",")[0]
         return f"{lacking[1]} needs {lacking[2]}; give it by --{'.'.join([*keys, first])}=..."
+    if unread := re.search(r"Not of type spec: (cannot .*?)(?= - |$)", text):
+        keys = re.findall(r'Parser key "([^"]+)"', text[: unread.start()])
+        return f"{'.'.join(keys)}: {unread[1]}"
     if none := re.search(
         r'Parser key "([^"]+)": Does not validate .*? Subtypes: \[(.*)\] Errors: .* value: (.*)', text
     ):

@@ -41,6 +41,7 @@ from lightning_sora.recipe.files import (
     with_quoted_specs,
 )
 from lightning_sora.recipe.secrets import refuse_hidden
+from lightning_sora.recipe.specs import take_specs
 from lightning_sora.recipe.trainers import (
     check_asked,
     check_sharded,
@@ -64,6 +65,7 @@ BASES = {"model": pl.LightningModule, "data": pl.LightningDataModule}
 def parsing() -> Iterator[None]:
     """How recipes are parsed here, with what constructors refuse told as such."""
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    take_specs()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
     for noise in NOISE:
         warnings.filterwarnings("ignore", message=noise)

@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_sora.ablation.plan import read_plan
 from lightning_sora.errors import SoraError
 from lightning_sora.lab.parts import HOMES, contract, registries, registry, specs
 from lightning_sora.lit.pretrained import load_vae
 from lightning_sora.models.vae import VAES, IdentityVAE
 from lightning_sora.names import at_home
+from lightning_sora.nn.attention import layer_specs
+from lightning_sora.recipe.recipe import Recipe
 from lightning_sora.registry import Registry, Spec, named
 from lightning_sora.specs import canonical, is_mapping
 
@@ -242,3 +245,54 @@ def test_a_vae_that_cannot_be_had_says_how(source: str, said: str) -> None:
     with pytest.raises(SoraError) as caught:
         load_vae(source, seed=0)
     assert said in str(caught.value)
+
+
+RECIPE = """
+vars: {n: 8, size: {shapes: [cube]}}
+model: {class_path: LitDiT, init_args: {vae: identity}}
+data: {class_path: SpacetimeDataModule, init_args: {source: SOURCE, patch: [1, 8, 8], frames: 5}}
+"""
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{world: {clips: 8, overrides: {shapes: [cube]}}}",
+        "\"world( overrides={'shapes': ['cube']}, clips=8)\"",
+        '{world: {clips: "${vars.n}", overrides: "${vars.size}"}}',
+    ],
+)
+def test_recipes_that_ask_for_the_same_are_the_same(source: str, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE.replace("SOURCE", source))
+    recipe = Recipe.load(file)
+    text = "world(clips=8, overrides={'shapes': ('cube',)})"
+    assert recipe.options("data")["source"] == text
+    assert recipe.identity()["data.source"] == text
+    flagged = Recipe.load(file, {"data.sizes": {"bucketed": {"tokens": 3}}, "data.source": {"folder": None}})
+    assert (flagged.options("data")["sizes"], flagged.options("data")["source"]) == ("bucketed(tokens=3)", "folder")
+
+
+def test_a_mapping_of_two_parts_is_refused_by_its_key(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE.replace("SOURCE", "{world: {}, folder: {}}"))
+    with pytest.raises(SoraError, match=r"^data\.source: cannot read the spec .* of one name to its options"):
+        Recipe.load(file)
+
+
+def test_arms_may_be_mappings(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("model: {}\n")
+    file = tmp_path / "plan.yaml"
+    plan = "base: base.yaml\nfactor: model.attention\nseeds: [0]\nbudget: {steps: 4}\narms: "
+    file.write_text(f"{plan}[full, {{window: {{size: [1, 2, 2]}}}}]\n")
+    assert read_plan(file).arms == {name: name for name in ("full", "window(size=(1, 2, 2))")}
+    file.write_text(f"{plan}{{a: {{window: {{size: [1]}}}}, b: 'window(size=(1,))'}}\n")
+    with pytest.raises(SoraError, match="arms 'a' and 'b' have the same value"):
+        read_plan(file)
+
+
+def test_a_pattern_of_layers_takes_mappings() -> None:
+    window = {"window": {"size": [1, 2, 2]}}
+    expected = [Spec.parse("full"), Spec.parse(window)]
+    assert layer_specs(["full", window], 2) == expected
+    assert layer_specs(window, 1) == expected[1:]

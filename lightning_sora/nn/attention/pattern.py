@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lightning_sora.errors import SoraError
-from lightning_sora.registry import Spec
+from lightning_sora.specs import Spec, canonical
 
 _REPEATED = re.compile(r"(?P<spec>.*?)\s*\*\s*(?P<count>\d+)", re.DOTALL)
 
 
-def layer_specs(pattern: str | Sequence[str], depth: int) -> list[Spec]:
+def layer_specs(pattern: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]], depth: int) -> list[Spec]:
     """The spec of each layer: the pattern, tiled over ``depth``.
 
     ``"full"``; ``"spatial, temporal"``; ``"window(size=(2, 4, 4))*3, full"`` (three windowed layers, then
-    a full one); or a list of such texts.
+    a full one); a spec as a mapping; or a list of such.
 
     Raises:
         SoraError: unreadable, empty, or longer than ``depth``.
     """
-    texts = [pattern] if isinstance(pattern, str) else list(pattern)
+    texts = [canonical(one) for one in ([pattern] if isinstance(pattern, str | Mapping) else pattern)]
     specs: list[Spec] = []
     for item in (item for text in texts for item in _split(text)):
         repeated = _REPEATED.fullmatch(item)
