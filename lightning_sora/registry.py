@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lightning_sora.contracts import Contract
 
 T = TypeVar("T")
+B = TypeVar("B", bound=Callable[..., Any])
 #: What stood before a spec that is to be read as one, formerly.
 FORMER = "untrained:"
 
@@ -70,14 +71,14 @@ class Registry(Generic[T]):
         """What every part must keep, if that is written down."""
         return None if self._contract is None else importlib.import_module(self._contract).CONTRACT
 
-    def register(self, name: str) -> Callable[[Callable[..., Any]], Any]:
+    def register(self, name: str) -> Callable[[B], B]:
         """Files the class or function that it decorates under a name.
 
         Raises:
-            SoraError: a name that is taken or no word, or a part that does not take what it is given.
+            SoraError: a name that is taken or no word, or a part that lacks a method or does not take what it is given.
         """
 
-        def decorate(builder: Callable[..., Any]) -> Callable[..., Any]:
+        def decorate(builder: B) -> B:
             if name in self._builders:
                 raise SoraError(
                     f"the {self.kind} {name!r} is registered already, by "
@@ -85,13 +86,16 @@ class Registry(Generic[T]):
                 )
             if not name.isidentifier():
                 raise SoraError(f"the {self.kind} {name!r} cannot be named in a spec; use letters, digits and _")
-            self._check_given(name, builder)
+            self._check_sound(name, builder)
             self._builders[name] = builder
             return builder
 
         return decorate
 
-    def _check_given(self, name: str, builder: Callable[..., Any]) -> None:
+    def _check_sound(self, name: str, builder: Callable[..., Any]) -> None:
+        if inspect.isabstract(builder):
+            lacking = ", ".join(sorted(builder.__abstractmethods__))  # type: ignore[attr-defined]
+            raise SoraError(f"the {self.kind} {name!r} does not define {lacking}, as every {self.kind} must")
         if not self.given:
             return
         called: Any = builder.__call__ if self.functions and inspect.isclass(builder) else builder

@@ -83,8 +83,8 @@ def converges_to_the_exact_flow(spec: str) -> None:
 
 
 @CONTRACT.law
-def asks_at_the_times_of_its_steps(spec: str) -> None:
-    """The denoiser is asked at the times given, from the first on, never at t = 0, and as often whatever it answers."""
+def asks_within_its_times(spec: str) -> None:
+    """The denoiser is asked at the first time and then on to t = 0, but not there, and as often whatever it answers."""
     times = time_schedule(6, shift=2.0)
     counts = []
     answers: tuple[Denoise, ...] = (of_gaussian, lambda x, t: torch.zeros_like(x))
@@ -92,11 +92,12 @@ def asks_at_the_times_of_its_steps(spec: str) -> None:
         watched = _Watched(denoise)
         make(spec)(watched, noise_of(), times)
         counts.append(len(watched.times))
-        require(watched.times[:1] == times[:1], f"it asks first at t = {watched.times[:1]}, not at {times[0]}")
-        strange = [t for t in watched.times if t not in times[:-1]]
-        require(not strange, f"it asks at t = {strange[:3]}, which is none of {times[:-1]}")
-        missed = [t for t in times[:-1] if t not in watched.times]
-        require(not missed, f"it never asks at t = {missed[:3]}")
+        require(watched.times, "it never asks the denoiser")
+        require(watched.times[0] == times[0], f"it asks first at t = {watched.times[0]:.4g}, not at {times[0]:.4g}")
+        strange = [t for t in watched.times if not 0 < t <= times[0]]
+        require(not strange, f"it asks at t = {', '.join(f'{t:.4g}' for t in strange[:3])}, out of (0, {times[0]:.4g}]")
+        asked = [any(end < t <= begin for t in watched.times) for begin, end in itertools.pairwise(times)]
+        require(all(asked), f"it does not ask within step {asked.index(False) + 1 if not all(asked) else 0}")
     require(counts[0] == counts[1], f"it asks {counts[0]} or {counts[1]} times, depending on the answers")
 
 

@@ -7,6 +7,7 @@ import pickle
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_sora.contracts import Contract, no_global_draws, require, require_close
 from lightning_sora.models.text import TEXT_ENCODERS, TextContext, TextEncoder
@@ -114,6 +115,19 @@ def counts_its_tokens(spec: str) -> None:
     for captions in (CAPTIONS, CAPTIONS[:1], ("",)):
         told, found = encoder.length(captions), encoder(captions).mask.shape[1]
         require(told == found, f"length() says {told} tokens, a batch has {found}")
+
+
+@CONTRACT.law
+@torch.no_grad()
+def its_probe_costs_what_a_caption_costs(spec: str) -> None:
+    """By ``probe`` its FLOPs are counted, which budgets are matched by: as many as of a caption of so many tokens."""
+    tokens = make(spec).length(CAPTIONS[:1])
+    counted = []
+    for encoder, run in ((make(spec), lambda e: e(CAPTIONS[:1])), (make(spec), lambda e: e.probe(tokens))):
+        with FlopCounterMode(display=False) as counter:
+            run(encoder)
+        counted.append(counter.get_total_flops())
+    require(counted[0] == counted[1], f"a caption of {tokens} tokens costs {counted[0]} FLOPs, probe {counted[1]}")
 
 
 @CONTRACT.law

@@ -36,6 +36,16 @@ def asks_between(denoise: Any, noise: Tensor, times: list[float], progress: Any 
     return sample_euler(lambda x, t: denoise(x, t * 0.999), noise, times, progress)
 
 
+def asks_at_zero(denoise: Any, noise: Tensor, times: list[float], progress: Any = iter) -> Tensor:
+    x = sample_euler(denoise, noise, times, progress)
+    denoise(x, times[-1])
+    return x
+
+
+def skips_a_step(denoise: Any, noise: Tensor, times: list[float], progress: Any = iter) -> Tensor:
+    return sample_euler(denoise, noise, [times[0], *times[2:]], lambda steps: progress([*steps, steps[-1]][:-1]))
+
+
 def asks_for_more(denoise: Any, noise: Tensor, times: list[float], progress: Any = iter) -> Tensor:
     x = sample_euler(denoise, noise, times, progress)
     return denoise(x, times[-2]) if x.abs().max() > 0.1 else x
@@ -75,8 +85,10 @@ def in_double(denoise: Any, noise: Tensor, times: list[float], progress: Any = i
 MUTANTS = {
     overshoots: "lands_on_a_point",
     stands_still: "converges_to_the_exact_flow",
-    asks_between: "asks_at_the_times_of_its_steps",
-    asks_for_more: "asks_at_the_times_of_its_steps",
+    asks_between: "asks_within_its_times",
+    asks_at_zero: "asks_within_its_times",
+    skips_a_step: "asks_within_its_times",
+    asks_for_more: "asks_within_its_times",
     hides_its_steps: "tells_its_progress",
     mixes_clips: "clips_do_not_mix",
     draws: "repeats_itself",

@@ -85,6 +85,11 @@ class CountsBytes(Small):
         return max(map(len, captions))
 
 
+class ProbesLess(Small):
+    def probe(self, tokens: int) -> TextContext:
+        return super().probe(tokens // 2)
+
+
 class Idle(Small):
     def __init__(self) -> None:
         super().__init__()
@@ -122,6 +127,7 @@ MUTANTS = {
     Remembers: "encodes_the_same_every_time",
     Deaf: "tells_captions_apart",
     CountsBytes: "counts_its_tokens",
+    ProbesLess: "its_probe_costs_what_a_caption_costs",
     Idle: "learns_if_it_says_so",
     FrozenInName: "learns_if_it_says_so",
     Overflows: "bfloat16_is_finite",

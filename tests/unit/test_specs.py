@@ -14,9 +14,10 @@ from lightning_sora.ablation.plan import read_plan
 from lightning_sora.errors import SoraError
 from lightning_sora.lab.parts import HOMES, contract, registries, registry, specs
 from lightning_sora.lit.pretrained import load_vae
-from lightning_sora.models.vae import VAES, IdentityVAE
+from lightning_sora.models.vae import VAES, IdentityVAE, VideoVAE
 from lightning_sora.names import at_home
 from lightning_sora.nn.attention import layer_specs
+from lightning_sora.plugins import load_plugins
 from lightning_sora.recipe.recipe import Recipe
 from lightning_sora.registry import Registry, Spec, named
 from lightning_sora.specs import canonical, is_mapping
@@ -137,6 +138,28 @@ def test_a_part_must_take_what_it_is_given() -> None:
     readers().register("free")(lambda **anything: anything)
     with pytest.raises(SoraError, match="cannot be named in a spec"):
         readers().register("no-word")(lambda device: device)
+
+
+def test_a_class_that_lacks_a_method_is_refused_as_it_is_registered() -> None:
+    with pytest.raises(SoraError, match="the VAE 'half' does not define decode, encode, as every VAE must"):
+        VAES.register("half")(type("Half", (VideoVAE,), {}))
+
+
+def test_a_bug_is_told_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from lightning_sora.diffusion.samplers import SAMPLERS\n"
+        "@SAMPLERS.register('mine')\ndef mine(denoise, noise, times, progress=iter):\n"
+        "    return noise.nothing\n"
+        "@SAMPLERS.register('other')\nclass Other:\n    def __init__(self):\n        1 / 0\n"
+        "    def __call__(self, denoise, noise, times, progress): ...\n"
+    )
+    with registry("sampler").temporary():
+        load_plugins([file])
+        first, *_ = contract("sampler").findings("mine")
+        assert f"has no attribute 'nothing' ({file}, line 4)" in str(first.problem)
+        with pytest.raises(SoraError, match=r"other cannot be made: ZeroDivisionError: .*mine\.py, line 8"):
+            list(contract("sampler").findings("other"))
 
 
 def test_functions_and_what_is_called_like_them_are_parts_too() -> None:

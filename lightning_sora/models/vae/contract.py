@@ -241,5 +241,8 @@ def _require_refusal(call: Callable[[Tensor], object], given: Tensor, message: s
     except SoraError:
         return
     except Exception as problem:
-        raise ContractViolation(f"{message}, and fails by {type(problem).__name__}; raise a SoraError") from problem
-    raise ContractViolation(message)
+        raise ContractViolation(
+            f"{message}, and fails by {type(problem).__name__}; begin with self._check_video(video) and "
+            "self._check_latent(latent)"
+        ) from problem
+    raise ContractViolation(f"{message}; begin with self._check_video(video) and self._check_latent(latent)")
