@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from rich import box
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -120,18 +122,27 @@ def as_markdown(study: Study, verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines) + "\n\n" + "".join(f"- {note}\n" for note in notes(study, verdicts))
 
 
-def as_table(study: Study, verdicts: Sequence[Verdict]) -> Table:
-    """For the terminal."""
-    title = f"{study.name}: {study.factor}, by {study.metric} ({'less' if study.mode == 'min' else 'more'} is better)"
-    table = Table(
-        "arm", *_headings(study, verdicts), title=Text(title), caption=Text("\n".join(notes(study, verdicts)))
-    )
-    table.caption_justify = "left"
+#: Columns of the terminal's first table; the others stand in a second one beneath, so that both fit.
+FIRST = ("difference", "verdict", "seeds")
+
+
+def as_table(study: Study, verdicts: Sequence[Verdict]) -> RenderableType:
+    """For a terminal of 80 columns: who is better and by how much, then certainty and cost, then notes."""
+    better = "less" if study.mode == "min" else "more"
+    title = Text(f"{study.name}: {study.factor}, by {study.metric} ({better} is better)")
+    heads = ["mean", *_headings(study, verdicts)[1:]]  # of what the title names
+    first = [0, *(i for i, head in enumerate(heads) if head.startswith(FIRST))]
+    tables = [
+        Table("arm", *(heads[i] for i in shown), title=title if shown is first else None, box=box.SIMPLE_HEAD,
+              title_justify="left", pad_edge=False)
+        for shown in (first, [i for i in range(len(heads)) if i not in first])
+    ]  # fmt: skip
     for _, v in _paired(study, verdicts):
         cells = _cells(study, v, levels=len(_levels(verdicts)) > 1)
         styled = [Text(cell, style=COLORS[v.outcome] if cell == v.outcome else "") for cell in cells]
-        table.add_row(Text(v.arm), *styled)
-    return table
+        tables[0].add_row(Text(v.arm), *(styled[i] for i in first))
+        tables[1].add_row(Text(v.arm), *(cell for i, cell in enumerate(styled) if i not in first))
+    return Group(*tables, Text("\n".join(notes(study, verdicts)), style="italic"))
 
 
 def _paired(study: Study, verdicts: Sequence[Verdict]) -> list[tuple[str, Verdict]]:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from lightning_sora import media
 from lightning_sora.ablation.figures import curve, curves, pareto_front
 from lightning_sora.ablation.report import recipe_differences, samples, summary, write_report
 from lightning_sora.ablation.statistics import judge
 from lightning_sora.ablation.study import Arm, Study, Trial
-from lightning_sora.ablation.table import as_csv, costs, number
+from lightning_sora.ablation.table import as_csv, as_table, costs, number
 
 METRIC = "val/denoising_error"
 
@@ -190,3 +191,19 @@ def test_recipes_differ_by_the_factor() -> None:
         "time": {"model.attention": ("full", "time")},
         "window": {"model.attention": ("full", "window")},
     }
+
+
+def test_the_table_fits_a_terminal_of_80_columns_with_every_interval_on_one_line() -> None:
+    made = study(GOOD | {"tile": [1.31, 1.29, 1.41]})
+    verdicts = judge({arm.name: made.values(arm.name) for arm in made.arms}, made.baseline, made.mode)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(as_table(made, verdicts))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    for v in verdicts[1:]:
+        assert v.interval is not None
+        first, second = [line for line in lines if line.split()[:1] == [v.arm]]
+        ends = f"[{number(v.interval.low, sign=True)}, {number(v.interval.high, sign=True)}]"
+        assert f"{number(v.difference, sign=True)} {ends}" in first
+        assert v.outcome in first
+        assert str(number(v.detectable)) in second
