@@ -212,9 +212,9 @@ class LitDiT(GenerativeModule):
             for name, values in totals.items():
                 self._means.add(f"{split}/{name}", values)
                 self.score_clips(f"{split}/{name}", batch.ids, values.tolist())
-            for group in (sizes, batch.sources):
+            for division, group in (("sizes", sizes), ("sources", batch.sources)):
                 for name, loss in zip(group, totals["loss"].tolist(), strict=bool(group)):
-                    self._means.add(f"{split}/loss_{name}", [loss])
+                    self._means.add(f"{split}/loss_{name}", [loss], division)
 
     def protocol(self, split: str) -> dict[str, Any]:
         fixed = {

@@ -41,21 +41,36 @@ class EvaluationMeans:
 
     def __init__(self) -> None:
         self.sums: dict[str, tuple[float, int]] = {}
+        self.divisions: dict[str, str] = {}
 
-    def add(self, name: str, values: Sequence[float] | Tensor) -> None:
-        """Adds one value per clip."""
+    def add(self, name: str, values: Sequence[float] | Tensor, division: str = "") -> None:
+        """Adds one value per clip.
+
+        Args:
+            name: that the mean is logged under.
+            values: of clips.
+            division: what this is one part of, such as "sizes": of a single part it would be the whole under another
+                name, and is not logged.
+        """
+        if division:
+            self.divisions[name] = division
         numbers = torch.as_tensor(values).detach().double().flatten()
         total, count = self.sums.get(name, (0.0, 0))
         self.sums[name] = total + float(numbers.sum()), count + len(numbers)
 
     def log(self, module: pl.LightningModule, prog_bar: Collection[str] = ()) -> dict[str, float]:
         """Logs the mean of each name on every rank, forgets all, and returns what it logged."""
-        found = self.over(of_all_ranks(module.trainer, self.sums))
+        everyone = of_all_ranks(module.trainer, (self.sums, self.divisions))
+        found = self.over([sums for sums, _ in everyone])
+        divisions = {name: division for _, own in everyone for name, division in own.items()}
+        for name, division in divisions.items():
+            if list(divisions.values()).count(division) == 1:
+                found.pop(name)
         for name, mean in found.items():
             module.log(name, mean, prog_bar=name in prog_bar)
         if spoilt := [name for name, mean in found.items() if not math.isfinite(mean)]:
             log.warning("not finite at step %d: %s", module.trainer.global_step, ", ".join(spoilt))
-        self.sums = {}
+        self.sums, self.divisions = {}, {}
         return found
 
     @staticmethod

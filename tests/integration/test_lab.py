@@ -78,7 +78,7 @@ def artifacts(client: MlflowClient, run: Run, folder: str | None = None) -> set[
 def test_mlflow_holds_metrics_gallery_checkpoints_and_lineage(client: MlflowClient) -> None:
     vae, dit = runs_of(client)
     assert {"val/psnr", "val/ssim", "train/kl", "train/active_channels", "kl/val_channel_00"} <= set(vae.data.metrics)
-    assert {"val/loss", "val/loss_t0", "val/loss_5x16x16", "test/loss", "test/adherence_color"} <= set(dit.data.metrics)
+    assert {"val/loss", "val/loss_t0", "test/loss", "test/adherence_color"} <= set(dit.data.metrics)
     assert dit.data.metrics["test/adherence_clips"] == dit.data.metrics["test/fvd_clips"] == 20
     judged = {"fvd", "fvd_low", "fvd_high", "fvd_floor", "fvd_vae", "kvd", "clip_score", "identity"}
     assert {f"test/{name}" for name in judged} <= set(dit.data.metrics)
