@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_sora.data.reading import reader_died
 from lightning_sora.errors import SoraError
 from lightning_sora.lifeline import end_with_starter
-from lightning_sora.lit.callbacks import ClipScores, Costs, PredictionWriter, Progress
+from lightning_sora.lit.callbacks import ClipScores, Costs, PredictionWriter, Progress, Summary
 from lightning_sora.plugins import loaded
 from lightning_sora.recipe.explain import from_worker
 from lightning_sora.recipe.parser import RecipeParser, parsing
@@ -249,9 +249,12 @@ class _Training(RecipeParser):
             callbacks.append(PredictionWriter())
         trainer = self._get(self.config_init, "trainer")
         own = trainer.get("callbacks") or []
-        bars = [c for c in (own if isinstance(own, list) else [own]) if isinstance(c, ProgressBar)]
+        of_recipe = own if isinstance(own, list) else [own]
+        bars = [c for c in of_recipe if isinstance(c, ProgressBar)]
         if trainer.get("enable_progress_bar") is not False and not bars:
             callbacks.append(Progress())
+        if trainer.get("enable_model_summary") is not False and not any(isinstance(c, ModelSummary) for c in of_recipe):
+            callbacks.append(Summary())
         self.trainer_defaults["callbacks"] = callbacks
         tracker: MLflowTracker = self._get(self.config_init, "tracking")
         given = trainer.get("logger")

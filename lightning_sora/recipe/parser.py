@@ -55,6 +55,8 @@ NOISE = (
     r".*isinstance.treespec, LeafSpec.*",  # lightning on a torch newer than it knows
     r"You're resuming from a checkpoint that ended before the epoch ended and your dataloader is not resumable",
     r"Found \d+ module\(s\) in eval mode at the start of training",  # a frozen VAE
+    r"It is recommended to use .*sync_dist=True",  # what is logged per epoch is of all ranks already
+    r"The number of training batches \(\d+\) is smaller than the logging interval",  # it counts steps, not batches
 )
 #: What to give as ``--ckpt_path`` to score a model with its initial weights.
 UNTRAINED = "none"
@@ -233,4 +235,4 @@ class RecipeParser(LightningCLI):
 
 
 def _no_advertisement(record: logging.LogRecord) -> bool:
-    return "Tip: " not in str(record.msg)
+    return not any(text in str(record.msg) for text in ("Tip: ", "already configured with model summary callbacks"))

@@ -13,7 +13,8 @@ DESCRIPTION = "mlflow.note.content"
 #: The tag that holds the changed keys, for the columns that ``lightning-sora ui`` shows.
 CHANGED = "recipe.changed"
 #: Flags that say where a run is kept or goes on from, not what it is.
-ELSEWHERE = ("config", "c", "plugins", "plugins+", "ckpt_path", "trainer.default_root_dir", "trainer.logger")
+ELSEWHERE = ("config", "c", "plugins", "plugins+", "ckpt_path", "trainer.default_root_dir", "trainer.logger",
+             "trainer.enable_progress_bar", "trainer.enable_model_summary")  # fmt: skip
 #: The picture of a gallery that a description shows.
 SHEET = "contact_sheet.png"
 NAME_LENGTH = 60

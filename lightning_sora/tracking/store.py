@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient as MlflowClient
     from mlflow.entities import Run as Run
 
-# mlflow's own defaults hang for minutes on a server that is not there. These give up after about 20 s: twice 10 s.
-_PATIENCE = {
+# mlflow's own defaults hang for minutes on a server that is not there: these give up after about 20 s, twice 10 s.
+_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # one appears for each file
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -112,7 +113,7 @@ def connect(uri: str) -> MlflowClient:
     database = database_path(uri)
     if database is not None:
         check_database(database, write=True)
-    for name, value in _PATIENCE.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import mlflow.store.db.utils
     from alembic.util import CommandError

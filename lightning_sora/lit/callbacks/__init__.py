@@ -1,4 +1,4 @@
-"""Callbacks: costs, scores of single clips, speed and memory, the gallery, and predictions."""
+"""Callbacks: costs, scores of single clips, speed and memory, the gallery, predictions, and the model's parts."""
 
 from lightning_sora.lit.callbacks.clip_scores import ClipScores
 from lightning_sora.lit.callbacks.costs import Costs
@@ -6,5 +6,6 @@ from lightning_sora.lit.callbacks.gallery import Gallery
 from lightning_sora.lit.callbacks.predictions import PredictionWriter
 from lightning_sora.lit.callbacks.progress import Progress
 from lightning_sora.lit.callbacks.speed import Speed
+from lightning_sora.lit.callbacks.summary import Summary
 
-__all__ = ["ClipScores", "Costs", "Gallery", "PredictionWriter", "Progress", "Speed"]
+__all__ = ["ClipScores", "Costs", "Gallery", "PredictionWriter", "Progress", "Speed", "Summary"]
