@@ -16,7 +16,7 @@ from typing import TextIO
 
 from lightning_sora import __version__
 from lightning_sora.commands.one_line import PROGRAM, OneLineParser
-from lightning_sora.errors import SoraError, did_you_mean
+from lightning_sora.errors import SoraError, did_you_mean, raised_in
 from lightning_sora.exits import USER_ERROR, ending_of, own_signal_handlers
 from lightning_sora.names import shown
 from lightning_sora.redaction import RedactedStream, redact
@@ -139,6 +139,8 @@ def _print_error(kind: type[BaseException], problem: BaseException, traceback: T
     from traceback import format_exception
 
     sys.stderr.write(redact("".join(format_exception(kind, problem, traceback))))
+    if place := raised_in(problem):  # last, where a reader looks first
+        _say(f"error in {place}: {kind.__name__}: {problem}")
 
 
 if __name__ == "__main__":

@@ -8,15 +8,13 @@ where to look. It assumes nothing of how a part works but what it declares.
 from __future__ import annotations
 
 import pickle
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import getdoc
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, raised_in
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,9 +68,13 @@ class Contract:
         """
         if problem := _problem(self.make, spec):
             raise SoraError(f"{spec} cannot be made: {problem}")
+        told: dict[str, str] = {}  # a bug that stops several laws is told once
         for name, law in self.laws.items():
+            words = name.replace("_", " ")
             meaning = (getdoc(law) or "").split("\n\n")[0].replace("\n", " ").replace("``", "")
-            yield Finding(name.replace("_", " "), meaning, _problem(law, spec))
+            problem = _problem(law, spec)
+            first = told.setdefault(problem, words) if problem is not None else words
+            yield Finding(words, meaning, problem if first == words else f"the same as of {first!r}")
 
 
 def _problem(law: Callable[[str], Any], spec: str) -> str | None:
@@ -81,16 +83,10 @@ def _problem(law: Callable[[str], Any], spec: str) -> str | None:
     except (ContractViolation, SoraError) as violation:
         return str(violation)
     except Exception as problem:  # the part's own, whatever it is
-        return f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}{_place(problem)}"
+        place = raised_in(problem)
+        said = f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
+        return f"{place}: {said}" if place else said
     return None
-
-
-def _place(problem: Exception) -> str:
-    """The line of one's own where it was raised: not of this package, nor of one that is installed."""
-    package = str(Path(__file__).parent)
-    frames = traceback.extract_tb(problem.__traceback__)
-    own = [f for f in frames if not f.filename.startswith(package) and "site-packages" not in f.filename]
-    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
 
 
 def require(condition: object, message: str) -> None:

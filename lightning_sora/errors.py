@@ -1,10 +1,16 @@
 """The one kind of error a user should ever read: the value, the constraint, the remedy."""
 
 import difflib
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from lightning_sora.names import shown
 from lightning_sora.redaction import redact
+
+_PACKAGE = str(Path(__file__).parent)
+_OTHERS = ("site-packages", sysconfig.get_path("stdlib"))
 
 
 class SoraError(ValueError):
@@ -39,3 +45,18 @@ def did_you_mean(word: str, known: Iterable[str], written: Callable[[str], str] 
     """
     near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(map(written, near))}? " if near else ""
+
+
+def raised_in(problem: BaseException) -> str:
+    """Says where in a user's own file an error arose that this package ran into.
+
+    Returns:
+        "block.py, line 14, in visible", of the innermost such place; empty where no file of a user's was called.
+    """
+    frames = traceback.extract_tb(problem.__traceback__)
+    inside = [index for index, frame in enumerate(frames) if frame.filename.startswith(_PACKAGE)]
+    called = frames[inside[0] :] if inside else []
+    for frame in reversed(called):
+        if not any(part in frame.filename for part in (_PACKAGE, *_OTHERS)) and not frame.filename.startswith("<"):
+            return f"{frame.filename}, line {frame.lineno}, in {frame.name}"
+    return ""

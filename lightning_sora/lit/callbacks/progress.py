@@ -58,6 +58,11 @@ class Progress(TQDMProgressBar):
         counts: Any = trainer.num_test_batches
         self._tell((sum(counts[:dataloader_idx]) + batch_idx + 1) / sum(counts))
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        for bar in (self._train_progress_bar, self._val_progress_bar, self._test_progress_bar):
+            if bar is not None:
+                bar.close()  # else Python does it as it ends, when nothing can be written any more
+
     def _tell(self, share: float) -> None:
         for listener in self.listeners:
             listener(share)

@@ -100,7 +100,10 @@ class AttentionBlock(nn.Module, ABC):
         layer, depth: which layer of how many this is; blocks may alternate with it.
 
     A subclass adds its options as keyword arguments, declares the ``kernels`` that can honour it, and
-    implements ``attend``, ``receptive_field`` and ``pairs``.
+    implements ``attend``, ``receptive_field`` and ``pairs``. Most need less: a :class:`PartitionBlock` implements
+    ``group`` alone, a :class:`MaskedBlock` ``visible`` alone. A module with parameters of its own draws their initial
+    values in ``reset_parameters(self)``, from torch's generator: it is called once for each of them, under a seed made
+    from the parameter's name. ``lightning-sora list attention --check FILE`` tells what a block breaks.
 
     Attributes:
         softmax: whether the block is softmax attention over its receptive field, no more and no less.
@@ -168,11 +171,26 @@ class AttentionBlock(nn.Module, ABC):
 
     @abstractmethod
     def attend(self, q: Heads, k: Heads, v: Heads, layout: TokenLayout, text: TextKeys | None = None) -> Heads:
-        """Mixes values between the tokens of a clip, and from its text where there is any."""
+        """Mixes values between the tokens of a clip, and from its text where there is any.
+
+        Args:
+            q, k, v: ``[batch, tokens, heads, head_dim]``; queries and keys are normalised and rotated. Where
+                ``layout.packed``, batch is 1 and the tokens are those of all clips, one after the other.
+            layout: the grids of the clips. ``layout.split(q)`` is one ``[tokens, heads, head_dim]`` per clip, and
+                ``layout.join`` puts such parts together again; ``layout.coordinates()`` is the ``(clip, t, y, x)`` of
+                every token, as int64 ``[total, 4]``.
+            text: keys and values of each clip's text, seen by every token of the clip; :func:`with_text` appends them.
+
+        Returns:
+            ``[batch, tokens, heads, head_dim]``, of the dtype of ``v``. See ``differential.py`` for an example.
+        """
 
     @abstractmethod
     def receptive_field(self, layout: TokenLayout) -> Bool[Tensor, "total total"]:
-        """Which token (row) may see which (column), of all tokens of the batch in order."""
+        """Which token (row) may see which (column), of all tokens of the batch in order, each itself at least.
+
+        The truth that the contract's checks hold ``attend`` to; a training does not call it.
+        """
 
     @abstractmethod
     def pairs(self, layout: TokenLayout) -> int:

@@ -242,7 +242,7 @@ def kernels_agree(spec: str) -> None:
 
 
 @CONTRACT.law
-def bfloat16_is_finite_andrequire_close(spec: str) -> None:
+def bfloat16_is_finite_and_close(spec: str) -> None:
     """Under autocast, forward and backward."""
     for block, layout, where in _cases(spec):
         x, rope, text = tokens_of(layout), rope_of(layout), text_of(layout)

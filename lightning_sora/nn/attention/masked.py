@@ -39,10 +39,37 @@ class MaskedBlock(AttentionBlock):
 
     @abstractmethod
     def visible(self, queries: Coordinates, keys: Coordinates, grid: TokenGrid) -> Bool[Tensor, "*_"]:
-        """Whether each query sees each key; every token sees itself.
+        """Whether each query sees each key of its clip; every token must see itself.
+
+        The rule is asked about whole clips and about boxes of tokens, and compiled into kernels: it works elementwise,
+        by operators alone, without ``if`` or ``.item()``. It is given no clip, as clips never see each other.
 
         Args:
-            queries, keys: ``(t, y, x)`` of both, tensors of integers that broadcast against each other.
+            queries, keys: ``(t, y, x)`` of both: tensors of integers, ``0 <= t < grid.frames`` and so on, of shapes
+                that broadcast against each other, such as ``[queries, 1]`` and ``[1, keys]``.
+            grid: frames, height and width of the clip, in tokens.
+
+        Returns:
+            booleans of the shape that queries and keys broadcast to, or of one that broadcasts to it.
+
+        Example:
+            A window that slides with the token:
+
+            >>> import torch, lightning_sora as ls
+            >>> class Sliding(ls.MaskedBlock):
+            ...     def __init__(self, dim, num_heads, *, layer, depth, radius=1):
+            ...         super().__init__(dim, num_heads, layer=layer, depth=depth)
+            ...         self.radius = radius
+            ...     def visible(self, queries, keys, grid):
+            ...         near = (queries.t - keys.t).abs() <= self.radius
+            ...         near = near & ((queries.y - keys.y).abs() <= self.radius)
+            ...         return near & ((queries.x - keys.x).abs() <= self.radius)
+            >>> block = Sliding(32, 2, layer=0, depth=1)
+            >>> block.receptive_field(ls.TokenLayout.uniform(ls.TokenGrid(1, 1, 4), clips=1)).int()
+            tensor([[1, 1, 0, 0],
+                    [1, 1, 1, 0],
+                    [0, 1, 1, 1],
+                    [0, 0, 1, 1]], dtype=torch.int32)
         """
 
     def plan(self, grid: TokenGrid, device: torch.device | str = "cpu") -> Plan:
