@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,9 @@ class LitVAE(LitModule):
             self.untoggle_optimizer(judge)
             for name, value in terms.items():
                 self.log(f"train/discriminator_{name}", value.detach(), batch_size=clips)
-        judge_schedule.step()
+        with warnings.catch_warnings():  # it goes on before the discriminator's first step, which torch takes for a slip
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            judge_schedule.step()
 
     def configure_optimizers(self) -> Any:
         def optimizer(prefix: str) -> Any:

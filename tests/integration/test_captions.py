@@ -208,7 +208,8 @@ def test_inspect_tells_what_a_plan_would_use(tmp_path: Path, capsys: Any) -> Non
     assert "train 20, val 2, test 2" in told
     from PIL import Image
 
-    assert Image.open(out).size == (1210, 660)
+    with Image.open(out) as sheet:
+        assert sheet.size == (1210, 660)
     assert main([*asked, "--sizes", "bucketed(frames=(49,))", "--out", str(out)]) == 2
     assert "none of 20 clips" in capsys.readouterr().err
     assert main(["data", "inspect", "--source", source, "--patch", "4,x"]) == 2
