@@ -208,7 +208,7 @@ class LitVAE(LitModule):
             self.untoggle_optimizer(judge)
             for name, value in terms.items():
                 self.log(f"train/discriminator_{name}", value.detach(), batch_size=clips)
-        with warnings.catch_warnings():  # it goes on before the discriminator's first step, which torch takes for a slip
+        with warnings.catch_warnings():  # before the first step of the discriminator torch takes this for a slip
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             judge_schedule.step()
 
