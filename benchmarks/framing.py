@@ -20,9 +20,9 @@ from torch import Tensor
 from lightning_sora.ablation.plan import read_plan
 from lightning_sora.ablation.statistics import Contrast, t_interval
 from lightning_sora.cli import main
+from lightning_sora.data.reading import read_clip
 from lightning_sora.data.sources import SOURCES, Clip, Source
 from lightning_sora.lit import LitDiT
-from lightning_sora.randomness import generator
 from lightning_sora.spacetime import Crop, VideoSize
 from lightning_sora.tracking.provenance import code_state
 
@@ -50,8 +50,7 @@ def cut_or_missing(video: Tensor) -> float:
 
 def read(source: Source, index: int, size: tuple[int, int, int]) -> Clip:
     """A clip as training reads it at its first visit."""
-    key = generator(0, "crop", source.infos[index].id, 0)
-    return source.load(index, Crop(VideoSize(*size)), generator=key)
+    return read_clip(source, index, Crop(VideoSize(*size)), seed=0)
 
 
 def sampled(checkpoint: Path, prompts: list[str], size: tuple[int, int, int]) -> float:

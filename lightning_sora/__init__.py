@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from lightning_sora.errors import SoraError as SoraError
     from lightning_sora.jobs.engines import ENGINES as ENGINES
     from lightning_sora.lab.ablating import ablate as ablate
+    from lightning_sora.lab.cache import cache_latents as cache_latents
+    from lightning_sora.lab.caption import caption as caption
     from lightning_sora.lab.check import check_data as check_data
     from lightning_sora.lab.comparing import Verdicts as Verdicts
     from lightning_sora.lab.comparing import compare as compare
@@ -92,6 +94,8 @@ _PLACES = {
     "jobs.engines": ("ENGINES",),
     "lab.ablating": ("ablate",),
     "lab.comparing": ("Verdicts", "compare"),
+    "lab.cache": ("cache_latents",),
+    "lab.caption": ("caption",),
     "lab.check": ("check_data",),
     "lab.inspect": ("inspect_data",),
     "lab.models": ("load",),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from lightning_sora.errors import SoraError
+
 
 def whole(text: str) -> int:
     """A whole number of at least 1."""
@@ -49,3 +51,14 @@ def seeds(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} must be whole numbers with commas, such as 0,1,2") from None
+
+
+def assignments(given: list[str]) -> dict[str, str]:
+    """Changes to a recipe, each KEY=VALUE, by key."""
+    found = {}
+    for item in given:
+        key, equals, value = item.removeprefix("--").partition("=")
+        if not equals:
+            raise SoraError(f"{item!r} must be KEY=VALUE, as in data.root=FOLDER")
+        found[key] = value
+    return found

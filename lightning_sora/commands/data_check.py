@@ -34,12 +34,11 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from lightning_sora.lab.check import check_data
-    from lightning_sora.plugins import load_packages, load_plugins
+    from lightning_sora.plugins import load_plugins
     from lightning_sora.writing import check_file
 
     if args.out is not None:
         check_file("--out", args.out)
-    load_packages()
     load_plugins(args.plugins)
     found = check_data(args.path, style=args.style, processes=args.processes, seconds=args.seconds)
     Console().print(found)

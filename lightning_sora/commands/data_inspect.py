@@ -40,10 +40,9 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from lightning_sora.lab.inspect import check_picture, inspect_data
-    from lightning_sora.plugins import load_packages, load_plugins
+    from lightning_sora.plugins import load_plugins
 
     check_picture(args.out)
-    load_packages()
     load_plugins(args.plugins)
     found = inspect_data(
         args.path, source=args.source, sizes=args.sizes, patch=args.patch, frames=args.frames, height=args.height,

@@ -1,4 +1,4 @@
-"""Reads planned batches: decode, resize, cut into patches."""
+"""Reads clips and batches of them: decode, resize, cut into patches."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils.data import Dataset
@@ -43,11 +42,67 @@ def start_reader(worker: int) -> None:
     sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
 
 
-class _Read(NamedTuple):
-    place: int  # in the source
+@dataclass(frozen=True)
+class Read:
+    """A clip that was read.
+
+    Attributes:
+        index: in the source.
+        grid: that it is used at.
+        visit: how often it was read before.
+    """
+
+    index: int
     grid: TokenGrid
     visit: int
     clip: Clip
+
+
+def read_clip(source: Source, index: int, crop: Crop, *, seed: int, visit: int = 0) -> Clip:
+    """Reads the window of a clip that one visit gets, the same for training, ``caption`` and ``data cache``.
+
+    Args:
+        seed: of its first frame and the place of its cut, which each clip draws by itself at each visit.
+
+    Raises:
+        DecodeError: the clip cannot be read.
+    """
+    return source.load(index, crop, generator=generator(seed, "crop", source.infos[index].id, visit))
+
+
+def batch_of(
+    source: Source, read: Sequence[Read], planned: PlannedBatch, patch: PatchSize, skipped: Sequence[str] = ()
+) -> SpacetimeBatch:
+    """Cuts clips into rows, and puts them into a batch with what is known of them.
+
+    Args:
+        read: at least one.
+        planned: that they were read for.
+        patch: what one row covers: pixels, or positions of the latent.
+        skipped: why others were not read.
+    """
+    clips, grids = [one.clip for one in read], tuple(one.grid for one in read)
+    infos = [source.infos[one.index] for one in read]
+    facts = tuple(clip.facts for clip in clips if clip.facts is not None)
+    layout = TokenLayout.pack(grids) if planned.packed else TokenLayout(grids)
+    return SpacetimeBatch(
+        patches=layout.join([patchify(clip.video, patch) for clip in clips]),
+        layout=layout,
+        patch=patch,
+        captions=tuple(clip.caption for clip in clips),
+        ids=tuple(info.id for info in infos),
+        visits=tuple(one.visit for one in read),
+        fps=tuple(clip.fps for clip in clips),
+        space=source.space,
+        vae_hash=source.vae_hash,
+        facts=facts if len(facts) == len(clips) else None,
+        skipped=tuple(skipped),
+        sources=tuple(info.source for info in infos) if any(info.source for info in infos) else (),
+        budget=planned.budget,
+        mean_clips=planned.mean_clips,
+        mean_tokens=planned.mean_tokens,
+        unchanging=source.unchanging,
+    )
 
 
 class PlannedClips(Dataset[SpacetimeBatch]):
@@ -88,7 +143,7 @@ class PlannedClips(Dataset[SpacetimeBatch]):
         self.resizes = source.space == "pixel"
 
     def __getitem__(self, planned: PlannedBatch) -> SpacetimeBatch:
-        read: list[_Read] = []
+        read: list[Read] = []
         skipped: list[str] = []
         for index, grid, visit in zip(planned.clips, planned.grids, planned.visits, strict=True):
             # Left out where none is as large, as for the one largest clip of all.
@@ -97,28 +152,7 @@ class PlannedClips(Dataset[SpacetimeBatch]):
             read = self._read(self._any(planned), planned.visits[0], skipped)
         if not read:
             raise SoraError(f"no clip of this size can be read; first failure: {skipped[0]}")
-        clips, grids = [one.clip for one in read], tuple(one.grid for one in read)
-        infos = [self.source.infos[one.place] for one in read]
-        facts = tuple(c.facts for c in clips if c.facts is not None)
-        layout = TokenLayout.pack(grids) if planned.packed else TokenLayout(grids)
-        return SpacetimeBatch(
-            patches=layout.join([patchify(clip.video, self.rows) for clip in clips]),
-            layout=layout,
-            patch=self.rows,
-            captions=tuple(clip.caption for clip in clips),
-            ids=tuple(info.id for info in infos),
-            visits=tuple(one.visit for one in read),
-            fps=tuple(clip.fps for clip in clips),
-            space=self.source.space,
-            vae_hash=self.source.vae_hash,
-            facts=facts if len(facts) == len(clips) else None,
-            skipped=tuple(skipped),
-            sources=tuple(info.source for info in infos) if any(info.source for info in infos) else (),
-            budget=planned.budget,
-            mean_clips=planned.mean_clips,
-            mean_tokens=planned.mean_tokens,
-            unchanging=self.source.unchanging,
-        )
+        return batch_of(self.source, read, planned, self.rows, skipped)
 
     def __len__(self) -> int:
         """The clips of the split that are used, on all ranks together."""
@@ -135,18 +169,18 @@ class PlannedClips(Dataset[SpacetimeBatch]):
         key = generator(self.seed, "caption", clip_id, visit)
         return replace(clip, caption=captions[int(torch.randint(len(captions), (), generator=key))])
 
-    def _read(self, candidates: Iterable[tuple[int, TokenGrid]], visit: int, skipped: list[str]) -> list[_Read]:
+    def _read(self, candidates: Iterable[tuple[int, TokenGrid]], visit: int, skipped: list[str]) -> list[Read]:
         """The first that can be read, if any; why the others cannot is added to ``skipped``."""
         for index, grid in candidates:
             try:
-                key = generator(self.seed, "crop", self.source.infos[index].id, visit)
-                clip = self.source.load(index, Crop(grid.size(self.patch), self.fps), generator=key)
+                crop = Crop(grid.size(self.patch), self.fps)
+                clip = read_clip(self.source, index, crop, seed=self.seed, visit=visit)
             except DecodeError as problem:
                 if self.on_error == "raise":
                     raise
                 skipped.append(str(problem))
             else:
-                return [_Read(index, grid, visit, self._captioned(clip, index, visit))]
+                return [Read(index, grid, visit, self._captioned(clip, index, visit))]
         return []
 
     def _as_large(self, index: int, grid: TokenGrid) -> Iterator[tuple[int, TokenGrid]]:

@@ -21,6 +21,7 @@ from lightning_sora.data.places import MediaPath
 from lightning_sora.data.quarantine import write_quarantine
 from lightning_sora.data.sources.listed import disagreement, media_of
 from lightning_sora.errors import SoraError
+from lightning_sora.plugins import load_packages
 from lightning_sora.shown import Shown
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def check_data(
         >>> checked.good["grey.mp4"].frames, checked.bad
         (5, {})
     """
+    load_packages()
     found = open_collection(path, style)
     if found.source == "latents":
         raise SoraError(f"{path} is a cache of latents, each verified when it is read; check the clips instead")

@@ -18,6 +18,7 @@ from lightning_sora.data.records import SPLITS
 from lightning_sora.data.sizes import SIZES, Limits, SizePolicy
 from lightning_sora.data.sources import SOURCES, ClipInfo, Source
 from lightning_sora.errors import SoraError
+from lightning_sora.plugins import load_packages
 from lightning_sora.shown import Shown
 from lightning_sora.spacetime import Crop, PatchSize
 from lightning_sora.writing import check_file, whole
@@ -168,6 +169,7 @@ def inspect_data(
         >>> {split: len(infos) for split, infos in found.infos.items()}, found.problem
         ({'train': 64, 'val': 256, 'test': 256}, '')
     """
+    load_packages()
     policy = SIZES.create(sizes, Limits(frames, height, width, PatchSize.of(patch), batch_size))
     spec, root = source_of(path, source, "inspect"), None if path is None else str(path)
     sources = {"train": SOURCES.create(spec, root=root, split="train", seed=seed)}

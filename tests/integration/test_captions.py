@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from lightning_sora.cli import main
-from lightning_sora.commands import caption as caption_command
 from lightning_sora.data.datamodule import SpacetimeDataModule
 from lightning_sora.data.prompts import PromptDataModule
 from lightning_sora.data.sources import SOURCES
 from lightning_sora.errors import SoraError
 from lightning_sora.jobs.shards import Shard, claim
+from lightning_sora.lab import caption as captioning
 from lightning_sora.lit import LitCaptioner, LitExpander
 from tests.integration.conftest import make_dit
 
@@ -66,14 +66,12 @@ class InProcess:
             if not self.left:
                 raise SoraError("interrupted")
             self.left -= 1
-            caption_command.caption_shard(shard.work, shard.path)
+            captioning.caption_shard(shard.work, shard.path)
         return 0
 
 
 def caption(monkeypatch: Any, out: Path, *arguments: str, engine: Any = None) -> int:
-    import lightning_sora.jobs.shards as shards
-
-    monkeypatch.setattr(shards, "run_shards", engine or InProcess())
+    monkeypatch.setattr(captioning, "run_shards", engine or InProcess())
     return main(["caption", "--source", SOURCE, "--out", str(out), "--shard-clips", "3", *arguments])
 
 
@@ -139,7 +137,6 @@ def test_the_oracle_tells_the_world_s_own_captions_and_training_takes_them(tmp_p
 def test_clips_that_cannot_be_read_have_a_row_with_the_reason(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    import lightning_sora.jobs.shards as shards
     from lightning_sora import media
 
     folder = tmp_path / "clips"
@@ -147,16 +144,15 @@ def test_clips_that_cannot_be_read_have_a_row_with_the_reason(
     for name in ("a", "b", "c", "d"):
         media.write_mp4(folder / f"{name}.mp4", torch.zeros((8, 16, 16, 3), dtype=torch.uint8), 8.0)
     whole = (folder / "b.mp4").read_bytes()
-    made = shards.run_shards
-    monkeypatch.setattr(shards, "run_shards", InProcess())
-    real = caption_command._source
+    monkeypatch.setattr(captioning, "run_shards", InProcess())
+    real = captioning._source
 
     def breaking(*arguments: Any) -> Any:
         source = real(*arguments)
         (folder / "b.mp4").write_bytes(whole[: len(whole) // 2])  # after it was probed
         return source
 
-    monkeypatch.setattr(caption_command, "_source", breaking)
+    monkeypatch.setattr(captioning, "_source", breaking)
     out = tmp_path / "t.parquet"
     assert main(["caption", str(folder), "--captioner", str(runs["captioner"]), "--out", str(out)]) == 0
     rows = {row["id"]: row for row in pyarrow.parquet.read_table(out).to_pylist()}
@@ -164,7 +160,6 @@ def test_clips_that_cannot_be_read_have_a_row_with_the_reason(
     assert rows["b.mp4"]["caption"] == ""
     assert "b.mp4" in rows["b.mp4"]["error"]
     assert "1 clips could not be read" in capsys.readouterr().out
-    assert made is not shards.run_shards
 
 
 def test_sampling_from_expanded_prompts_keeps_both(runs: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
@@ -219,12 +214,11 @@ def test_inspect_tells_what_a_plan_would_use(tmp_path: Path, capsys: Any) -> Non
 def test_a_process_that_captions_twice_sees_what_has_changed(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: Any
 ) -> None:
-    import lightning_sora.jobs.shards as shards
     from lightning_sora import media
 
     folder = tmp_path / "clips"
     folder.mkdir()
-    monkeypatch.setattr(shards, "run_shards", InProcess())
+    monkeypatch.setattr(captioning, "run_shards", InProcess())
     told = []
     for wording in ("before", "after"):
         for name in ("a", "b", "c", "d"):

@@ -62,6 +62,8 @@ NAMES = [
     "__version__",
     "ablate",
     "compare",
+    "cache_latents",
+    "caption",
     "check_data",
     "create_attention",
     "inspect_data",

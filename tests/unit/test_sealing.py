@@ -17,10 +17,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_sora.commands.caption import COLUMNS as CAPTION_COLUMNS
-from lightning_sora.commands.caption import _write as write_captions
 from lightning_sora.data import latents
-from lightning_sora.data.recaptions import read_captions
+from lightning_sora.data.recaptions import COLUMNS as CAPTION_COLUMNS
+from lightning_sora.data.recaptions import read_captions, write_captions
 from lightning_sora.data.sources import SOURCES
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.clip_cache import ClipCache
