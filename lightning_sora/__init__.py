@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from lightning_sora.lab.videos import save_video as save_video
     from lightning_sora.lit.captioner import LitCaptioner as LitCaptioner
     from lightning_sora.lit.captioners import CAPTIONERS as CAPTIONERS
+    from lightning_sora.lit.dit import DiffusionConfig as DiffusionConfig
     from lightning_sora.lit.dit import LitDiT as LitDiT
     from lightning_sora.lit.evaluator import LitEvaluator as LitEvaluator
     from lightning_sora.lit.expander import EXPANDERS as EXPANDERS
@@ -103,7 +104,7 @@ _PLACES = {
     "lab.videos": ("read_video", "save_video"),
     "lit.captioner": ("LitCaptioner",),
     "lit.captioners": ("CAPTIONERS",),
-    "lit.dit": ("LitDiT",),
+    "lit.dit": ("DiffusionConfig", "LitDiT"),
     "lit.evaluator": ("LitEvaluator",),
     "lit.expander": ("EXPANDERS", "LitExpander"),
     "lit.module": ("LitModule",),

@@ -102,7 +102,7 @@ def _help() -> str:
         f"usage: {PROGRAM} COMMAND ...\n\n"
         "Controlled experiments on Sora-class text-to-video models.\n\n"
         f"commands that run a recipe:\n{table(TRAINING)}\n"
-        f"  {PROGRAM} fit --config recipes/NAME.yaml [--config OVERLAY.yaml] [--model.dim=256 ...]\n\n"
+        f"  {PROGRAM} fit --config recipes/NAME.yaml [--config OVERLAY.yaml] [--model.dit.dim=256 ...]\n\n"
         f"commands that compare:\n{table(ABLATE)}\n"
         f"other commands:\n{table(LIGHT)}\n"
         f"`{PROGRAM} COMMAND --help` says more.\n"

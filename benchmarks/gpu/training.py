@@ -34,7 +34,8 @@ TINY = (
 TINY_MODEL = {
     "world_vae.yaml": (f"--model.vae={TINY_VAE}", "--model.extractor=null"),
     "world_dit.yaml": (
-        *("--model.dim=32", "--model.depth=1", "--model.num_heads=2", "--model.steps=1", "--model.prompts=[]"),
+        *("--model.dit.dim=32", "--model.dit.depth=1", "--model.dit.num_heads=2"),
+        *("--model.sampling.steps=1", "--model.prompts=[]"),
         "--model.text=words(dim=8, depth=1, num_heads=1)",
     ),
 }

@@ -18,7 +18,7 @@ STEPS = ("trainer.max_steps", "trainer.val_check_interval")
 COUNTS = ("parameters", "parameters_trained")
 #: What produced the numbers, beside the recipe.
 IDENTITY = ("data.fingerprint", "code.hash", "plugins.sha256", "torch")
-#: Fields of a protocol card, and tags, by the keys of the recipe that explain a difference.
+#: Fields of a protocol card, and tags, by the keys of the recipe that explain a difference; see ``_option``.
 EXPLAINED = {
     "data.fingerprint": ("data.captions", "data.caption_share", "data.source", "data.root"),
     "vae": ("model.vae",),
@@ -57,15 +57,16 @@ def _differences(trial: Trial, other: Trial, declared: set[str], metric: str) ->
         known = any(key == d or key.startswith(f"{d}.") for d in declared)
         if not free and not known and trial.params.get(key) != other.params.get(key):
             yield say("recipe key", key, trial.params.get(key, "unset"), other.params.get(key, "unset"))
+    options = set(map(_option, declared))
     # What judges is the same whatever the factor.
     for key in (*IDENTITY, f"{metric.partition('/')[0]}.data.fingerprint"):
-        explained = declared & set(EXPLAINED.get(key, ()))
+        explained = options & set(EXPLAINED.get(key, ()))
         if trial.tags.get(key) != other.tags.get(key) and not explained:
             yield say("tag", key, trial.tags.get(key, "unset"), other.tags.get(key, "unset"))
     for split in sorted({*trial.protocol, *other.protocol}):
         ours, theirs = (dict(_fields(one.protocol.get(split, {}))) for one in (trial, other))
         for key in sorted({*ours, *theirs}):
-            explained = declared & set(EXPLAINED.get(key, ()))
+            explained = options & set(EXPLAINED.get(key, ()))
             # How many clips could be judged by another metric is a result, not a part of the protocol.
             counted = key.startswith(CLIPS) and key != f"{CLIPS}{metric}"
             if ours.get(key) != theirs.get(key) and not explained and not counted:
@@ -105,11 +106,16 @@ def refuse_incomparable(metric: str, factor: str) -> None:
         "/denoising_error": ("model.vae",),
     }
     for word, factors in moved.items():
-        if word in metric and factor in factors:
+        if word in metric and _option(factor) in factors:
             raise SoraError(
                 f"{metric} is measured in units that {factor} itself sets, so it cannot be compared between arms; "
                 "judge by val/denoising_error (objectives, weightings) or test/adherence (VAEs)"
             )
+
+
+def _option(key: str) -> str:
+    """The key of a model's option without the group that it lies in."""
+    return f"model.{key.rsplit('.', 1)[-1]}" if key.startswith("model.") else key
 
 
 def _short(value: Any) -> str:

@@ -11,7 +11,7 @@ from lightning_sora.ablation.plan import Budget
 from lightning_sora.errors import SoraError
 
 TOLERANCE = 0.01
-WIDTH, DEPTH, HEADS, MLP = "model.dim", "model.depth", "model.num_heads", "model.mlp_ratio"
+WIDTH, DEPTH, HEADS, MLP = "model.dit.dim", "model.dit.depth", "model.dit.num_heads", "model.dit.mlp_ratio"
 MLP_RANGE = (1.0, 8.0)
 BISECTIONS = 24
 #: Sizes beyond the two nearest that are tried: the MLP's width moves in steps, too.
@@ -80,8 +80,8 @@ def match(
     Args:
         arm: its name, for messages.
         goal: of the budget's quantity.
-        base: the recipe's values of ``model.dim``, ``model.depth``, ``model.num_heads``, ``model.mlp_ratio``, as far
-            as it has them.
+        base: the recipe's values of :data:`WIDTH`, :data:`DEPTH`, :data:`HEADS` and :data:`MLP`, as far as it has
+            them.
         steps: of the base recipe, for budgets that are not met by steps.
         measure: the cost of this arm.
         validations: the number of steps is moved a little to be a multiple of it, unless steps are the budget.

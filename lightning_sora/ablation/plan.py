@@ -77,7 +77,7 @@ class Plan:
     """One ablation, as its file asks for it.
 
     Attributes:
-        factor: dotted key of the base recipe, such as "model.attention".
+        factor: dotted key of the base recipe, such as "model.dit.attention".
         arms: the factor's value by the arm's name, in order.
         metric, mode: what decides, and whether less or more of it is better; see :func:`.directions.direction`.
         overrides: keys that are set in all arms alike.
@@ -254,7 +254,7 @@ def _factor(path: Path, factor: Any) -> str:
             "and an ablation of its own for each other"
         )
     if not isinstance(factor, str) or not _KEY.fullmatch(factor):
-        raise SoraError(f"{path}: factor {factor!r} must be a dotted key of the recipe, such as model.attention")
+        raise SoraError(f"{path}: factor {factor!r} must be a dotted key of the recipe, such as model.dit.attention")
     return factor
 
 
@@ -286,7 +286,7 @@ def _arms(path: Path, arms: Any, factor: Any) -> dict[str, Any]:
 
 def _overrides(path: Path, overrides: Any) -> dict[str, Any]:
     if not isinstance(overrides, Mapping) or not all(_KEY.fullmatch(str(key)) for key in overrides):
-        raise SoraError(f"{path}: overrides {overrides!r} must map dotted keys, such as model.dim, to values")
+        raise SoraError(f"{path}: overrides {overrides!r} must map dotted keys, such as model.dit.dim, to values")
     return {str(key): value for key, value in overrides.items()}
 
 

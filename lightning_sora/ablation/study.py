@@ -88,7 +88,7 @@ class Study(Shown):
     """Arms and trials of one ablation, or of plain runs that are compared; shown as the metric by arm and seed.
 
     Attributes:
-        factor: dotted key of the one thing that differs, such as ``model.attention``.
+        factor: dotted key of the one thing that differs, such as ``model.dit.attention``.
         baseline: name of the arm that the others are compared to.
         metric: what decides, such as ``val/denoising_error``.
         mode: whether less of it is better, or more.

@@ -8,6 +8,7 @@ import logging
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -225,8 +226,10 @@ class Planner:
                 f"budget.{budget.quantity}: the baseline's is {goal:g}, because trainer.max_steps={steps} in "
                 f"{plan.base.name}; give an amount"
             )
-        options = self._base.options("model")
-        sizes = {key: options[key.split(".")[1]] for key in (WIDTH, DEPTH, HEADS, MLP) if key.split(".")[1] in options}
+        sizes: dict[str, Any] = {}
+        for key in (WIDTH, DEPTH, HEADS, MLP):
+            with suppress(KeyError):  # of another model
+                sizes[key] = self._base[key]
         arms = []
         for arm in plan.arms:
             one = costs[arm]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,9 +18,10 @@ from lightning_sora.lit.evaluation_means import EvaluationMeans
 from lightning_sora.lit.generate import GenerativeModule
 from lightning_sora.lit.judge import GenerationJudge
 from lightning_sora.lit.latent_memory import LatentMemory
+from lightning_sora.lit.older import under_model
 from lightning_sora.lit.pretrained import load_vae
 from lightning_sora.metrics.reconstruction import ReconstructionQuality, clip_quality
-from lightning_sora.models.configs import DiTConfig, SamplingConfig
+from lightning_sora.models.configs import Config, DiTConfig, SamplingConfig
 from lightning_sora.models.denoiser import DenoisingTerms
 from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.models.pixels import Clip, from_uint8, to_uint8
@@ -29,66 +31,84 @@ from lightning_sora.spacetime import SpacetimeBatch, TokenLayout
 from lightning_sora.specs import SPEC
 
 
-class LitDiT(GenerativeModule):
-    """A diffusion transformer over spacetime patches.
+@dataclass(frozen=True)
+class DiffusionConfig(Config):
+    """What is predicted, at which noise levels, and what counts.
 
     Args:
-        vae: path of a checkpoint of a LitVAE run; "identity", for a model of pixels; or "spec:" and a spec.
-        patch_size: latent positions per token (frames, height, width).
-        dim, depth, num_heads, mlp_ratio: of the transformer.
-        attention: a block's spec, or a pattern over layers such as "spatial, temporal".
-        kernel: how attention is computed, apart from what it computes.
-        modulation: one projection of the condition for all layers, or one per layer.
-        conditioning: text by an attention of its own, or jointly, as further keys of every self-attention.
-        checkpoint: recompute layers in the backward pass, to save memory.
-        text: spec of the text encoder.
-        text_drop: fraction of training captions replaced by the empty one, for guidance.
         objective: spec of what is predicted: "velocity", "x", "eps", "v", "edm".
         weighting: spec of the loss's weight over timesteps.
         timesteps: spec of the training timesteps.
-        sampler, steps, guidance, shift, prompts, expander: see :class:`GenerativeModule`.
+        text_drop: fraction of training captions replaced by the empty one, for guidance.
         weigh: what counts the same in the gradient over an epoch, under any ``data.sizes``: each clip, token or batch.
         val_timesteps: strata of t at which each validation clip is scored.
+
+    Raises:
+        SoraError: a value out of range.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> ls.DiffusionConfig(objective="x", timesteps="logit_normal(mean=1.0)").text_drop
+        0.1
+    """
+
+    objective: str = "velocity"
+    weighting: str = "uniform"
+    timesteps: str = "logit_normal"
+    text_drop: float = 0.1
+    weigh: Literal["clip", "token", "batch"] = "clip"
+    val_timesteps: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.text_drop < 1:
+            raise SoraError(f"text_drop={self.text_drop} must lie in [0, 1)")
+        if self.weigh not in ("clip", "token", "batch"):
+            raise SoraError(f"weigh={self.weigh!r} must be 'clip', 'token' or 'batch'")
+        if self.val_timesteps < 1:
+            raise SoraError(f"val_timesteps={self.val_timesteps} must be at least 1")
+
+
+class LitDiT(GenerativeModule):
+    """Trains a :class:`LatentDiffusion`: a diffusion transformer on the latents of a frozen VAE, guided by text.
+
+    Args:
+        vae: path of a checkpoint of a LitVAE run, or of a folder that it was saved to; "identity", for a model of
+            pixels; or "spec:" and a spec.
+        text: spec of the text encoder.
+        dit: the transformer; of this and the next two, a mapping of options does too.
+        diffusion: the training objective.
+        sampling: how samples are drawn when nothing else is asked.
+        prompts, expander: see :class:`GenerativeModule`.
         extractor: spec of the space of FVD in tests, such as "world" or "i3d(weights='PATH')"; None for no FVD.
         clip: "world" for the CLIP-score of the world's evaluator, the name or directory of a CLIP, or None.
         optimizer, schedule, ema_decay, seed: see :class:`LitModule`.
 
     Example:
         >>> import lightning_sora as ls
-        >>> module = ls.LitDiT("identity", patch_size=(1, 8, 8), dim=32, depth=1, num_heads=2, text="bytes(dim=16)")
+        >>> dit = ls.DiTConfig(patch_size=(1, 8, 8), dim=32, depth=1, num_heads=2)
+        >>> module = ls.LitDiT("identity", text="bytes(dim=16)", dit=dit, diffusion={"objective": "x"})
         >>> module.sample("a red cube moves left", 3, 16, 16, steps=2).shape
         torch.Size([3, 16, 16, 3])
     """
 
     boundary = ("model.dit.embed.*", "model.dit.unembed.*", "model.dit.*modulation*", "model.text.embedding.*")
+    groups: ClassVar[Mapping[str, type[Config]]] = {
+        "dit": DiTConfig,
+        "diffusion": DiffusionConfig,
+        "sampling": SamplingConfig,
+    }
 
     def __init__(
         self,
         vae: str,
         *,
-        patch_size: Sequence[int] = (1, 1, 1),
-        dim: int = 256,
-        depth: int = 6,
-        num_heads: int = 4,
-        mlp_ratio: float = 2.67,
-        attention: str | list[str] = "full",
-        kernel: str = "sdpa",
-        modulation: Literal["single", "per_block"] = "single",
-        conditioning: Literal["cross", "joint"] = "cross",
-        checkpoint: bool = False,
         text: str = "bytes(dim=128, depth=2)",
-        text_drop: float = 0.1,
-        objective: str = "velocity",
-        weighting: str = "uniform",
-        timesteps: str = "logit_normal",
-        weigh: Literal["clip", "token", "batch"] = "clip",
-        sampler: str = "euler",
-        steps: int = 20,
-        guidance: float | str = 2.5,
-        shift: float = 1.0,
+        dit: DiTConfig = DiTConfig(),
+        diffusion: DiffusionConfig = DiffusionConfig(),
+        sampling: SamplingConfig = SamplingConfig(),
         prompts: Sequence[str] | None = None,
         expander: str | None = None,
-        val_timesteps: int = 4,
         extractor: str | None = None,
         clip: str | None = None,
         optimizer: str = "adamw(lr=1e-3, weight_decay=0.01)",
@@ -104,32 +124,16 @@ class LitDiT(GenerativeModule):
             ema_decay=ema_decay,
             seed=seed,
         )
+        dit, sampling = DiTConfig.of(dit), SamplingConfig.of(sampling)
+        diffusion = self.diffusion = DiffusionConfig.of(diffusion)
         self.save_hyperparameters()
-        if not 0 <= text_drop < 1:
-            raise SoraError(f"text_drop={text_drop} must lie in [0, 1)")
-        if weigh not in ("clip", "token", "batch"):
-            raise SoraError(f"weigh={weigh!r} must be 'clip', 'token' or 'batch'")
-        if val_timesteps < 1:
-            raise SoraError(f"val_timesteps={val_timesteps} must be at least 1")
+        self.weighting = WEIGHTINGS.create(diffusion.weighting)
+        self.timesteps = TIMESTEPS.create(diffusion.timesteps)
         trained, self.vae_spec, self.vae_run_id = load_vae(vae, seed)
-        shape = DiTConfig(
-            patch_size=patch_size,
-            dim=dim,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            attention=attention,
-            kernel=kernel,
-            modulation=modulation,
-            conditioning=conditioning,
-            checkpoint=checkpoint,
+        self.model = LatentDiffusion.create(
+            self.vae_spec, text, dit, diffusion.objective, sampling, seed=seed, trained=trained
         )
-        drawn = SamplingConfig(sampler, steps, guidance, shift)
-        self.model = LatentDiffusion.create(self.vae_spec, text, shape, objective, drawn, seed=seed, trained=trained)
         self.model.seen_sizes, self.model.read_weak = self.seen_sizes, read_model
-        self.weighting = WEIGHTINGS.create(weighting)
-        self.timesteps = TIMESTEPS.create(timesteps)
-        self.text_drop, self.val_timesteps, self.weigh = text_drop, val_timesteps, weigh
         self.judge, self.reconstruction = GenerationJudge(extractor, clip, self.awaited), ReconstructionQuality()
         self._clip_cache: ClipCache | None = None
         self._latents = LatentMemory()  # of the fit that runs
@@ -159,7 +163,7 @@ class LitDiT(GenerativeModule):
 
     def captions_of(self, batch: SpacetimeBatch) -> list[str]:
         """The captions that a batch is trained with: some are dropped, for guidance."""
-        dropped = uniform_per_clip(self.seed, "text_drop", batch.keys) < self.text_drop
+        dropped = uniform_per_clip(self.seed, "text_drop", batch.keys) < self.diffusion.text_drop
         return ["" if drop else c for c, drop in zip(batch.captions, dropped.tolist(), strict=True)]
 
     def training_flops(self, batch: SpacetimeBatch) -> int:
@@ -186,7 +190,7 @@ class LitDiT(GenerativeModule):
         losses = self.weighted(self.model.terms(batch.layout, x_0, t, noise, self.captions_of(batch)))
         self.log("train/loss", losses.mean(), prog_bar=True, batch_size=len(batch))
         self.log_by_source("train/loss", losses.detach(), batch)
-        return batch.weighed(losses, self.weigh)
+        return batch.weighed(losses, self.diffusion.weigh)
 
     # Evaluation: the same noise and the same timesteps, every time and in every arm.
     def fixed_loss(self, batch: SpacetimeBatch, split: str) -> None:
@@ -201,13 +205,13 @@ class LitDiT(GenerativeModule):
             sizes = ["x".join(map(str, grid.size(self.patch))) for grid in batch.layout.grids]
             offsets = uniform_per_clip(self.seed, "fixed_timestep", [(i,) for i in batch.ids])
             totals = {name: torch.zeros(len(batch)) for name in ("loss", "denoising_error")}
-            for index in range(self.val_timesteps):
-                t = (index + offsets) / self.val_timesteps
+            for index in range(self.diffusion.val_timesteps):
+                t = (index + offsets) / self.diffusion.val_timesteps
                 noise = self.noise_for(x_0, batch.layout, "fixed_noise", [(i, index) for i in batch.ids])
                 terms = self.model.terms(batch.layout, x_0, t, noise, batch.captions)
                 errors = batch.layout.clip_mean((terms.x_0 - x_0).float().square().mean(dim=-1))
                 for name, values in (("loss", self.weighted(terms)), ("denoising_error", errors)):
-                    totals[name] += values.cpu() / self.val_timesteps
+                    totals[name] += values.cpu() / self.diffusion.val_timesteps
                     self._means.add(f"{split}/{name}_t{index}", values)
             for name, values in totals.items():
                 self._means.add(f"{split}/{name}", values)
@@ -218,7 +222,7 @@ class LitDiT(GenerativeModule):
 
     def protocol(self, split: str) -> dict[str, Any]:
         fixed = {
-            "timesteps": f"{self.val_timesteps} even strata of t",
+            "timesteps": f"{self.diffusion.val_timesteps} even strata of t",
             "noise": "fixed per clip",
             "vae": self.model.vae_hash,
         }
@@ -308,6 +312,7 @@ class LitDiT(GenerativeModule):
         checkpoint["vae"] = {"spec": self.vae_spec, "hash": self.model.vae_hash, "run_id": self.vae_run_id}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        under_model(checkpoint, ("vae.", "text.", "dit."))
         super().on_load_checkpoint(checkpoint)
         self.vae_run_id = checkpoint["vae"]["run_id"]
         self.model.vae_hash = checkpoint["vae"]["hash"]

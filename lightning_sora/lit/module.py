@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -21,8 +21,10 @@ from lightning_sora.lit.duration import Begun, planned_steps, refuse_finished
 from lightning_sora.lit.ema import ExponentialMovingAverage
 from lightning_sora.lit.finite import FiniteSteps, refuse_not_finite
 from lightning_sora.lit.last_step import LastStep, waits
+from lightning_sora.lit.older import grouped
 from lightning_sora.lit.optimizers import SCHEDULES, check_optimizer, create_optimizer
 from lightning_sora.lit.precision import convert_weights_alone, warn_of_slow_bfloat16
+from lightning_sora.models.configs import Config
 from lightning_sora.models.pixels import from_uint8
 from lightning_sora.models.seen_sizes import SeenSizes
 from lightning_sora.names import local_path
@@ -55,6 +57,8 @@ class LitModule(pl.LightningModule):
 
     #: Wildcards of parameters at either end of the network, for optimizers that treat them apart.
     boundary: ClassVar[tuple[str, ...]] = ()
+    #: Arguments that are groups of options.
+    groups: ClassVar[Mapping[str, type[Config]]] = {}
 
     def __init__(self, *, optimizer: str, schedule: str, ema_decay: float | None, seed: int) -> None:
         super().__init__()
@@ -252,6 +256,8 @@ class LitModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["module"] = type(self).__name__
+        given = checkpoint.get("hyper_parameters", {})
+        checkpoint["hyper_parameters"] = {n: v.plain() if isinstance(v, Config) else v for n, v in given.items()}
         checkpoint["skipped_clips"] = self.skipped_clips - self._skipped_since
         self._last_step.rewind(self.trainer, checkpoint)
         checkpoint["native"] = self.seen_sizes.state_dict()
@@ -300,7 +306,7 @@ class LitModule(pl.LightningModule):
     @classmethod
     def rebuild_arguments(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
         """Constructor arguments that make the model of a checkpoint."""
-        return dict(checkpoint["hyper_parameters"])
+        return grouped(checkpoint["hyper_parameters"], cls.groups)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:

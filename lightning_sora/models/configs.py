@@ -17,13 +17,12 @@ C = TypeVar("C", bound="Config")
 class Config:
     """A group of options; where one is taken, a mapping of its options is taken too."""
 
-    @classmethod
-    def of(cls: type[C], given: C | Mapping[str, Any] | None, name: str) -> C:
-        """The options of a section.
+    def __post_init__(self) -> None:
+        check_types(self.section(), type(self), {name: getattr(self, name) for name in self.names()})
 
-        Args:
-            given: options, or a mapping of some of them; None for the defaults.
-            name: of the section, for the message.
+    @classmethod
+    def of(cls: type[C], given: C | Mapping[str, Any] | None) -> C:
+        """The group of options, or of a mapping of some of them; None for the defaults.
 
         Raises:
             SoraError: an unknown option, or a value of another type.
@@ -31,15 +30,26 @@ class Config:
         if isinstance(given, cls):
             return given
         if not isinstance(given, Mapping | None):
-            raise SoraError(f"{name}={given!r} must be a {cls.__name__} or a mapping of its options")
-        known = [one.name for one in fields(cls)]
+            raise SoraError(f"{cls.section()}={given!r} must be a {cls.__name__} or a mapping of its options")
+        known = cls.names()
         for option in given or {}:
             if option not in known:
                 near = difflib.get_close_matches(option, known, n=2, cutoff=0.5)
-                hint = f"did you mean {' or '.join(f'{name}.{match}' for match in near)}? " if near else ""
-                raise SoraError(f"no option '{name}.{option}'; {hint}accepted in {name}: {', '.join(known)}")
-        check_types(name, cls, given or {})
+                hint = f"did you mean {' or '.join(f'{cls.section()}.{match}' for match in near)}? " if near else ""
+                raise SoraError(
+                    f"no option '{cls.section()}.{option}'; {hint}accepted in {cls.section()}: {', '.join(known)}"
+                )
         return cls(**(given or {}))
+
+    @classmethod
+    def section(cls) -> str:
+        """How recipes call the group."""
+        return cls.__name__.removesuffix("Config").lower()
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The options of the group."""
+        return [one.name for one in fields(cls)]
 
     def plain(self) -> dict[str, Any]:
         """The options as JSON and checkpoints hold them."""

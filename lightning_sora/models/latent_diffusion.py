@@ -155,7 +155,7 @@ class LatentDiffusion(nn.Module):
         Raises:
             SoraError: an unknown part or option, or parts that do not fit.
         """
-        shape, drawn = DiTConfig.of(dit, "dit"), SamplingConfig.of(sampling, "sampling")
+        shape, drawn = DiTConfig.of(dit), SamplingConfig.of(sampling)
         if trained is None:
             trained = VAES.create(vae)
             if not trained.pretrained:

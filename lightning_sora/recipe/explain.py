@@ -52,6 +52,9 @@ def explain(message: str) -> str:
             return f"{none[1]}: expected one of {', '.join(known)}, but got {none[3]!r}"
     if wrong := re.search(r"(Expected .*?)\. (?:Got|Given) value: (.*?)(?= - |$)", text):
         keys = re.findall(r'Parser key "([^"]+)"', text[: wrong.start()])
+        if of := re.search(r"Literal\[([^\]]*)\]", wrong[1]):
+            choices = ", ".join(value.strip("'") for value in of[1].split(", "))
+            return f"{'.'.join(keys)}: expected one of {choices}, but got {wrong[2]!r}"
         expected = re.sub(r"a <class '(?:\w+\.)*(\w+)'>", r"\1", wrong[1]).lower()
         return f"{'.'.join(keys)}: {expected}, but got {wrong[2]!r}"
     return text if len(text) <= 600 else f"{text[:600]} ..."

@@ -174,7 +174,7 @@ def check_recipe(files: Sequence[Path], arguments: Sequence[str], accepted: Acce
 
     Args:
         accepted: ``accepted("", None)`` are the sections; ``accepted(section, class_path)`` what
-            may stand in one.
+            may stand in one, and ``accepted("section.group", class_path)`` in a group of its options.
 
     Raises:
         SoraError: with the file or flag, near matches and the names that are accepted.
@@ -192,8 +192,16 @@ def check_recipe(files: Sequence[Path], arguments: Sequence[str], accepted: Acce
                 )
     for place, names in [*((p, n) for p, r in recipes for n in _names(r)), *_flag_names(arguments)]:
         _check_name(place, names[0], "", accepted("", None))
-        if len(names) > 1:
-            _check_name(place, names[1], names[0], accepted(names[0], classes.get(names[0])))
+        made = classes.get(names[0])
+        for depth in range(1, len(names)):
+            section = ".".join(names[:depth])
+            known = accepted(section, made)
+            grouped = {
+                one: f"{option}.{one}"
+                for option in (known or () if depth == 1 else ())
+                for one in accepted(f"{section}.{option}", made) or ()
+            }
+            _check_name(place, names[depth], section, known, grouped)
 
 
 @contextmanager
@@ -225,7 +233,7 @@ def refuse_nulls(recipe: Mapping[str, Any], load: Callable[[str], Any]) -> None:
     """
     for place, name, options in _classes(recipe):
         made = load(name)
-        types = _types(made)
+        types = types_of(made)
         for option, parameter in inspect.signature(made).parameters.items():
             takes = types.get(option, Any)
             free = takes in (Any, None) or type(None) in get_args(takes) or parameter.default is None
@@ -250,7 +258,8 @@ def _classes(section: Any, place: str = "") -> Iterator[tuple[str, str, Mapping[
         yield from _classes(value, inner)
 
 
-def _types(made: Any) -> dict[str, Any]:
+def types_of(made: Any) -> dict[str, Any]:
+    """The types of a constructor's arguments, by name."""
     try:
         return get_type_hints(made.__init__)
     except (NameError, TypeError):  # of what is imported for types alone: nothing can be told
@@ -265,17 +274,27 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _check_name(place: str, name: str, section: str, accepted: Sequence[str] | None) -> None:
+def _check_name(
+    place: str, name: str, section: str, accepted: Sequence[str] | None, grouped: Mapping[str, str] | None = None
+) -> None:
+    """Refuses a name that a section does not accept.
+
+    Args:
+        grouped: options of groups within the section, by name, with the group before it.
+    """
     if accepted is None or name in accepted:
         return
-    dotted = f"{section}.{name}" if section else name
-    hint = did_you_mean(name, accepted, f"{section}.{{}}".format if section else str)
+    dotted, prefix = (f"{section}.{name}", f"{section}.") if section else (name, "")
+    inside = grouped or {}
+    if name in inside:
+        raise SoraError(f"{place}: {dotted} is in a group of options; write {prefix}{inside[name]}")
+    hint = did_you_mean(name, [*accepted, *inside], lambda one: prefix + inside.get(one, one))
     where = f"in {section}" if section else "at this level"
     raise SoraError(f"{place}: no option {dotted!r}; {hint}accepted {where}: {', '.join(sorted(accepted))}")
 
 
 def _names(recipe: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """(section,) and (section, option) for all that a recipe sets."""
+    """(section,), (section, option) and (section, option, option of a group) for all that a recipe sets."""
     for section, content in recipe.items():
         yield (section,)
         if not isinstance(content, Mapping):
@@ -283,8 +302,11 @@ def _names(recipe: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         options = dict(content)
         inner = options.pop("init_args", None)
         options.pop("class_path", None)
-        for option in [*options, *(inner if isinstance(inner, Mapping) else ())]:
-            yield section, str(option).split(".")[0].removesuffix("+")
+        for option, value in [*options.items(), *(inner.items() if isinstance(inner, Mapping) else ())]:
+            names = str(option).removesuffix("+").split(".")
+            yield (section, *names[:2])
+            if isinstance(value, Mapping) and len(names) == 1 and "class_path" not in value:
+                yield from ((section, names[0], str(one).split(".")[0].removesuffix("+")) for one in value)
 
 
 def _flag_names(arguments: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -292,7 +314,7 @@ def _flag_names(arguments: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]
         if flag.startswith("--") and "help" not in flag:
             names = [part for part in flag[2:].removesuffix("+").split(".") if part != "init_args"]
             if names[1:] != ["class_path"]:
-                yield flag, tuple(names[:2])
+                yield flag, tuple(names[:3])
 
 
 def _flag_classes(arguments: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:

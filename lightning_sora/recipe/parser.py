@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,6 +37,7 @@ from lightning_sora.recipe.files import (
     read_recipe,
     recipe_files,
     refuse_nulls,
+    types_of,
     with_local_recipes,
     with_plugins,
     with_quoted_specs,
@@ -193,13 +195,21 @@ class RecipeParser(LightningCLI):
         known = [action.dest for action in self._subcommand_parsers[self.arguments[0]]._actions]
         if not section:
             return sorted({"c", "print_config", *(dest.split(".")[0] for dest in known)})
+        section, _, group = section.partition(".")
         if section in BASES:
             if name is None:
                 return None
-            parameters = inspect.signature(find_class(name, BASES[section])).parameters.values()
+            made: Any = find_class(name, BASES[section])
+            if group:
+                made = types_of(made).get(group)
+                if not is_dataclass(made):
+                    return None
+            parameters = inspect.signature(made).parameters.values()
             if any(p.kind is p.VAR_KEYWORD for p in parameters):
                 return None
             return [p.name for p in parameters]
+        if group:
+            return None
         inside = [dest.split(".")[1] for dest in known if dest.startswith(f"{section}.")]
         return sorted(set(inside)) or None
 

@@ -34,10 +34,10 @@ class Recipe:
 
     Example:
         >>> import pathlib, lightning_sora as ls
-        >>> text = "model: {class_path: LitDiT, init_args: {vae: identity, depth: 1}}\\ndata: SpacetimeDataModule"
-        >>> _ = pathlib.Path("tiny.yaml").write_text(text)
+        >>> model = "model: {class_path: LitDiT, init_args: {vae: identity, dit: {depth: 1}}}"
+        >>> _ = pathlib.Path("tiny.yaml").write_text(f"{model}\\ndata: SpacetimeDataModule")
         >>> recipe = ls.Recipe.load("tiny.yaml", {"data.source": "world(level='tiny')"})
-        >>> recipe["model.depth"], recipe.with_("model.depth", 2)["model.depth"], recipe["seed_everything"]
+        >>> recipe["model.dit.depth"], recipe.with_("model.dit.depth", 2)["model.dit.depth"], recipe["seed_everything"]
         (1, 2, 0)
     """
 
@@ -51,8 +51,8 @@ class Recipe:
 
         Args:
             files: a YAML file, or a base and its overlays, in order.
-            overrides: values by dotted key, such as ``{"model.attention": "window(size=(2,4,4))"}``; text is read as
-                on the command line.
+            overrides: values by dotted key, such as ``{"model.dit.attention": "window(size=(2,4,4))"}``; text is
+                read as on the command line.
 
         Raises:
             SoraError: no such file, a key that does not exist, or a value that does not fit.
@@ -85,7 +85,7 @@ class Recipe:
         return Recipe(self.files, {**self.overrides, **values}, content)
 
     def __getitem__(self, key: str) -> Any:
-        """The value of a dotted key, such as "model.attention"; ``init_args`` are not spelt out."""
+        """The value of a dotted key, such as "model.dit.attention"; ``init_args`` are not spelt out."""
         found: Any = self.content
         for part in key.split("."):
             found = _options(found)[part]

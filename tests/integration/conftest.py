@@ -9,6 +9,7 @@ import pytest
 
 from lightning_sora.data.datamodule import SpacetimeDataModule
 from lightning_sora.lit import LitDiT, LitVAE
+from lightning_sora.lit.older import grouped
 
 VAE = "causal_conv(stride=(4, 8, 8), latent_channels=4, dim=8, front_end_patch=(4, 8, 8), decoder_blocks=1)"
 SOURCE = "world(level='tiny', clips={clips}, heldout_clips=4)"
@@ -19,8 +20,9 @@ def make_vae(**changes: Any) -> LitVAE:
 
 
 def make_dit(vae: str = f"spec:{VAE}", **changes: Any) -> LitDiT:
+    """A LitDiT, whose options in groups may be given beside the others."""
     small = {"dim": 16, "depth": 2, "num_heads": 2, "text": "bytes(dim=8, depth=1, num_heads=1)", "steps": 2}
-    return LitDiT(vae, **{**small, "schedule": "constant", "ema_decay": 0.9, **changes})
+    return LitDiT(vae, **grouped({**small, "schedule": "constant", "ema_decay": 0.9, **changes}, LitDiT.groups))
 
 
 def make_data(clips: int = 8, **changes: Any) -> SpacetimeDataModule:

@@ -19,9 +19,9 @@ from lightning_sora.cli import main
 
 BASE = Path(__file__).parents[2] / "recipes" / "world_pixels.yaml"
 TINY = {
-    "model.dim": 16,
-    "model.depth": 2,
-    "model.num_heads": 2,
+    "model.dit.dim": 16,
+    "model.dit.depth": 2,
+    "model.dit.num_heads": 2,
     "model.text": "bytes(dim=8, depth=1, num_heads=1)",
     "model.prompts": [],
     "model.extractor": None,
@@ -36,7 +36,7 @@ TINY = {
 }
 PLAN: dict[str, Any] = {
     "base": str(BASE),
-    "factor": "model.attention",
+    "factor": "model.dit.attention",
     "arms": {"full": "full", "time": "temporal"},
     "seeds": [0, 1],
     "budget": {"steps": 4},
@@ -131,7 +131,7 @@ def test_running_it_again_repeats_nothing(inside: Path, capfd: pytest.CaptureFix
     ("flag", "said"),
     [
         ("--budget.steps=6", "budget"),
-        ("--model.dim=24", "recipe model.dim was 16, now 24"),
+        ("--model.dit.dim=24", "recipe model.dit.dim was 16, now 24"),
         ("--data.source_seed=7", "data train was"),
     ],
 )
@@ -233,12 +233,15 @@ def test_a_plan_for_what_cannot_be_trained_is_refused_before_anything_is(
     inside: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     mistakes: list[tuple[dict[str, Any], str]] = [
-        ({"factor": "model.atention"}, "did you mean model.attention"),
+        ({"factor": "model.dit.atention"}, "did you mean model.dit.attention"),
         ({"arms": {"full": "full", "none": "fulll"}}, "unknown attention block 'fulll'"),
         ({"budget": {"tokens": 100}}, "cannot be met"),
         ({"engine": "slurm"}, "unknown engine"),
         ({"overrides": {**TINY, "trainer.max_epochs": 1}}, "set `trainer.max_epochs: null` in overrides"),
-        ({"factor": "model.objective", "arms": ["x", "v"], "metric": "val/loss"}, "cannot be compared between arms"),
+        (
+            {"factor": "model.diffusion.objective", "arms": ["x", "v"], "metric": "val/loss"},
+            "cannot be compared between arms",
+        ),
         ({"factor": "seed_everything.x", "arms": {"a": "1", "b": "2"}}, ""),
     ]
     for changes, said in mistakes:

@@ -12,9 +12,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_sora.errors import SoraError
-from lightning_sora.lit import LitDiT
 from lightning_sora.lit.callbacks import ClipScores, Costs
-from tests.integration.conftest import VAE, make_data, make_dit, make_vae
+from tests.integration.conftest import make_data, make_dit, make_vae
 
 
 def test_costs_are_counted_over_interruptions(make_trainer: Callable[..., pl.Trainer], tmp_path: Path) -> None:
@@ -107,6 +106,6 @@ def test_autoguidance_needs_a_weak_model_of_the_same_latents(
     assert not torch.equal(
         strong.sample(["a cube"], guidance=spec.format(3.0, tmp_path / "weak.ckpt"), **size)[0], plain
     )
-    other = LitDiT(f"spec:{VAE}", dim=16, depth=2, num_heads=2, text="bytes(dim=8, depth=1, num_heads=1)", seed=5)
+    other = make_dit(seed=5)
     with pytest.raises(SoraError, match="two models of one VAE"):
         other.sample(["a cube"], guidance=spec.format(3.0, tmp_path / "weak.ckpt"), **size)

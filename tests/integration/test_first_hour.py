@@ -141,20 +141,20 @@ def test_a_fit_ends_with_where_things_are_and_a_next_command_that_runs(
     recipe = {
         "model": {
             "class_path": "LitDiT",
-            "init_args": {"vae": "identity", "patch_size": [4, 8, 8], "dim": 16, "depth": 1, "num_heads": 2,
-                          "text": "bytes(dim=8, depth=1, num_heads=1)", "steps": 2},
+            "init_args": {"vae": "identity", "dit": {"patch_size": [4, 8, 8], "dim": 16, "depth": 1, "num_heads": 2},
+                          "text": "bytes(dim=8, depth=1, num_heads=1)", "sampling": {"steps": 2}},
         },
         "data": {"class_path": "SpacetimeDataModule", "init_args": {
             "source": "world(level='tiny', clips=4, heldout_clips=4)", "frames": 5, "height": 16, "width": 16}},
         "trainer": {"max_steps": 1, "accelerator": "cpu", "enable_progress_bar": False, "num_sanity_val_steps": 0},
     }  # fmt: skip
     Path("mine.yaml").write_text(f"# What mine is for.\n{yaml.safe_dump(recipe)}")
-    assert main(["fit", "--config", "mine.yaml", "--model.dim=32", "--trainer.max_steps", "2"]) == 0
+    assert main(["fit", "--config", "mine.yaml", "--model.dit.dim=32", "--trainer.max_steps", "2"]) == 0
     checkpoints, run, after = capsys.readouterr().err.splitlines()[-3:]
     assert checkpoints.startswith("checkpoints: outputs/mine/checkpoints: ")
     assert "last.ckpt" in checkpoints
     assert run.endswith(f"in sqlite:///{tmp_path}/mlflow.db; `lightning-sora ui` shows it")
-    assert after == "next: lightning-sora test --config mine.yaml --model.dim=32 --ckpt_path last"
+    assert after == "next: lightning-sora test --config mine.yaml --model.dit.dim=32 --ckpt_path last"
     assert main(shlex.split(after.removeprefix("next: lightning-sora "))) == 0
     after = capsys.readouterr().err.splitlines()[-1]
     assert after == "next: lightning-sora sample --ckpt outputs/mine/checkpoints/last.ckpt --prompt 'TEXT'"

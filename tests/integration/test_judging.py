@@ -199,7 +199,7 @@ def test_the_evaluator_trains_and_ships_itself(tmp_path: Path, monkeypatch: pyte
         f"--config={RECIPES}/world_evaluator.yaml",
         "--data.source=worlds(levels=('tiny','medium'), clips=8, heldout_clips=8)",
         "--data.batch_size=4",
-        "--model.dim=32",
+        "--model.dit.dim=32",
         "--trainer.max_steps=3",
         "--trainer.val_check_interval=3",
         "--trainer.enable_progress_bar=false",

@@ -23,11 +23,11 @@ QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=
 STEPS = ["--trainer.max_steps=24", "--trainer.val_check_interval=24", "--trainer.log_every_n_steps=1", *QUIET]
 SMALL_VAE = [f"--model.vae={VAE}"]
 SMALL_DIT = [
-    "--model.dim=16",
-    "--model.depth=1",
-    "--model.num_heads=2",
+    "--model.dit.dim=16",
+    "--model.dit.depth=1",
+    "--model.dit.num_heads=2",
     "--model.text=bytes(dim=8, depth=1, num_heads=1)",
-    "--model.steps=2",
+    "--model.sampling.steps=2",
 ]
 # Half a second is too short for the evaluator to read: judged only where clips are longer.
 UNJUDGED = ["--model.extractor=null", "--model.clip=null"]
@@ -85,7 +85,7 @@ def test_mlflow_holds_metrics_gallery_checkpoints_and_lineage(client: MlflowClie
     assert dit.data.metrics["test/fvd"] > dit.data.metrics["test/fvd_floor"]
     assert dit.data.tags["vae.run_id"] == vae.info.run_id
     assert dit.data.tags["vae.hash"] == LitVAE.load("outputs/world_vae/checkpoints/last.ckpt").vae.fingerprint()
-    assert dit.data.params["model.attention"] == "full"
+    assert dit.data.params["model.dit.attention"] == "full"
     kept = artifacts(client, dit)
     assert {"recipe/fit.yaml", "samples/test/contact_sheet.png", "samples/step_000024/00.gif"} <= kept
     assert any(path.endswith("last.ckpt") for path in kept)
@@ -154,8 +154,10 @@ def test_a_checkpoint_holds_its_vae(lab: Path) -> None:
     ("arguments", "words"),
     [
         (["fit", "--config=nowhere.yaml"], ["no recipe at nowhere.yaml"]),
-        ([*DIT_FIT, "--model.atention=full"], ["atention", "did you mean model.attention"]),
-        ([*DIT_FIT, "--model.attention=fulll"], ["fulll", "did you mean 'full'"]),
+        ([*DIT_FIT, "--model.atention=full"], ["atention", "did you mean model.dit.attention"]),
+        ([*DIT_FIT, "--model.dit.atention=full"], ["did you mean model.dit.attention? accepted in model.dit"]),
+        ([*DIT_FIT, "--model.attention=full"], ["in a group of options; write model.dit.attention"]),
+        ([*DIT_FIT, "--model.dit.attention=fulll"], ["fulll", "did you mean 'full'"]),
         ([*DIT_FIT, "--data.frames=6"], ["frames=6", "5 or 9"]),
         ([*DIT_FIT, "--data.patch=[4,4,4]"], ["data.patch=[4, 4, 4]", "set data.patch to [4, 16, 16]"]),
         ([*DIT_FIT, "--model.vae=missing.ckpt"], ["no checkpoint at missing.ckpt"]),

@@ -21,6 +21,7 @@ NAMES = [
     "ClipVAE",
     "DiTConfig",
     "Crop",
+    "DiffusionConfig",
     "ENGINES",
     "EXPANDERS",
     "EXTRACTORS",

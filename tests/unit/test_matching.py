@@ -9,7 +9,7 @@ from lightning_sora.ablation.matching import Cost, divisible, match, validation_
 from lightning_sora.ablation.plan import Budget
 from lightning_sora.errors import SoraError
 
-BASE = {"model.dim": 96, "model.depth": 4, "model.num_heads": 4, "model.mlp_ratio": 2.67}
+BASE = {"model.dit.dim": 96, "model.dit.depth": 4, "model.dit.num_heads": 4, "model.dit.mlp_ratio": 2.67}
 
 
 def transformer(tokens: int = 1000, share: float = 1.0) -> Any:
@@ -17,8 +17,8 @@ def transformer(tokens: int = 1000, share: float = 1.0) -> Any:
 
     def measure(adjusted: Mapping[str, Any]) -> Cost:
         size = {**BASE, **adjusted}
-        dim, depth = int(size["model.dim"]), int(size["model.depth"])
-        hidden = -(-int(dim * size["model.mlp_ratio"]) // 8) * 8
+        dim, depth = int(size["model.dit.dim"]), int(size["model.dit.depth"])
+        hidden = -(-int(dim * size["model.dit.mlp_ratio"]) // 8) * 8
         weights = depth * (4 * dim**2 + 3 * dim * hidden)
         flops = 6 * tokens * weights + int(12 * share * depth * tokens**2 * dim)
         return Cost(weights, flops, tokens, seconds=flops / 1e11)
@@ -38,8 +38,8 @@ def test_flops_agree_within_a_percent(by: Any, share: float) -> None:
     assert abs(spent / goal - 1 - found.error) < 1e-9
     assert (found.adjusted == {}) == (by == "steps" or share == 1.0)
     assert validation_interval(found.steps, 4) < found.steps
-    if "model.dim" in found.adjusted:
-        assert found.adjusted["model.dim"] % 8 == 0  # an even width per head
+    if "model.dit.dim" in found.adjusted:
+        assert found.adjusted["model.dit.dim"] % 8 == 0  # an even width per head
 
 
 def test_parameters_agree_within_a_percent() -> None:
