@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from lightning_sora.models.text import TEXT_ENCODERS as TEXT_ENCODERS
     from lightning_sora.models.vae import VAES as VAES
     from lightning_sora.models.vae import ClipVAE as ClipVAE
+    from lightning_sora.models.vae.losses import VAELossConfig as VAELossConfig
     from lightning_sora.nn.attention import ATTENTION as ATTENTION
     from lightning_sora.nn.attention import AttentionBlock as AttentionBlock
     from lightning_sora.nn.attention import MaskedBlock as MaskedBlock
@@ -116,6 +117,7 @@ _PLACES = {
     "models.latent_diffusion": ("LatentDiffusion",),
     "models.text": ("TEXT_ENCODERS",),
     "models.vae": ("VAES", "ClipVAE"),
+    "models.vae.losses": ("VAELossConfig",),
     "nn.attention": (
         "ATTENTION",
         "AttentionBlock",

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning_sora.data.reading import reader_died
 from lightning_sora.errors import SoraError
 from lightning_sora.lifeline import end_with_starter
-from lightning_sora.lit.callbacks import ClipScores, Costs, PredictionWriter, Progress, Summary
+from lightning_sora.lit.callbacks import ClipScores, Costs, PartsSummary, PredictionWriter, Progress
 from lightning_sora.plugins import loaded
 from lightning_sora.recipe.explain import from_worker
 from lightning_sora.recipe.parser import RecipeParser, parsing
@@ -249,12 +249,11 @@ class _Training(RecipeParser):
             callbacks.append(PredictionWriter())
         trainer = self._get(self.config_init, "trainer")
         own = trainer.get("callbacks") or []
-        of_recipe = own if isinstance(own, list) else [own]
-        bars = [c for c in of_recipe if isinstance(c, ProgressBar)]
-        if trainer.get("enable_progress_bar") is not False and not bars:
+        kinds = [type(one) for one in (own if isinstance(own, list) else [own])]
+        if trainer.get("enable_progress_bar") is not False and not any(issubclass(k, ProgressBar) for k in kinds):
             callbacks.append(Progress())
-        if trainer.get("enable_model_summary") is not False and not any(isinstance(c, ModelSummary) for c in of_recipe):
-            callbacks.append(Summary())
+        if trainer.get("enable_model_summary") is not False and not any(issubclass(k, ModelSummary) for k in kinds):
+            callbacks.append(PartsSummary())
         self.trainer_defaults["callbacks"] = callbacks
         tracker: MLflowTracker = self._get(self.config_init, "tracking")
         given = trainer.get("logger")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -16,10 +17,11 @@ from lightning_sora.lit.judge import ReconstructionJudge
 from lightning_sora.lit.module import LitModule
 from lightning_sora.lit.optimizers import create_optimizer
 from lightning_sora.metrics.reconstruction import ReconstructionQuality, clip_quality
+from lightning_sora.models.configs import Config
 from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.models.pixels import Clip, to_uint8
 from lightning_sora.models.vae import VAES, ClipVAE, LatentStatistics, Posterior
-from lightning_sora.models.vae.losses import VAELoss, active_channels, are_active
+from lightning_sora.models.vae.losses import VAELoss, VAELossConfig, active_channels, are_active
 from lightning_sora.randomness import generator, initialize, normal_per_clip
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch
 
@@ -32,10 +34,7 @@ class LitVAE(LitModule):
 
     Args:
         vae: spec of the VAE.
-        reconstruction, kl_weight: see :class:`VAELoss`, as the next five.
-        perceptual_weight, perceptual_weights: the second is the path of VGG-16 weights.
-        adversarial_weight, adversarial_start, discriminator_dim, discriminator_levels, discriminator_temporal:
-            the discriminator trains by the same optimizer spec as the VAE.
+        loss: what it is trained to do; a mapping of options does too.
         permute_colors: train on each clip with its colour channels in a random order, so that what is seen
             in one colour is learned for others.
         gallery_clips: clips of the validation split that the gallery shows.
@@ -51,20 +50,13 @@ class LitVAE(LitModule):
     """
 
     boundary = ("vae.encoder.input.*", "vae.encoder.output.*", "vae.decoder.input.*", "vae.decoder.output.*")
+    groups: ClassVar[Mapping[str, type[Config]]] = {"loss": VAELossConfig}
 
     def __init__(
         self,
         vae: str = "causal_conv(stride=(4, 8, 8), latent_channels=16)",
         *,
-        reconstruction: str = "l1",
-        kl_weight: float = 1e-4,
-        perceptual_weight: float = 0.0,
-        perceptual_weights: str | None = None,
-        adversarial_weight: float = 0.0,
-        adversarial_start: int = 0,
-        discriminator_dim: int = 32,
-        discriminator_levels: int = 2,
-        discriminator_temporal: bool = True,
+        loss: VAELossConfig = VAELossConfig(),
         permute_colors: bool = False,
         gallery_clips: int = 6,
         extractor: str | None = None,
@@ -74,22 +66,13 @@ class LitVAE(LitModule):
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer=optimizer, schedule=schedule, ema_decay=ema_decay, seed=seed)
+        loss = VAELossConfig.of(loss)
         self.save_hyperparameters()
         self.vae = VAES.create(vae)
         if not any(p.requires_grad for p in self.vae.parameters()):
             raise SoraError(f"the VAE {vae!r} has nothing to train; use it directly in a DiT recipe: model.vae={vae}")
         initialize(self.vae, seed, "vae.")
-        self.loss = VAELoss(
-            reconstruction,
-            kl_weight,
-            perceptual_weight,
-            perceptual_weights,
-            adversarial_weight,
-            adversarial_start,
-            discriminator_dim,
-            discriminator_levels,
-            discriminator_temporal,
-        )
+        self.loss = VAELoss(**loss.plain())
         if self.loss.discriminator is not None:
             initialize(self.loss.discriminator, seed, "loss.discriminator.")
             self.automatic_optimization = False
@@ -382,7 +365,8 @@ class LitVAE(LitModule):
     @classmethod
     def rebuild_arguments(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
         # The trained model needs no perceptual loss and no judge, whose weights may be elsewhere.
-        return {**super().rebuild_arguments(checkpoint), "perceptual_weight": 0.0, "extractor": None}
+        arguments = super().rebuild_arguments(checkpoint)
+        return {**arguments, "loss": {**arguments.get("loss", {}), "perceptual_weight": 0.0}, "extractor": None}
 
     def lineage(self) -> dict[str, str]:
         """What the run is, for the record."""

@@ -16,7 +16,9 @@ SOURCE = "world(level='tiny', clips={clips}, heldout_clips=4)"
 
 
 def make_vae(**changes: Any) -> LitVAE:
-    return LitVAE(**{"vae": VAE, "optimizer": "adamw(lr=1e-3)", "schedule": "constant", **changes})
+    """A LitVAE, whose options in groups may be given beside the others."""
+    whole = {"vae": VAE, "optimizer": "adamw(lr=1e-3)", "schedule": "constant", **changes}
+    return LitVAE(**grouped(whole, LitVAE.groups))
 
 
 def make_dit(vae: str = f"spec:{VAE}", **changes: Any) -> LitDiT:

@@ -155,7 +155,7 @@ def test_a_checkpoint_holds_its_vae(lab: Path) -> None:
     [
         (["fit", "--config=nowhere.yaml"], ["no recipe at nowhere.yaml"]),
         ([*DIT_FIT, "--model.atention=full"], ["atention", "did you mean model.dit.attention"]),
-        ([*DIT_FIT, "--model.dit.atention=full"], ["did you mean model.dit.attention? accepted in model.dit"]),
+        ([*DIT_FIT, "--model.dit.atention=full"], ["did you mean model.dit.attention", "accepted in model.dit"]),
         ([*DIT_FIT, "--model.attention=full"], ["in a group of options; write model.dit.attention"]),
         ([*DIT_FIT, "--model.dit.attention=fulll"], ["fulll", "did you mean 'full'"]),
         ([*DIT_FIT, "--data.frames=6"], ["frames=6", "5 or 9"]),

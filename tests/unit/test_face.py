@@ -55,6 +55,7 @@ NAMES = [
     "TIMESTEPS",
     "TokenGrid",
     "TokenLayout",
+    "VAELossConfig",
     "VAES",
     "Verdicts",
     "VideoSize",

@@ -10,6 +10,7 @@ import torch
 
 from lightning_sora import load
 from lightning_sora.errors import SoraError
+from lightning_sora.lit.callbacks.summary import summary
 from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.models.vae import VAES, ClipVAE
 from lightning_sora.randomness import initialize
@@ -165,3 +166,15 @@ def test_terms_are_those_of_the_equation() -> None:
     predicted = model.dit(x_t, t, model.text(["a", "b"]), layout)
     torch.testing.assert_close(terms.x_0, predicted)
     torch.testing.assert_close(terms.error, (predicted - x_0).square().mean(dim=(1, 2)))
+
+
+def test_a_summary_tells_parts_with_parameters_and_no_flops() -> None:
+    model = made(vae=VAE)
+    model.dit.requires_grad_(True)
+    text = summary(torch.nn.ModuleDict({"model": model, "empty": torch.nn.Identity()}))
+    lines = text.splitlines()
+    assert [line.split()[:2] for line in lines[1:4]] == [
+        ["model.vae", "CausalConvVAE"], ["model.text", "BytesEncoder"], ["model.dit", "DiT"],
+    ]  # fmt: skip
+    assert [line.endswith("frozen") for line in lines[1:4]] == [True, False, False]
+    assert "FLOPs" not in text

@@ -6,6 +6,6 @@ from lightning_sora.lit.callbacks.gallery import Gallery
 from lightning_sora.lit.callbacks.predictions import PredictionWriter
 from lightning_sora.lit.callbacks.progress import Progress
 from lightning_sora.lit.callbacks.speed import Speed
-from lightning_sora.lit.callbacks.summary import Summary
+from lightning_sora.lit.callbacks.summary import PartsSummary
 
-__all__ = ["ClipScores", "Costs", "Gallery", "PredictionWriter", "Progress", "Speed", "Summary"]
+__all__ = ["ClipScores", "Costs", "Gallery", "PartsSummary", "PredictionWriter", "Progress", "Speed"]

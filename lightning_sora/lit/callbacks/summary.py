@@ -1,48 +1,56 @@
-"""The table of a model's parts that a fit begins with."""
+"""The parts of a model and their parameters, told as a fit begins."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from lightning.pytorch.callbacks import RichModelSummary
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.utilities.model_summary.model_summary import get_human_readable_count
-from rich.console import Console
-from rich.table import Table
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import nn
 
 
-class Summary(RichModelSummary):
-    """Prints the parts of a module with their parameters, when a fit begins.
+class PartsSummary(ModelSummary):
+    """Says which parts a model has, how many parameters each, and which are frozen.
 
-    Lightning's own also counts FLOPs, without an input: they are always 0. A fit logs its FLOPs as ``cost/flops``.
+    In place of lightning's, which counts FLOPs by an example that these modules do not have: as zero. What a step costs
+    is logged as ``cost/flops``.
     """
 
-    @staticmethod
-    def summarize(
-        summary_data: list[tuple[str, list[str]]],
-        total_parameters: int,
-        trainable_parameters: int,
-        model_size: float,
-        total_training_modes: dict[str, int],
-        total_flops: int,
-        **summarize_kwargs: Any,
-    ) -> None:
-        """Prints what lightning found out.
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        rank_zero_info(summary(pl_module))
 
-        Args:
-            summary_data: columns, as (heading, one text for each part).
-            total_parameters, trainable_parameters: of the whole module.
-            model_size, total_training_modes, total_flops, summarize_kwargs: not shown.
-        """
-        shown = [(name.strip(), cells) for name, cells in summary_data if name not in ("FLOPs", "Mode", " ")]
-        table = Table()
-        for name, _ in shown:
-            table.add_column(name, justify="right" if name.startswith("Params") else "left")
-        for row in zip(*(cells for _, cells in shown), strict=True):
-            table.add_row(*row)
-        console = Console()
-        console.print(table)
-        frozen = total_parameters - trainable_parameters
-        counts = " and ".join(f"{get_human_readable_count(n).strip()} {what}" for n, what in (
-            (trainable_parameters, "trained"), (frozen, "frozen"),
-        ))  # fmt: skip
-        console.print(f"parameters: {counts}")
+
+def summary(module: nn.Module) -> str:
+    """A line for each part that has parameters, and one for all."""
+    rows = [(name, type(part).__name__, *_counts(part)) for name, part in parts_of(module)]
+    total, learned = _counts(module)
+    lines = [
+        f"  {name:<24} {kind:<24} {_count(count):>8}{'' if trained else '  frozen'}"
+        for name, kind, count, trained in rows
+    ]
+    return "\n".join(["parameters:", *lines, f"  {_count(learned)} of {_count(total)} learn"])
+
+
+def parts_of(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The parts of a module that have parameters; those of its only part, where there is one."""
+    inside = [(f"{name}{key}", part) for key, part in module.named_children() if any(True for _ in part.parameters())]
+    if len(inside) == 1:
+        yield from parts_of(inside[0][1], f"{inside[0][0]}.")
+    elif inside:
+        yield from inside
+    elif name:
+        yield name.removesuffix("."), module
+
+
+def _counts(module: nn.Module) -> tuple[int, int]:
+    """Parameters, and those of them that learn; of sharded ones, all."""
+    parameters: list[Any] = list(module.parameters())
+    sizes = [(getattr(p, "ds_numel", None) or p.numel(), p.requires_grad) for p in parameters]
+    return sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
+
+
+def _count(number: int) -> str:
+    return get_human_readable_count(number).strip()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_sora.errors import SoraError
+from lightning_sora.models.configs import Config
 from lightning_sora.models.vae.base import Posterior
 from lightning_sora.models.vae.discriminator import PatchDiscriminator
 from lightning_sora.models.vae.perceptual import PerceptualDistance
@@ -69,6 +72,41 @@ def adaptive_weight(
     of_adversarial = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0].norm()
     weight = (of_reconstruction / (of_adversarial + 1e-6)).clamp(0.0, most).detach()
     return torch.where(of_reconstruction.isfinite() & of_adversarial.isfinite(), weight, torch.nan)
+
+
+@dataclass(frozen=True)
+class VAELossConfig(Config):
+    """What a VAE is trained to do; see :class:`VAELoss`.
+
+    Args:
+        reconstruction: "l1" or "l2".
+        kl_weight: of the mean KL per latent value, in nats.
+        perceptual_weight: of the distance of VGG-16 features; needs ``perceptual_weights``.
+        perceptual_weights: path of VGG-16 weights.
+        adversarial_weight: of a discriminator's hinge loss, on top of its adaptive weight; 0 for none.
+        adversarial_start: the first step with a discriminator; before, it neither trains nor counts.
+        discriminator_dim, discriminator_levels, discriminator_temporal: its width, its levels, and whether it
+            looks at several frames at once; it trains by the same optimizer spec as the VAE.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> ls.LitVAE(loss=ls.VAELossConfig(reconstruction="l2")).loss.kl_weight
+        0.0001
+    """
+
+    reconstruction: str = "l1"
+    kl_weight: float = 1e-4
+    perceptual_weight: float = 0.0
+    perceptual_weights: str | None = None
+    adversarial_weight: float = 0.0
+    adversarial_start: int = 0
+    discriminator_dim: int = 32
+    discriminator_levels: int = 2
+    discriminator_temporal: bool = True
+
+    @classmethod
+    def section(cls) -> str:
+        return "loss"
 
 
 class VAELoss(nn.Module):
