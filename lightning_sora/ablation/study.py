@@ -101,7 +101,7 @@ class Study(Shown):
         >>> from lightning_sora.ablation.study import Arm, Trial
         >>> arms = (Arm("full", "full"), Arm("time", "temporal"))
         >>> trials = (Trial("full", 0, "run", "FINISHED", {"val/loss": 0.5}), Trial("time", 0, "other", "FAILED"))
-        >>> study = ls.Study("toy", "model.attention", "full", "val/loss", "min", "2 steps", arms, trials)
+        >>> study = ls.Study("toy", "model.dit.attention", "full", "val/loss", "min", "2 steps", arms, trials)
         >>> study.values("full"), study.complete
         ({0: 0.5}, False)
     """

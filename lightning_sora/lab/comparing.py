@@ -39,7 +39,7 @@ class Verdicts(Shown, Sequence[Verdict]):
         >>> losses = {("full", 0): 1.0, ("full", 1): 1.1, ("time", 0): 0.5, ("time", 1): 0.61}
         >>> trials = tuple(Trial(arm, s, "run", "FINISHED", {"val/loss": x}) for (arm, s), x in losses.items())
         >>> arms = (Arm("full", "full"), Arm("time", "temporal"))
-        >>> study = ls.Study("toy", "model.attention", "full", "val/loss", "min", "2 steps", arms, trials)
+        >>> study = ls.Study("toy", "model.dit.attention", "full", "val/loss", "min", "2 steps", arms, trials)
         >>> [(verdict.arm, verdict.outcome) for verdict in ls.compare(study)]
         [('full', 'baseline'), ('time', 'better')]
     """

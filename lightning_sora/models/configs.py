@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeVar
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, did_you_mean
 from lightning_sora.registry import check_types
 
 C = TypeVar("C", bound="Config")
@@ -34,8 +33,7 @@ class Config:
         known = cls.names()
         for option in given or {}:
             if option not in known:
-                near = difflib.get_close_matches(option, known, n=2, cutoff=0.5)
-                hint = f"did you mean {' or '.join(f'{cls.section()}.{match}' for match in near)}? " if near else ""
+                hint = did_you_mean(option, known, f"{cls.section()}.{{}}".format)
                 raise SoraError(
                     f"no option '{cls.section()}.{option}'; {hint}accepted in {cls.section()}: {', '.join(known)}"
                 )

@@ -161,16 +161,16 @@ def test_a_fit_ends_with_where_things_are_and_a_next_command_that_runs(
     assert main(shlex.split(after.removeprefix("next: lightning-sora "))) == 0
     (found,) = connect(resolve_uri()).search_runs(["1"])
     assert found.info.run_name.startswith("mine-dim=32,max_steps=2-seed0-")
-    assert "`model.dim=32`" in found.data.tags["mlflow.note.content"]
+    assert "`model.dit.dim=32`" in found.data.tags["mlflow.note.content"]
     assert "What mine is for." in found.data.tags["mlflow.note.content"]
     # The flags of the fit, forgotten: one that does not fit, and one that nothing else would tell.
     told = refused(capsys, "test", "--config", "mine.yaml", "--ckpt_path=last")
     assert told.endswith(
-        "does not fit the model of this recipe: it was trained with --model.dim=32; add that, or give --config "
+        "does not fit the model of this recipe: it was trained with --model.dit.dim=32; add that, or give --config "
         "outputs/mine/fit.yaml"
     )
     with caplog.at_level(logging.WARNING, "lightning_sora"):
-        flags = ("--model.dim=32", "--model.attention=spatial", "--ckpt_path=last")
+        flags = ("--model.dit.dim=32", "--model.dit.attention=spatial", "--ckpt_path=last")
         assert main(["validate", "--config", "mine.yaml", *flags]) == 0
         assert "was trained with" not in caplog.text
         Path("other.yaml").write_text(
@@ -178,7 +178,8 @@ def test_a_fit_ends_with_where_things_are_and_a_next_command_that_runs(
         )
         assert main(["validate", "--config", "other.yaml", "--ckpt_path=outputs/mine/checkpoints/last.ckpt"]) == 0
         assert (
-            "was trained with --model.attention=full; add that, or give --config outputs/mine/fit.yaml" in caplog.text
+            "was trained with --model.dit.attention=full; add that, or give --config outputs/mine/fit.yaml"
+            in caplog.text
         )
     # Run again as it is recorded, it refuses other weights than those of the record.
     recorded = yaml.safe_load(Path("outputs/mine/fit.yaml").read_text())
