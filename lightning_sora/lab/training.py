@@ -254,6 +254,7 @@ class _Training(RecipeParser):
             callbacks.append(Progress())
         if trainer.get("enable_model_summary") is not False and not any(issubclass(k, ModelSummary) for k in kinds):
             callbacks.append(PartsSummary())
+            kwargs["enable_model_summary"] = False  # lightning's own
         self.trainer_defaults["callbacks"] = callbacks
         tracker: MLflowTracker = self._get(self.config_init, "tracking")
         given = trainer.get("logger")

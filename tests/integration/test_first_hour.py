@@ -174,7 +174,7 @@ def test_a_fit_ends_with_where_things_are_and_a_next_command_that_runs(
         assert main(["validate", "--config", "mine.yaml", *flags]) == 0
         assert "was trained with" not in caplog.text
         Path("other.yaml").write_text(
-            Path("mine.yaml").read_text().replace("dim: 16", "dim: 32\n    attention: spatial")
+            Path("mine.yaml").read_text().replace("dim: 16", "dim: 32\n      attention: spatial")
         )
         assert main(["validate", "--config", "other.yaml", "--ckpt_path=outputs/mine/checkpoints/last.ckpt"]) == 0
         assert (

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.utilities.model_summary.model_summary import get_human_readable_count
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
 
-class PartsSummary(ModelSummary):
+class PartsSummary(pl.Callback):
     """Says which parts a model has, how many parameters each, and which are frozen.
 
     In place of lightning's, which counts FLOPs by an example that these modules do not have: as zero. What a step costs
