@@ -12,6 +12,7 @@ from lightning_sora.lit.captioner import LitCaptioner
 from lightning_sora.metrics.caption_facts import tell
 from lightning_sora.metrics.digests import weights_sha256
 from lightning_sora.models.expander import whole_sentences
+from lightning_sora.models.saved import is_saved
 from lightning_sora.names import local_path
 from lightning_sora.registry import Registry
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch
@@ -139,13 +140,13 @@ def create_captioner(text: str, device: str = "cpu") -> ClipCaptioner:
 
 
 def checkpoint_of(path: str) -> str:
-    """The checkpoint of a path: itself, or the last one of a run's folder.
+    """The checkpoint of a path: the last one of a run's folder, or itself, a file or a folder that ``save`` wrote.
 
     Raises:
         SoraError: the folder has none.
     """
     folder = local_path(path)
-    if not os.path.isdir(folder):
+    if not os.path.isdir(folder) or is_saved(folder):
         return path
     for last in (folder / "checkpoints" / "last.ckpt", folder / "last.ckpt"):
         if last.is_file():

@@ -122,6 +122,9 @@ def test_the_notebook_of_the_readme_runs_as_written(
     assert (video.shape, latent.shape) == ((5, 16, 16, 3), (4, 2, 2, 2))
     shown, _ = ls.read_video("cube.mp4")
     assert shown.shape == video.shape
+    saved = ls.load("cube_model", "cpu")
+    assert isinstance(saved, ls.LatentDiffusion)
+    assert torch.equal(saved.sample("a big red cube moves left", seed=0), video)
     # The face's latent is the network's own, of the same pixels in [-1, 1] and scaled to unit variance.
     module = ls.load("outputs/world_vae", "cpu")
     assert isinstance(module, ls.LitVAE)
