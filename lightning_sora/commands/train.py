@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_sora.commands import ending
-from lightning_sora.lab.training import run_recipe
+from lightning_sora.recipe.files import require_recipe
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -22,5 +21,10 @@ def run(arguments: Sequence[str]) -> int:
         KeyboardInterrupt: Ctrl-C during training, once a checkpoint is kept.
         SystemExit: SIGTERM or SIGHUP, with status 143.
     """
+    require_recipe(arguments[0], arguments[1:])  # before lightning is loaded, which takes seconds
+
+    from lightning_sora.commands import ending
+    from lightning_sora.lab.training import run_recipe
+
     ending.tell(run_recipe(arguments[0], arguments[1:]), arguments)
     return 0

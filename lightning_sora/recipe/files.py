@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import yaml
-from jsonargparse import Namespace
 
 from lightning_sora.documents import parse_yaml, read_yaml, refuse_unbounded
 from lightning_sora.errors import SoraError, did_you_mean
-from lightning_sora.names import at_home, local_path
+from lightning_sora.names import local_path
 
 SHOWN = 80  # letters of what is on a command line
 #: Sections that name a class; an overlay may not change which.
@@ -51,6 +50,24 @@ def recipe_files(arguments: Sequence[str]) -> list[Path]:
     hint = did_you_mean(file.name, present, lambda name: str(Path(folder, name)))
     hint = hint or f"{folder.absolute()} holds {', '.join(present[:10]) or 'no recipe'}"
     raise SoraError(f"no recipe at {file}; {hint.strip()}")
+
+
+def require_recipe(command: str, flags: Sequence[str]) -> None:
+    """Refuses a command without a recipe, or with one that is not there.
+
+    Args:
+        command: fit, validate, test or predict.
+        flags: what follows it.
+
+    Raises:
+        SoraError: with the recipes that there are.
+    """
+    if any(flag in ("-h", "--help") or "help" in flag for flag in flags):
+        return
+    if not recipe_files(flags) and not any(flag.startswith("--model") for flag in flags):
+        here = ", ".join(map(str, sorted(Path("recipes").glob("*.yaml"))))
+        there = f"those here are {here}" if here else "a checkout has some in recipes/"
+        raise SoraError(f"{command} needs a recipe; give one by --config FILE: {there}")
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -97,20 +114,6 @@ def with_local_recipes(arguments: Sequence[str]) -> list[str]:
             argument = f"{flag}={local_path(value)}"
         found.append(argument)
     return found
-
-
-def from_home(value: Any) -> Any:
-    """What a recipe sets, with paths from the home folder; a parser's namespaces are changed in place."""
-    if isinstance(value, str):
-        return at_home(value)
-    if isinstance(value, list):
-        return [from_home(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: from_home(item) for key, item in value.items()}
-    if isinstance(value, Namespace):
-        for key, item in list(vars(value).items()):
-            setattr(value, key, from_home(item))
-    return value
 
 
 def with_quoted_specs(arguments: Sequence[str]) -> list[str]:

@@ -6,14 +6,14 @@ import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,17 +26,18 @@ import lightning_sora.lit.vae  # noqa: F401
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.finite import FiniteSteps
 from lightning_sora.lit.module import check_module, read_checkpoint
+from lightning_sora.names import at_home
 from lightning_sora.plugins import load_packages, load_plugins
 from lightning_sora.recipe.classes import find_class, imported
 from lightning_sora.recipe.explain import explain, explain_interpolation, refusal
 from lightning_sora.recipe.files import (
     check_recipe,
-    from_home,
     merged_vars,
     plugin_files,
     read_recipe,
     recipe_files,
     refuse_nulls,
+    require_recipe,
     types_of,
     with_local_recipes,
     with_plugins,
@@ -168,10 +169,7 @@ class RecipeParser(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         command = self.arguments[0]
         if not any(argument in ("-h", "--help") or "help" in argument for argument in self.arguments):
-            if not self.files and not any(a.startswith("--model") for a in self.arguments):
-                here = ", ".join(map(str, sorted(Path("recipes").glob("*.yaml"))))
-                there = f"those here are {here}" if here else "a checkout has some in recipes/"
-                raise SoraError(f"{command} needs a recipe; give one by --config FILE: {there}")
+            require_recipe(command, self.arguments[1:])
             check_recipe(self.files, self.arguments[1:], self._accepted)
         name = self.files[0].stem if self.files else command
         self._subcommand_parsers[command].set_defaults({"trainer.default_root_dir": f"outputs/{name}"})
@@ -242,6 +240,20 @@ class RecipeParser(LightningCLI):
         check_module(checkpoint, config.model.class_path.rsplit(".", 1)[-1])
         self._from_run, self._from_step = checkpoint.get("run_id"), checkpoint["global_step"]
         self._trained_by = checkpoint.get("recipe") or {}
+
+
+def from_home(value: Any) -> Any:
+    """What a recipe sets, with paths from the home folder; a parser's namespaces are changed in place."""
+    if isinstance(value, str):
+        return at_home(value)
+    if isinstance(value, list):
+        return [from_home(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: from_home(item) for key, item in value.items()}
+    if isinstance(value, Namespace):
+        for key, item in list(vars(value).items()):
+            setattr(value, key, from_home(item))
+    return value
 
 
 def _no_advertisement(record: logging.LogRecord) -> bool:
