@@ -204,7 +204,7 @@ def test_no_text_names_a_module_of_a_higher_room() -> None:
 
 
 #: Commands that are not yet a parser, one call and a print.
-LONG = {"caption", "data_cache", "score", "score_videos"}
+LONG = {"score", "score_videos"}
 
 
 def test_a_command_is_a_parser_a_call_and_a_print() -> None:
