@@ -123,7 +123,10 @@ class _Worker(threading.Thread):
 
     def _alive(self, job: Job) -> subprocess.Popen[str]:
         with self.lock:
-            if self.process is None or self.process.poll() is not None:
+            if self.process is not None and self.process.poll() is not None:
+                _close(self.process)
+                self.process = None
+            if self.process is None:
                 # A session of its own: Ctrl-C in the terminal reaches this process, which tells the workers.
                 self.process = subprocess.Popen(
                     [sys.executable, "-m", WORKER],
@@ -151,6 +154,16 @@ class _Worker(threading.Thread):
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self.join(5.0)  # it reads what the process says until that has ended, with its children
+        if not self.is_alive():
+            _close(self.process)
+
+
+def _close(process: subprocess.Popen[str]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(BrokenPipeError, OSError):
+                pipe.close()
 
 
 @ENGINES.register("ray")
