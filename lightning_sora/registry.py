@@ -171,12 +171,14 @@ class Registry(Generic[T]):
         return Spec.parse(asked) if parted is None else self._of_one_option(*parted)
 
     def _of_one_option(self, name: str, text: str) -> Spec:
-        needed = [option for option, p in self.options(name).items() if p.default is p.empty]
+        options = self.options(name)
+        needed = [option for option, p in options.items() if p.default is p.empty]
         if len(needed) != 1:
-            told = f"it needs {', '.join(needed)}" if needed else "it can do without any"
+            told = f"{name!r} needs {', '.join(needed)}" if needed else f"{name!r} needs none"
+            first = next(iter(needed or options), None)
             raise SoraError(
                 f"{self.kind} '{name}:{text}': a colon is followed by the one option that a part needs, and {told}; "
-                f"write '{name}({f'{needed[0]}=...' if needed else ''})'"
+                f"write '{name if first is None else f'{name}({first}=...)'}'"
             )
         return Spec(name, {needed[0]: text})
 

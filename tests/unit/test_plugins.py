@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import lightning_sora as ls
 from lightning_sora import plugins
 from lightning_sora.cli import main
 from lightning_sora.errors import SoraError
@@ -122,6 +123,25 @@ def test_a_block_that_breaks_the_contract_fails_its_check(
     printed = " ".join(capfd.readouterr().out.split())
     assert "flops() says 1, torch counts" in printed
     assert "bad: 2 checks" in printed
+
+
+def test_a_sampler_of_ones_own_is_checked_with_its_options(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import lightning_sora as ls\n\n\n@ls.SAMPLERS.register('shortened')\n"
+        "def shortened(denoise, noise, times, progress=iter, *, by: float):\n"
+        "    for t, s in progress(list(zip(times, times[1:]))):\n"
+        "        noise = noise + (1 - by) * (s - t) / t * (noise - denoise(noise, t))\n"
+        "    return noise\n"
+    )
+    with ls.SAMPLERS.temporary():
+        assert main(["list", "sampler", "--check", str(file), "shortened(by=0)"]) == 0
+        assert main(["list", "sampler", "--check", "shortened(by=0.5)"]) == 1
+        assert main(["list", "sampler", "--check", "shortened"]) == 2
+    said = capfd.readouterr()
+    assert "shortened(by=0): 7 checks" in said.out
+    assert "it does not end at the point" in " ".join(said.out.split())
+    assert "needs 'by'; write 'shortened(by=...)'" in said.err
 
 
 @pytest.mark.parametrize(

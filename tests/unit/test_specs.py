@@ -83,8 +83,8 @@ def test_what_is_there_is_a_path_unless_a_part_has_its_name(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ("openai:http", "it needs url, model; write 'openai(url=...)'"),
-        ("facts:short", "it can do without any; write 'facts()'"),
+        ("openai:http", "'openai' needs url, model; write 'openai(url=...)'"),
+        ("facts:short", "'facts' needs none; write 'facts(style=...)'"),
         ("hff:models/t5", "unknown reader 'hff'; did you mean 'hf'"),
         ("untrained:facts", "'untrained:' is now 'spec:'; write 'spec:facts'"),
         ({"facts": {}, "hf": {}}, "a mapping it is of one name"),
