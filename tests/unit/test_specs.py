@@ -157,8 +157,8 @@ def test_a_bug_is_told_with_its_line(tmp_path: Path) -> None:
     with registry("sampler").temporary():
         load_plugins([file])
         first, *_ = contract("sampler").findings("mine")
-        assert f"has no attribute 'nothing' ({file}, line 4)" in str(first.problem)
-        with pytest.raises(SoraError, match=r"other cannot be made: ZeroDivisionError: .*mine\.py, line 8"):
+        assert f"{file}, line 4, in mine: AttributeError" in str(first.problem)
+        with pytest.raises(SoraError, match=r"other cannot be made: .*mine\.py, line 8, in __init__: ZeroDivisionError"):
             list(contract("sampler").findings("other"))
 
 
