@@ -17,7 +17,13 @@ OWN = ("command", "ckpt", "prompt", "prompts")
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("sample", help="make videos from prompts", description=__doc__)
     parser.add_argument("--ckpt", required=True, type=Path, help="checkpoint of a LitDiT run, or the run's folder")
-    parser.add_argument("--prompt", action="append", default=[], help="what to show; may be given several times")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        help="what to show; may be given several times; guidance leads away from the empty one, and there is no other "
+        "negative prompt",
+    )
     parser.add_argument("--prompts", type=Path, help="a text file with one prompt per line")
     parser.add_argument("--frames", type=whole, help="default: as trained")
     parser.add_argument("--height", type=whole, help="pixels; default: as trained")

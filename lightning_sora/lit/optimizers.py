@@ -92,6 +92,10 @@ def check_optimizer(spec: str) -> tuple[Spec, str | type[torch.optim.Optimizer]]
     Raises:
         SoraError: an unknown or unsuitable optimizer, or an unknown option.
     """
+    bare = spec.removeprefix("torch.optim.")
+    if bare != spec:
+        name = bare.partition("(")[0]
+        raise SoraError(f"optimizer {spec!r}: parts have names without a module: {name!r}; write {bare}")
     parsed = Spec.parse(spec)
     builder = _builder(parsed.name)
     _check_options(parsed.name, builder, dict(parsed.options))

@@ -43,7 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"optimizer": "torch.optim.SGD(lr=0.1)"}, "names without a module: 'SGD'"),
+        ({"optimizer": "torch.optim.SGD(lr=0.1)"}, r"names without a module: 'SGD'; write SGD\(lr=0.1\)"),
         ({"optimizer": "adamm(lr=0.1)"}, "did you mean"),
         ({"optimizer": "adamw(rl=0.1)"}, "does not accept 'rl'"),
         ({"schedule": "cosin(warmup=1)"}, "did you mean 'cosine'"),
@@ -106,6 +106,8 @@ def test_what_a_recipe_lacks_is_one_line(
     told = refused(capsys, "fit", "--config", recipe, "--trainer.logger=WandbLogger")
     assert "a part of this recipe cannot be imported" in told
     assert not list(tmp_path.glob("mlflow.db"))
+    told = refused(capsys, "sample", "--ckpt", "x.ckpt", "--prompt", "a", "--negative-prompt", "ugly")
+    assert told.endswith("--negative-prompt ugly; did you mean --prompt? see `lightning-sora sample --help`")
 
 
 def test_the_notebook_of_the_readme_runs_as_written(
