@@ -107,7 +107,7 @@ def test_what_a_recipe_lacks_is_one_line(
     assert "a part of this recipe cannot be imported" in told
     assert not list(tmp_path.glob("mlflow.db"))
     told = refused(capsys, "sample", "--ckpt", "x.ckpt", "--prompt", "a", "--negative-prompt", "ugly")
-    assert told.endswith("--negative-prompt ugly; did you mean --prompt? see `lightning-sora sample --help`")
+    assert told.endswith("--negative-prompt ugly; did you mean --prompt or --prompts? see `lightning-sora sample --help`")
 
 
 def test_the_notebook_of_the_readme_runs_as_written(
