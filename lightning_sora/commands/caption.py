@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_sora.commands.arguments import positive, whole
+from lightning_sora.commands.following import tell_next
 
 
 def add_parser(subparsers: Any) -> None:
@@ -47,4 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from lightning_sora.lab.caption import caption
 
     print(caption(**{name: value for name, value in vars(args).items() if name != "command"}))
+    where = [f"--data.source={args.source}"] if args.source else []
+    where += [f"--data.root={args.path}"] if args.path else []
+    tell_next("fit", "--config", "RECIPE.yaml", *where, f"--data.captions={args.out}")
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_sora.commands.arguments import assignments, whole
+from lightning_sora.commands.following import tell_next
 
 
 def add_parser(actions: Any) -> None:
@@ -48,4 +49,5 @@ def run(args: argparse.Namespace) -> int:
         plugins=args.plugins,
     )  # fmt: skip
     print(cache)
+    tell_next("fit", "--config", str(args.config), "--data.source=latents", f"--data.root={args.out}")
     return 0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 
+from lightning_sora.commands.following import tell_next
 from lightning_sora.lab.training import Trained, short_path
 from lightning_sora.redaction import redact
 
@@ -22,13 +22,12 @@ def tell(trained: Trained, arguments: Sequence[str]) -> None:
     """
     if not trained.speaks or trained.command not in ("fit", "test"):
         return
-    lines = [str(trained)] if str(trained) else []
+    if where := str(trained):
+        sys.stderr.write(f"{redact(where)}\n")
     if trained.command == "fit" and trained.checkpoints is not None:
-        lines.append(f"next: {shlex.join(['lightning-sora', 'test', *_without(arguments[1:]), '--ckpt_path', 'last'])}")
+        tell_next("test", *_without(arguments[1:]), "--ckpt_path", "last")
     elif trained.command == "test" and trained.checkpoint is not None and hasattr(trained.model, "sample"):
-        file = str(short_path(trained.checkpoint))
-        lines.append(f"next: lightning-sora sample --ckpt {shlex.quote(file)} --prompt 'TEXT'")
-    sys.stderr.write("".join(f"{redact(line)}\n" for line in lines))
+        tell_next("sample", "--ckpt", str(short_path(trained.checkpoint)), "--prompt", "A PROMPT")
 
 
 def _without(arguments: Sequence[str]) -> list[str]:

@@ -159,7 +159,11 @@ def test_clips_that_cannot_be_read_have_a_row_with_the_reason(
     assert set(rows) == {"a.mp4", "b.mp4", "c.mp4", "d.mp4"}
     assert rows["b.mp4"]["caption"] == ""
     assert "b.mp4" in rows["b.mp4"]["error"]
-    assert "1 clips could not be read" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "1 clips could not be read" in told.out
+    assert told.err.splitlines()[-1] == (
+        f"next: lightning-sora fit --config RECIPE.yaml --data.root={folder} --data.captions={out}"
+    )
 
 
 def test_sampling_from_expanded_prompts_keeps_both(runs: dict[str, Path], tmp_path: Path, capsys: Any) -> None:

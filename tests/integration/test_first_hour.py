@@ -107,7 +107,9 @@ def test_what_a_recipe_lacks_is_one_line(
     assert "a part of this recipe cannot be imported" in told
     assert not list(tmp_path.glob("mlflow.db"))
     told = refused(capsys, "sample", "--ckpt", "x.ckpt", "--prompt", "a", "--negative-prompt", "ugly")
-    assert told.endswith("--negative-prompt ugly; did you mean --prompt or --prompts? see `lightning-sora sample --help`")
+    assert told.endswith(
+        "--negative-prompt ugly; did you mean --prompt or --prompts? see `lightning-sora sample --help`"
+    )
 
 
 def test_the_notebook_of_the_readme_runs_as_written(
@@ -162,7 +164,7 @@ def test_a_fit_ends_with_where_things_are_and_a_next_command_that_runs(
     assert after == "next: lightning-sora test --config mine.yaml --model.dit.dim=32 --ckpt_path last"
     assert main(shlex.split(after.removeprefix("next: lightning-sora "))) == 0
     after = capsys.readouterr().err.splitlines()[-1]
-    assert after == "next: lightning-sora sample --ckpt outputs/mine/checkpoints/last.ckpt --prompt 'TEXT'"
+    assert after == "next: lightning-sora sample --ckpt outputs/mine/checkpoints/last.ckpt --prompt 'A PROMPT'"
     assert main(shlex.split(after.removeprefix("next: lightning-sora "))) == 0
     (found,) = connect(resolve_uri()).search_runs(["1"])
     assert found.info.run_name.startswith("mine-dim=32,max_steps=2-seed0-")
