@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import builtins
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_sora.errors import SoraError
 from lightning_sora.models.text import TEXT_ENCODERS, TextEncoder
@@ -162,6 +164,20 @@ def test_each_caption_is_encoded_once_in_memory_and_across_runs(folders: dict[st
     small = counted(hf(folders["bert"], memory=1))
     small(["a", "red", "a"])
     assert len(small._known) == 1  # type: ignore[attr-defined]
+
+
+def test_a_caption_costs_what_encoding_it_costs_also_where_it_is_known(folders: dict[str, Path]) -> None:
+    encoder = hf(folders["bert"])
+
+    def flops(run: Callable[[], object]) -> int:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            run()
+        return counter.get_total_flops()
+
+    expected = flops(lambda: encoder(["a red circle"]))  # five tokens
+    assert expected > 0
+    assert flops(lambda: encoder(["a red circle"])) == 0  # known by now
+    assert flops(lambda: encoder.probe(5)) == expected
 
 
 def test_a_caption_of_too_many_tokens_is_cut_with_one_warning(
