@@ -100,7 +100,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
             f"data.{name}": value
             for name, value in {
                 "batch_size": batch_size, "frames": frames, "height": height, "width": width,
-                "patch": list(self.patch), "sizes": sizes, "fps": fps, "seed": seed, "side_by_side": side_by_side,
+                "patch": list(self.patch), "sizes": str(sizes), "fps": fps, "seed": seed, "side_by_side": side_by_side,
             }.items()
         }  # fmt: skip
         self._told: dict[str, Any] | None = None  # of the plan, by the checkpoint that is gone on from
