@@ -1,4 +1,4 @@
-"""Reads clips and batches of them: decode, resize, cut into patches."""
+"""Reads clips and batches of them: decode, resize, put end to end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.lifeline import end_with_parent
 from lightning_sora.randomness import generator
 from lightning_sora.redaction import RedactedStream
-from lightning_sora.spacetime import Crop, PatchSize, SpacetimeBatch, TokenGrid, TokenLayout, patchify
+from lightning_sora.spacetime import Crop, PatchSize, SpacetimeBatch, TokenGrid, TokenLayout
 
 #: What torch says of a loader's worker that is gone.
 _GONE = re.compile(r"(?:DataLoader worker .*|Pin memory thread )(?:exited unexpectedly|is killed by signal)")
@@ -73,7 +73,7 @@ def read_clip(source: Source, index: int, crop: Crop, *, seed: int, visit: int =
 def batch_of(
     source: Source, read: Sequence[Read], planned: PlannedBatch, patch: PatchSize, skipped: Sequence[str] = ()
 ) -> SpacetimeBatch:
-    """Cuts clips into rows, and puts them into a batch with what is known of them.
+    """Puts clips into a batch, with what is known of them.
 
     Args:
         read: at least one.
@@ -85,8 +85,8 @@ def batch_of(
     infos = [source.infos[one.index] for one in read]
     facts = tuple(clip.facts for clip in clips if clip.facts is not None)
     layout = TokenLayout.pack(grids) if planned.packed else TokenLayout(grids)
-    return SpacetimeBatch(
-        patches=layout.join([patchify(clip.video, patch) for clip in clips]),
+    return SpacetimeBatch.of(
+        [clip.video for clip in clips],
         layout=layout,
         patch=patch,
         captions=tuple(clip.caption for clip in clips),

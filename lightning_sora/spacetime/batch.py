@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -11,17 +12,19 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
-from lightning_sora.spacetime.grid import PatchSize, TokenGrid, unpatchify
+from lightning_sora.spacetime.grid import PatchSize, TokenGrid, patchify
 from lightning_sora.spacetime.layout import TokenLayout
 
 
 @dataclass(frozen=True)
 class SpacetimeBatch:
-    """Tokenized spacetime patches of some clips, with what is known of them.
+    """Clips, and how they are cut into spacetime patches, with what is known of them.
+
+    Each clip travels once, as it is; :attr:`patches` cuts them where rows are needed.
 
     Attributes:
-        patches: rows of pixels (uint8) or of latents (float), one per token.
-        layout: where the rows lie.
+        content: pixels (uint8) or scaled latents (float) of all clips, end to end.
+        layout: the tokens of each clip, and where their rows lie.
         patch: what one row covers: pixels, or positions of the latent.
         captions: one per clip; empty where there is none.
         ids: one per clip, stable across runs; keys of all per-clip randomness.
@@ -34,7 +37,7 @@ class SpacetimeBatch:
         sources: which source of a mixture each clip came from; empty where there is one only.
         budget: tokens that a full batch would have; 0 where there is no such thing.
         mean_clips, mean_tokens: of the batches of this one's epoch, on all ranks; 0 where there is no plan.
-        unchanging: whether each clip has these rows whenever it comes at this grid.
+        unchanging: whether each clip has these values whenever it comes at this grid.
 
     Example:
         >>> import lightning_sora as ls
@@ -44,7 +47,7 @@ class SpacetimeBatch:
         (torch.Size([4, 48, 768]), TokenGrid(frames=3, height=4, width=4), (9, 32, 32, 3))
     """
 
-    patches: Shaped[Tensor, "batch tokens patch_dim"]
+    content: Shaped[Tensor, " values"]
     layout: TokenLayout
     patch: PatchSize
     captions: tuple[str, ...]
@@ -62,15 +65,28 @@ class SpacetimeBatch:
     unchanging: bool = False
 
     def __post_init__(self) -> None:
-        if tuple(self.patches.shape[:2]) != self.layout.shape:
-            raise SoraError(f"patches {tuple(self.patches.shape)} do not fit the layout {self.layout.shape}")
+        positions = sum(self._positions)
+        if self.content.ndim != 1 or not len(self.content) or len(self.content) % positions:
+            raise SoraError(
+                f"content of shape {tuple(self.content.shape)} does not hold the {positions} positions of these clips"
+            )
         for name in ("captions", "ids", "visits", "fps"):
             if len(getattr(self, name)) != self.layout.clips:
                 raise SoraError(f"{len(getattr(self, name))} {name} for {self.layout.clips} clips")
         if self.sources and len(self.sources) != self.layout.clips:
             raise SoraError(f"{len(self.sources)} sources for {self.layout.clips} clips")
-        if self.space == "pixel" and self.patches.dtype != torch.uint8:
-            raise SoraError(f"pixel rows must be uint8, got {self.patches.dtype}")
+        if self.space == "pixel" and self.content.dtype != torch.uint8:
+            raise SoraError(f"pixels must be uint8, got {self.content.dtype}")
+
+    @classmethod
+    def of(cls, videos: Sequence[Shaped[Tensor, "_ _ _ channels"]], **known: Any) -> SpacetimeBatch:
+        """Puts clips end to end.
+
+        Args:
+            videos: frames, height, width and channels, of the sizes of the layout's grids, in order.
+            known: the other attributes.
+        """
+        return cls(torch.cat([video.reshape(-1) for video in videos]), **known)
 
     def __len__(self) -> int:
         return self.layout.clips
@@ -100,14 +116,15 @@ class SpacetimeBatch:
 
     def select(self, clips: Sequence[int]) -> SpacetimeBatch:
         """The batch of these clips alone, in this order."""
-        rows = self.layout.split(self.patches)
+        videos = self.videos()
         layout = TokenLayout(tuple(self.layout.grids[i] for i in clips), self.layout.packed)
         chosen: dict[str, Any] = {
             name: tuple(getattr(self, name)[i] for i in clips) for name in ("captions", "ids", "visits", "fps")
         }
         for name in ("facts", "sources"):
             chosen[name] = tuple(getattr(self, name)[i] for i in clips) if getattr(self, name) else getattr(self, name)
-        return replace(self, patches=layout.join([rows[i] for i in clips]), layout=layout, skipped=(), **chosen)
+        content = torch.cat([videos[i].reshape(-1) for i in clips])
+        return replace(self, content=content, layout=layout, skipped=(), **chosen)
 
     def split_by_grid(self) -> Iterator[tuple[list[int], SpacetimeBatch]]:
         """Yields the parts of one grid each, which networks over whole pictures take at once, with clips' places."""
@@ -121,12 +138,25 @@ class SpacetimeBatch:
             yield members, self.select(members)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SpacetimeBatch:
-        return replace(self, patches=self.patches.to(device, non_blocking=non_blocking))
+        return replace(self, content=self.content.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> SpacetimeBatch:
-        return replace(self, patches=self.patches.pin_memory())
+        return replace(self, content=self.content.pin_memory())
 
-    def videos(self) -> list[Shaped[Tensor, "frames height width channels"]]:
-        """The clips themselves, uncut."""
-        rows = self.layout.split(self.patches)
-        return [unpatchify(r, grid, self.patch) for r, grid in zip(rows, self.layout.grids, strict=True)]
+    @property
+    def _positions(self) -> list[int]:
+        """How many pixels or positions of the latent each clip has."""
+        return [math.prod(grid.size(self.patch)) for grid in self.layout.grids]
+
+    def videos(self) -> list[Shaped[Tensor, "_ _ _ channels"]]:
+        """The clips themselves, each [frames height width channels]: views of :attr:`content`."""
+        positions = self._positions
+        parts = self.content.view(sum(positions), -1).split(positions)
+        return [part.view(*grid.size(self.patch), -1) for part, grid in zip(parts, self.layout.grids, strict=True)]
+
+    @property
+    def patches(self) -> Shaped[Tensor, "batch tokens patch_dim"]:
+        """Rows of pixels or latents, one per token, cut anew at each call."""
+        if self.layout.packed:
+            return self.layout.join([patchify(video, self.patch) for video in self.videos()])
+        return patchify(self.content.view(len(self), *self.layout.grids[0].size(self.patch), -1), self.patch)

@@ -9,7 +9,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.jobs.engines import ENGINES
 from lightning_sora.lit.captioners import create_captioner
 from lightning_sora.models.captioner_hf import VisionLanguageModel
-from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenLayout, patchify
+from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenLayout
 from lightning_sora.spacetime.grid import TokenGrid
 from tests.integration.test_cache import InThisProcess
 
@@ -60,8 +60,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def batch(value: int) -> SpacetimeBatch:
     patch = PatchSize(1, 8, 8)
     video = torch.full((3, 16, 16, 3), value, dtype=torch.uint8)
-    return SpacetimeBatch(
-        patches=patchify(video, patch)[None],
+    return SpacetimeBatch.of(
+        [video],
         layout=TokenLayout.uniform(TokenGrid(3, 2, 2), 1),
         patch=patch,
         captions=("",),

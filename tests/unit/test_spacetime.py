@@ -1,10 +1,12 @@
 """Patches, grids and layouts: bijective, causal, and packed without loss."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from lightning_sora.errors import SoraError
-from lightning_sora.spacetime import PatchSize, TokenGrid, TokenLayout, patchify, unpatchify
+from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid, TokenLayout, patchify, unpatchify
 
 PATCHES = [PatchSize(1, 1, 1), PatchSize(4, 8, 8), PatchSize(2, 4, 4), PatchSize(3, 5, 2)]
 GRIDS = [TokenGrid(1, 1, 1), TokenGrid(1, 3, 2), TokenGrid(4, 1, 2), TokenGrid(3, 2, 5)]
@@ -96,3 +98,30 @@ def test_groups_partition_the_tokens_and_never_mix_clips() -> None:
 def test_mixed_grids_must_be_packed() -> None:
     with pytest.raises(SoraError, match="pack"):
         TokenLayout((TokenGrid(1, 1, 1), TokenGrid(1, 1, 2)))
+
+
+@pytest.mark.parametrize("sizes", [[(9, 16, 24)] * 3, [(9, 16, 24), (1, 8, 8), (5, 32, 8)]])
+@pytest.mark.parametrize("space", ["pixel", "latent"])
+def test_a_batch_holds_each_clip_once_and_cuts_it_where_rows_are_asked_for(
+    sizes: list[tuple[int, int, int]], space: Any
+) -> None:
+    patch, numbers = PatchSize(4, 8, 8), torch.Generator().manual_seed(0)
+    clips = [torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=numbers) for size in sizes]
+    clips = clips if space == "pixel" else [clip.float() / 7 for clip in clips]
+    names, zeros = tuple("abc"), (0,) * 3
+    layout = TokenLayout(tuple(TokenGrid.of(*size, patch) for size in sizes), packed=len(set(sizes)) > 1)
+    known: dict[str, Any] = {"patch": patch, "captions": names, "ids": names, "visits": zeros, "fps": (8.0,) * 3}
+    batch = SpacetimeBatch.of(clips, layout=layout, space=space, **known)
+    assert batch.content.numel() == sum(clip.numel() for clip in clips)
+    assert all(map(torch.equal, batch.videos(), clips))
+    assert torch.equal(batch.patches, layout.join([patchify(clip, patch) for clip in clips]))
+    some = batch.select([2, 0])
+    assert some.ids == ("c", "a")
+    assert all(map(torch.equal, some.videos(), (clips[2], clips[0])))
+    for places, part in batch.split_by_grid():
+        assert all(torch.equal(video, clips[place]) for place, video in zip(places, part.videos(), strict=True))
+    with pytest.raises(SoraError, match="does not hold"):
+        SpacetimeBatch.of([*clips[:2], clips[2][:, :3]], layout=layout, space=space, **known)
+    if space == "pixel":
+        with pytest.raises(SoraError, match="uint8"):
+            SpacetimeBatch.of([clip.float() for clip in clips], layout=layout, **known)

@@ -120,9 +120,8 @@ def spacetime_batch(*ids: str) -> SpacetimeBatch:
     """Clips of 5 frames of 16 x 16 pixels at 4 frames per second, of one grey each; captions: the ids in capitals."""
     patch = PatchSize(1, 16, 16)
     layout = TokenLayout.uniform(TokenGrid.of(5, 16, 16, patch), len(ids))
-    grey = torch.arange(len(ids), dtype=torch.uint8)[:, None, None] * 100
-    return SpacetimeBatch(
-        patches=grey.expand(*layout.shape, 3 * patch.volume).contiguous(),
+    return SpacetimeBatch.of(
+        [torch.full((5, 16, 16, 3), 100 * place, dtype=torch.uint8) for place in range(len(ids))],
         layout=layout,
         patch=patch,
         captions=tuple(i.upper() for i in ids),
