@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 import yaml
 
+import lightning_sora as ls
 from lightning_sora import media
 from lightning_sora.cli import main
 from lightning_sora.data.datamodule import SpacetimeDataModule
@@ -97,6 +98,17 @@ def cached(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cache") / "latents"
     assert main(command(recipe, out)) == 0
     return out
+
+
+def test_a_notebook_makes_what_the_command_makes_and_is_told_what_it_is(recipe: Path, cached: Path) -> None:
+    before = contents(cached)
+    made = ls.cache_latents(ls.Recipe.load(recipe), cached, shard_clips=3, engine="inline")
+    assert (made.folder, made.clips, made.skipped) == (cached, {"train": 8, "val": 4}, {"train": [], "val": []})
+    assert contents(cached) == before
+    assert "train: 8 clips, 0 unreadable" in made._repr_html_()
+    for options, words in (({"dtype": "int8"}, "dtype='int8' must be of"), ({"splits": ("dev",)}, "'dev' must be of")):
+        with pytest.raises(SoraError, match=words):
+            ls.cache_latents(ls.Recipe.load(recipe), cached, **options)  # type: ignore[arg-type]
 
 
 def contents(folder: Path) -> dict[str, str]:

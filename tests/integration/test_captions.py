@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
+import lightning_sora as ls
 from lightning_sora.cli import main
 from lightning_sora.data.datamodule import SpacetimeDataModule
 from lightning_sora.data.prompts import PromptDataModule
@@ -132,6 +133,17 @@ def test_the_oracle_tells_the_world_s_own_captions_and_training_takes_them(tmp_p
     assert not any(text.endswith(".") for text in next(iter(data.loader("val"))).captions)
     assert data.fingerprint("train") != SpacetimeDataModule(SOURCE).fingerprint("train")
     assert data.fingerprint("val") == SpacetimeDataModule(SOURCE).fingerprint("val")
+
+
+def test_a_notebook_is_told_what_a_table_holds(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(captioning, "run_shards", InProcess())
+    table = ls.caption(source=SOURCE, captioner="facts(style='dense')", out=tmp_path / "t.parquet", split="val")
+    clips = len(SOURCES.create(SOURCE, root=None, split="val", seed=0).infos)
+    assert (table.captions, table.confidence, table.failed, table.cut) == (clips, 1.0, 0, 0)
+    assert f"{clips} captions, mean confidence 1.000" in str(table)
+    assert "<pre" in table._repr_html_()
+    with pytest.raises(SoraError, match="nothing to caption"):
+        ls.caption(captioner="facts", out=tmp_path / "u.parquet")
 
 
 def test_clips_that_cannot_be_read_have_a_row_with_the_reason(
