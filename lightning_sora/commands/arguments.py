@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from lightning_sora.errors import SoraError
-
 
 def whole(text: str) -> int:
     """A whole number of at least 1."""
@@ -34,12 +32,20 @@ def triple(text: str) -> tuple[int, int, int]:
     return frames, height, width
 
 
-def assignments(given: list[str]) -> dict[str, str]:
-    """Changes to a recipe, each KEY=VALUE, by key."""
-    found = {}
-    for item in given:
-        key, equals, value = item.removeprefix("--").partition("=")
-        if not equals:
-            raise SoraError(f"{item!r} must be KEY=VALUE, as in data.root=FOLDER")
-        found[key] = value
-    return found
+def level(text: str) -> float:
+    """A number between 0 and 1: how sure an interval is."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must lie between 0 and 1, such as 0.95")
+    return value
+
+
+def seeds(text: str) -> list[int]:
+    """Whole numbers with commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be whole numbers with commas, such as 0,1,2") from None

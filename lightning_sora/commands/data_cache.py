@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lightning_sora.commands.arguments import assignments, whole
+from lightning_sora.commands.arguments import whole
+from lightning_sora.commands.flags import assignments
 from lightning_sora.commands.following import tell_next
 
 

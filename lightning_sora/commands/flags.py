@@ -51,3 +51,14 @@ def dotted(rest: Sequence[str], parser: argparse.ArgumentParser) -> tuple[dict[s
         else:
             overrides[key] = value
     return budget, overrides
+
+
+def assignments(given: list[str]) -> dict[str, str]:
+    """Changes to a recipe, each KEY=VALUE, by key."""
+    found = {}
+    for item in given:
+        key, equals, value = item.removeprefix("--").partition("=")
+        if not equals:
+            raise SoraError(f"{item!r} must be KEY=VALUE, as in data.root=FOLDER")
+        found[key] = value
+    return found
