@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_sora.commands.flags import dotted, level, seeds
+from lightning_sora.commands.arguments import level, seeds
+from lightning_sora.commands.flags import dotted
 from lightning_sora.commands.one_line import PROGRAM, OneLineParser
 
 EPILOG = (

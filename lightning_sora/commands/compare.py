@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lightning_sora.commands.flags import level
+from lightning_sora.commands.arguments import level
 from lightning_sora.errors import SoraError
 
 FORMATS = ("table", "csv", "json", "md")

@@ -1,4 +1,4 @@
-"""Options of the commands that ablate and compare."""
+"""Flags that set keys of a recipe or a budget, beside a command's own options."""
 
 from __future__ import annotations
 
@@ -8,25 +8,6 @@ from typing import Any
 
 from lightning_sora.documents import parse_yaml
 from lightning_sora.errors import SoraError, did_you_mean
-
-
-def level(text: str) -> float:
-    """A number between 0 and 1: how sure an interval is."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must lie between 0 and 1, such as 0.95")
-    return value
-
-
-def seeds(text: str) -> list[int]:
-    """Whole numbers with commas."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} must be whole numbers with commas, such as 0,1,2") from None
 
 
 def dotted(rest: Sequence[str], parser: argparse.ArgumentParser) -> tuple[dict[str, Any], dict[str, Any]]:
