@@ -244,7 +244,7 @@ def check_types(part: str, builder: Callable[..., Any], options: Mapping[str, An
     hints = _hints(builder)
     for name, value in options.items():
         if name in hints and not _fits(value, hints[name]):
-            raise SoraError(f"{part}: {name}={value!r} must be {_described(hints[name])}")
+            raise SoraError(f"{part}: {name}={value!r} must be {described(hints[name])}")
 
 
 def _hints(builder: Callable[..., Any]) -> dict[str, Any]:
@@ -271,12 +271,16 @@ def _fits(value: Any, hint: Any) -> bool:
     return all(_fits(one, inner[0]) for one in value)
 
 
-def _described(hint: Any) -> str:
-    if hint is NoneType:
-        return "None"
-    if get_origin(hint) in (Union, UnionType):
-        return " or ".join(dict.fromkeys(map(_described, get_args(hint))))
-    if inspect.isclass(hint) and issubclass(hint, str):
+def described(hint: Any) -> str:
+    """A type in words, as in "str or list[str]"."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint in (NoneType, ...):
+        return "None" if hint is NoneType else "..."
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(described, inner)))
+    if origin in (tuple, list, Sequence):
+        return f"{origin.__name__}[{', '.join(map(described, inner))}]"
+    if inspect.isclass(hint) and not inner and issubclass(hint, str):
         return "str"
     return hint.__name__ if inspect.isclass(hint) and not get_args(hint) else str(hint).split("collections.abc.")[-1]
 

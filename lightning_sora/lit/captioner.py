@@ -20,6 +20,7 @@ from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.models.text_decoder import Written, next_token_loss
 from lightning_sora.randomness import generator, initialize
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch
+from lightning_sora.specs import SpecText
 
 RECOVERED = tuple(f"fact_{name}" for name in (*FACTS, "all"))
 
@@ -53,12 +54,12 @@ class LitCaptioner(LitModule):
         depth: int = 4,
         decoder_depth: int = 3,
         num_heads: int = 4,
-        attention: str | list[str] = "full",
+        attention: SpecText | list[SpecText] = "full",
         word_drop: float = 0.3,
         patch: Sequence[int] = (4, 8, 8),
         longest: int = 192,
-        optimizer: str = "muon(lr=0.006, adamw_lr=1.5e-3)",
-        schedule: str = "trapezoid(warmup=50, cooldown=0.4)",
+        optimizer: SpecText = "muon(lr=0.006, adamw_lr=1.5e-3)",
+        schedule: SpecText = "trapezoid(warmup=50, cooldown=0.4)",
         ema_decay: float | None = 0.99,
         seed: int = 0,
     ) -> None:

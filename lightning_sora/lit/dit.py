@@ -28,7 +28,7 @@ from lightning_sora.models.pixels import Clip, from_uint8, to_uint8
 from lightning_sora.models.saved import is_saved
 from lightning_sora.randomness import normal_per_clip, uniform_per_clip
 from lightning_sora.spacetime import SpacetimeBatch, TokenLayout
-from lightning_sora.specs import SPEC
+from lightning_sora.specs import SPEC, SpecText
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class DiffusionConfig(Config):
         0.1
     """
 
-    objective: str = "velocity"
-    weighting: str = "uniform"
-    timesteps: str = "logit_normal"
+    objective: SpecText = "velocity"
+    weighting: SpecText = "uniform"
+    timesteps: SpecText = "logit_normal"
     text_drop: float = 0.1
     weigh: Literal["clip", "token", "batch"] = "clip"
     val_timesteps: int = 4
@@ -101,18 +101,18 @@ class LitDiT(GenerativeModule):
 
     def __init__(
         self,
-        vae: str,
+        vae: SpecText,
         *,
-        text: str = "bytes(dim=128, depth=2)",
+        text: SpecText = "bytes(dim=128, depth=2)",
         dit: DiTConfig = DiTConfig(),
         diffusion: DiffusionConfig = DiffusionConfig(),
         sampling: SamplingConfig = SamplingConfig(),
         prompts: Sequence[str] | None = None,
-        expander: str | None = None,
-        extractor: str | None = None,
+        expander: SpecText | None = None,
+        extractor: SpecText | None = None,
         clip: str | None = None,
-        optimizer: str = "adamw(lr=1e-3, weight_decay=0.01)",
-        schedule: str = "trapezoid(warmup=100)",
+        optimizer: SpecText = "adamw(lr=1e-3, weight_decay=0.01)",
+        schedule: SpecText = "trapezoid(warmup=100)",
         ema_decay: float | None = 0.999,
         seed: int = 0,
     ) -> None:

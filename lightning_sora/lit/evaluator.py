@@ -34,6 +34,7 @@ from lightning_sora.metrics.evaluator.vocabulary import (
 from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.randomness import initialize, stream_seed
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch
+from lightning_sora.specs import SpecText
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +75,8 @@ class LitEvaluator(LitModule):
         degraded: float = 0.5,
         levels: Sequence[str] = ("tiny", "simple", "medium"),
         patch: Sequence[int] = (4, 16, 16),
-        optimizer: str = "adamw(lr=2e-3)",
-        schedule: str = "cosine(warmup=50)",
+        optimizer: SpecText = "adamw(lr=2e-3)",
+        schedule: SpecText = "cosine(warmup=50)",
         ema_decay: float | None = 0.995,
         seed: int = 0,
     ) -> None:

@@ -22,6 +22,7 @@ from lightning_sora.models.text_decoder import TextDecoder, next_token_loss
 from lightning_sora.models.vocabulary import Vocabulary
 from lightning_sora.randomness import generator, initialize
 from lightning_sora.spacetime import PatchSize
+from lightning_sora.specs import SpecText
 
 SCORES = ("kept", "rich")
 
@@ -66,8 +67,8 @@ class LitExpander(LitModule):
         word_drop: float = 0.3,
         longest: int = 192,
         temperature: float = 0.0,
-        optimizer: str = "muon(lr=0.006, adamw_lr=1.5e-3)",
-        schedule: str = "trapezoid(warmup=50, cooldown=0.4)",
+        optimizer: SpecText = "muon(lr=0.006, adamw_lr=1.5e-3)",
+        schedule: SpecText = "trapezoid(warmup=50, cooldown=0.4)",
         ema_decay: float | None = 0.99,
         seed: int = 0,
     ) -> None:

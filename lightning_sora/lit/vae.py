@@ -24,6 +24,7 @@ from lightning_sora.models.vae import VAES, ClipVAE, LatentStatistics, Posterior
 from lightning_sora.models.vae.losses import VAELoss, VAELossConfig, active_channels, are_active
 from lightning_sora.randomness import generator, initialize, normal_per_clip
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch
+from lightning_sora.specs import SpecText
 
 STATISTICS_MEMORY = 0.98
 """Per step: the latent statistics forget what earlier weights made."""
@@ -54,14 +55,14 @@ class LitVAE(LitModule):
 
     def __init__(
         self,
-        vae: str = "causal_conv(stride=(4, 8, 8), latent_channels=16)",
+        vae: SpecText = "causal_conv(stride=(4, 8, 8), latent_channels=16)",
         *,
         loss: VAELossConfig = VAELossConfig(),
         permute_colors: bool = False,
         gallery_clips: int = 6,
-        extractor: str | None = None,
-        optimizer: str = "adamw(lr=1e-3)",
-        schedule: str = "trapezoid(warmup=20)",
+        extractor: SpecText | None = None,
+        optimizer: SpecText = "adamw(lr=1e-3)",
+        schedule: SpecText = "trapezoid(warmup=20)",
         ema_decay: float | None = 0.99,
         seed: int = 0,
     ) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from lightning_sora.errors import SoraError, did_you_mean
 from lightning_sora.registry import check_types
+from lightning_sora.specs import SpecText, canonical, is_mapping
 
 C = TypeVar("C", bound="Config")
 
@@ -17,6 +18,11 @@ class Config:
     """A group of options; where one is taken, a mapping of its options is taken too."""
 
     def __post_init__(self) -> None:
+        for name in self.names():
+            value = getattr(self, name)
+            if is_mapping(value) or (isinstance(value, list | tuple) and any(map(is_mapping, value))):
+                texts = canonical(value) if is_mapping(value) else [canonical(one) for one in value]
+                object.__setattr__(self, name, texts)
         check_types(self.section(), type(self), {name: getattr(self, name) for name in self.names()})
 
     @classmethod
@@ -81,7 +87,7 @@ class DiTConfig(Config):
     depth: int = 6
     num_heads: int = 4
     mlp_ratio: float = 2.67
-    attention: str | list[str] = "full"
+    attention: SpecText | list[SpecText] = "full"
     kernel: str = "sdpa"
     modulation: Literal["single", "per_block"] = "single"
     conditioning: Literal["cross", "joint"] = "cross"
@@ -104,7 +110,7 @@ class SamplingConfig(Config):
         'euler'
     """
 
-    sampler: str = "euler"
+    sampler: SpecText = "euler"
     steps: int = 20
-    guidance: float | str = 2.5
+    guidance: float | SpecText = 2.5
     shift: float = 1.0

@@ -23,6 +23,7 @@ import yaml
 from lightning_sora.documents import parse_yaml, read_yaml, refuse_unbounded
 from lightning_sora.errors import SoraError, did_you_mean
 from lightning_sora.names import local_path
+from lightning_sora.registry import described
 
 SHOWN = 80  # letters of what is on a command line
 #: Sections that name a class; an overlay may not change which.
@@ -241,10 +242,9 @@ def refuse_nulls(recipe: Mapping[str, Any], load: Callable[[str], Any]) -> None:
             takes = types.get(option, Any)
             free = takes in (Any, None) or type(None) in get_args(takes) or parameter.default is None
             if option in options and options[option] is None and not free:
-                told = str(takes) if get_args(takes) else getattr(takes, "__name__", str(takes))
                 default = "" if parameter.default is parameter.empty else f", {parameter.default!r}"
                 raise SoraError(
-                    f"{place}.{option}=null, but {_short(name)} takes {told.replace('typing.', '')}; "
+                    f"{place}.{option}=null, but {_short(name)} takes {described(takes)}; "
                     + (f"leave it out for its default{default}" if default else "give one")
                 )
 

@@ -14,6 +14,7 @@ from lightning_sora.ablation.plan import read_plan
 from lightning_sora.errors import SoraError
 from lightning_sora.lab.parts import HOMES, contract, registries, registry, specs
 from lightning_sora.lit.pretrained import load_vae
+from lightning_sora.models.configs import DiTConfig
 from lightning_sora.models.vae import VAES, IdentityVAE, VideoVAE
 from lightning_sora.names import at_home
 from lightning_sora.nn.attention import layer_specs
@@ -158,7 +159,9 @@ def test_a_bug_is_told_with_its_line(tmp_path: Path) -> None:
         load_plugins([file])
         first, *_ = contract("sampler").findings("mine")
         assert f"{file}, line 4, in mine: AttributeError" in str(first.problem)
-        with pytest.raises(SoraError, match=r"other cannot be made: .*mine\.py, line 8, in __init__: ZeroDivisionError"):
+        with pytest.raises(
+            SoraError, match=r"other cannot be made: .*mine\.py, line 8, in __init__: ZeroDivisionError"
+        ):
             list(contract("sampler").findings("other"))
 
 
@@ -272,7 +275,7 @@ def test_a_vae_that_cannot_be_had_says_how(source: str, said: str) -> None:
 
 RECIPE = """
 vars: {n: 8, size: {shapes: [cube]}}
-model: {class_path: LitDiT, init_args: {vae: identity}}
+model: {class_path: LitDiT, init_args: {vae: identity, dit: {attention: [full, {window: {size: [1, 2, 2]}}]}}}
 data: {class_path: SpacetimeDataModule, init_args: {source: SOURCE, patch: [1, 8, 8], frames: 5}}
 """
 
@@ -292,8 +295,12 @@ def test_recipes_that_ask_for_the_same_are_the_same(source: str, tmp_path: Path)
     text = "world(clips=8, overrides={'shapes': ('cube',)})"
     assert recipe.options("data")["source"] == text
     assert recipe.identity()["data.source"] == text
-    flagged = Recipe.load(file, {"data.sizes": {"bucketed": {"tokens": 3}}, "data.source": {"folder": None}})
-    assert (flagged.options("data")["sizes"], flagged.options("data")["source"]) == ("bucketed(tokens=3)", "folder")
+    assert recipe.options("model")["dit"]["attention"] == ["full", "window(size=(1, 2, 2))"]
+    changes = {"data.sizes": {"bucketed": {"tokens": 3}}, "data.source": {"folder": None}}
+    changes |= {"model.optimizer": {"adamw": {"lr": 1e-3}}, "model.sampling.guidance": {"cfg": {"scale": 3.0}}}
+    told = Recipe.load(file, changes).identity()
+    assert (told["data.sizes"], told["data.source"]) == ("bucketed(tokens=3)", "folder")
+    assert (told["model.optimizer"], told["model.sampling.guidance"]) == ("adamw(lr=0.001)", "cfg(scale=3.0)")
 
 
 def test_a_mapping_of_two_parts_is_refused_by_its_key(tmp_path: Path) -> None:
@@ -312,6 +319,14 @@ def test_arms_may_be_mappings(tmp_path: Path) -> None:
     file.write_text(f"{plan}{{a: {{window: {{size: [1]}}}}, b: 'window(size=(1,))'}}\n")
     with pytest.raises(SoraError, match="arms 'a' and 'b' have the same value"):
         read_plan(file)
+
+
+def test_groups_of_options_take_mappings_and_say_their_types() -> None:
+    window = {"window": {"size": [1, 2, 2]}}
+    assert DiTConfig(attention=window).attention == "window(size=(1, 2, 2))"
+    assert DiTConfig.of({"attention": ["full", window]}).attention == ["full", "window(size=(1, 2, 2))"]
+    with pytest.raises(SoraError, match=r"dit: attention=3 must be str or list\[str\]"):
+        DiTConfig(attention=3)
 
 
 def test_a_pattern_of_layers_takes_mappings() -> None:
