@@ -147,12 +147,9 @@ def is_path(text: str) -> bool:
 
 
 class spec(str):
-    """The canonical text of a spec, from whichever way it was written in."""
+    """What a parser of recipes knows an option by that is a spec; the values are plain texts."""
 
     __slots__ = ()
-
-    def __new__(cls, asked: str | Mapping[str, Any]) -> spec:
-        return super().__new__(cls, canonical(asked))
 
 
 if TYPE_CHECKING:

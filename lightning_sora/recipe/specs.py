@@ -7,24 +7,26 @@ from typing import Any
 
 from jsonargparse.typing import register_type
 
-from lightning_sora.specs import is_mapping, spec
+from lightning_sora.specs import canonical, is_mapping, spec
 
 
 def _read(value: Any) -> Any:
     if not isinstance(value, str | Mapping):
         raise ValueError("no spec")
     # What refers to other keys is read when these are known.
-    return value if isinstance(value, Mapping) and "${" in repr(value) else spec(value)
+    return value if isinstance(value, Mapping) and "${" in repr(value) else canonical(value)
 
 
 def _write(value: Any) -> Any:
     if not isinstance(value, str | Mapping):
         raise ValueError("no spec")
-    return dict(value) if isinstance(value, Mapping) else str(value)
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _is_read(value: Any, _: type) -> bool:
-    return isinstance(value, spec) or (is_mapping(value) and "${" in repr(value))
+    if isinstance(value, str):
+        return canonical(value) == value
+    return is_mapping(value) and "${" in repr(value)
 
 
 def take_specs() -> None:

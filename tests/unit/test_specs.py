@@ -19,6 +19,7 @@ from lightning_sora.models.vae import VAES, IdentityVAE, VideoVAE
 from lightning_sora.names import at_home
 from lightning_sora.nn.attention import layer_specs
 from lightning_sora.plugins import load_plugins
+from lightning_sora.recipe.parser import RecipeParser, parsing
 from lightning_sora.recipe.recipe import Recipe
 from lightning_sora.registry import Registry, Spec, named
 from lightning_sora.specs import canonical, is_mapping
@@ -301,6 +302,16 @@ def test_recipes_that_ask_for_the_same_are_the_same(source: str, tmp_path: Path)
     told = Recipe.load(file, changes).identity()
     assert (told["data.sizes"], told["data.source"]) == ("bucketed(tokens=3)", "folder")
     assert (told["model.optimizer"], told["model.sampling.guidance"]) == ("adamw(lr=0.001)", "cfg(scale=3.0)")
+
+
+def test_what_a_parser_hands_on_is_plain_text_that_checkpoints_can_hold(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE.replace("SOURCE", "{world: {clips: 8}}"))
+    with parsing():
+        read = RecipeParser(["fit", f"--config={file}"]).config["fit"]
+    model, data = read.model.init_args, read.data.init_args
+    texts = [model.vae, model.optimizer, *model.dit.attention, model.sampling.guidance, data.source, data.sizes]
+    assert {type(text) for text in texts} <= {str, float}
 
 
 def test_a_mapping_of_two_parts_is_refused_by_its_key(tmp_path: Path) -> None:
