@@ -18,6 +18,11 @@ def ramp(frames: int, height: int = 32, width: int = 32) -> torch.Tensor:
     return torch.stack([t * 200 // max(1, frames - 1), y * 255 // height, x * 255 // width], dim=-1).to(torch.uint8)
 
 
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / np.mean((one.astype(float) - other) ** 2)))
 
@@ -69,21 +74,21 @@ def test_a_contact_sheet_shows_frames_from_first_to_last_beside_the_caption(tmp_
     greys = torch.arange(17, dtype=torch.uint8)[:, None, None, None].mul(15).expand(-1, 16, 16, -1)
     video = torch.cat([greys, greys, torch.zeros_like(greys)], dim=-1)
     media.contact_sheet(tmp_path / "sheet.png", [video, video[:1]], ["a caption", ""], 5, scale=2)
-    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    sheet = pixels(tmp_path / "sheet.png")
     frames_at = [int(np.argwhere((sheet == (15 * n, 15 * n, 0)).all(-1))[:, 1].min()) for n in (0, 4, 8, 12, 16)]
     assert frames_at == sorted(frames_at)
     assert all((sheet == (15 * n, 15 * n, 0)).all(-1).sum() == 32 * 32 * (1 + (n == 0)) for n in (0, 4, 8, 12, 16))
     margin = sheet[:, : frames_at[0]]
     assert (margin.sum(-1) < 300).sum() > 50  # ink
     media.contact_sheet(tmp_path / "bare.png", [video], [""], 5, scale=2)
-    assert Image.open(tmp_path / "bare.png").width < sheet.shape[1] - 200
+    assert pixels(tmp_path / "bare.png").shape[1] < sheet.shape[1] - 200
 
 
 def test_a_long_caption_is_wrapped_and_never_covers_a_frame(tmp_path: Path) -> None:
     video = torch.full((3, 16, 16, 3), 7, dtype=torch.uint8)
     caption = "a very long caption " * 20 + "w" * 200
     media.contact_sheet(tmp_path / "sheet.png", [video], [caption], scale=1)
-    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    sheet = pixels(tmp_path / "sheet.png")
     assert (sheet == 7).all(-1).sum() == 3 * 16 * 16
     assert sheet.shape[0] > 300
 
@@ -95,14 +100,14 @@ def test_a_comparison_sheet_puts_the_versions_of_a_clip_under_one_another(tmp_pa
     media.comparison_sheet(
         tmp_path / "sheet.png", {"real": [one(10), one(30)], "reconstruction": [one(20), one(40)]}, ["a", "b"], scale=1
     )
-    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))[:, 250:]  # right of the captions
+    sheet = pixels(tmp_path / "sheet.png")[:, 250:]  # right of the captions
     tops = [int(np.argwhere((sheet == level).all(-1))[:, 0].min()) for level in (10, 20, 30, 40)]
     assert tops == sorted(tops)
 
 
 def test_large_frames_are_shrunk_on_a_sheet(tmp_path: Path) -> None:
     media.contact_sheet(tmp_path / "sheet.png", [torch.zeros(4, 540, 960, 3, dtype=torch.uint8)], [""], 4)
-    assert Image.open(tmp_path / "sheet.png").width < 4 * 260 + 20
+    assert pixels(tmp_path / "sheet.png").shape[1] < 4 * 260 + 20
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_beside_it(

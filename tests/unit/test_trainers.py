@@ -102,6 +102,7 @@ def test_batches_pass_sharded_precision_whole():
     assert plugin.convert_input([torch.ones(2)])[0].dtype == torch.bfloat16
 
 
+@pytest.mark.filterwarnings("ignore:.*precision=.?16")  # lightning warns, and this package refuses
 @pytest.mark.parametrize(
     ("flag", "told"),
     [

@@ -191,3 +191,4 @@ def test_a_spool_that_cannot_be_cut_is_kept(tmp_path: Path) -> None:
         spool.keep_from(len(content) // 3)
     assert spool.path.read_bytes() == content
     assert os.listdir(tmp_path) == ["spool-run.jsonl"]
+    spool.close()
