@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import subprocess
@@ -100,7 +101,9 @@ def blocked(tmp_path: Path) -> Path:
 def test_an_output_that_cannot_be_is_refused_before_the_work(blocked: Path, tmp_path: Path, capfd, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "none.ckpt").write_text("")
-    (tmp_path / "recipe.yaml").write_text("model: {class_path: LitDiT}\ndata: {class_path: SpacetimeDataModule}\n")
+    parts = {"model": ("LitDiT", {"vae": "identity"}), "data": ("SpacetimeDataModule", {"source": "world"})}
+    sections = {name: {"class_path": made, "init_args": options} for name, (made, options) in parts.items()}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(sections))
     recipe = str(Path(__file__).parents[2] / "recipes/world_pixels.yaml")
     for command in (
         ["fit", f"--config={recipe}", f"--trainer.default_root_dir={blocked}"],
