@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from lightning_sora.nn.attention import register_attention as register_attention
     from lightning_sora.recipe.recipe import Recipe as Recipe
     from lightning_sora.spacetime import Crop as Crop
+    from lightning_sora.spacetime import DataSpec as DataSpec
     from lightning_sora.spacetime import PatchSize as PatchSize
     from lightning_sora.spacetime import SpacetimeBatch as SpacetimeBatch
     from lightning_sora.spacetime import TokenGrid as TokenGrid
@@ -130,6 +131,7 @@ _PLACES = {
     "recipe.recipe": ("Recipe",),
     "spacetime": (
         "Crop",
+        "DataSpec",
         "PatchSize",
         "SpacetimeBatch",
         "TokenGrid",

@@ -21,7 +21,7 @@ from lightning_sora.data.sizes import SIZES, Limits, SizePolicy
 from lightning_sora.data.sources import SOURCES, Source
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import coarse_generator
-from lightning_sora.spacetime import Crop, PatchSize, SpacetimeBatch
+from lightning_sora.spacetime import Crop, DataSpec, PatchSize, SpacetimeBatch, VideoSize
 from lightning_sora.specs import SpecText
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,8 @@ class SpacetimeDataModule(pl.LightningDataModule):
         if captions is None and caption_share != 1.0:
             raise SoraError(f"caption_share={caption_share} is the share of a table's captions; name one by captions")
         self.blend = None if captions is None else CaptionBlend(captions, caption_share)
-        self.spec, self.root, self.frames, self.fps, self.seed = source, root, frames, fps, seed
+        self.spec, self.root, self.fps, self.seed = source, root, fps, seed
+        self.size = VideoSize(frames, height, width)
         self.source_seed = seed if source_seed is None else source_seed
         self.num_workers, self.on_error, self.side_by_side = num_workers, on_error, side_by_side
         self._sources: dict[str, Source] = {}
@@ -117,10 +118,10 @@ class SpacetimeDataModule(pl.LightningDataModule):
             self._sources[split] = source
         return self._sources[split]
 
-    @property
-    def vae_hash(self) -> str | None:
-        """Of the VAE that made the latents; None for pixels, or before the source is made."""
-        return next((source.vae_hash for source in self._sources.values()), None)
+    def describe(self) -> DataSpec:
+        """Returns what a model is told of these data before the first batch."""
+        vae_hash = next((source.vae_hash for source in self._sources.values()), None)
+        return DataSpec(self.patch, Crop(self.size, self.fps), vae_hash)
 
     def fingerprint(self, split: str = "train") -> str:
         """A hash of the data of a split, and of the captions that replace its own."""

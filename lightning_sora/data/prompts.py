@@ -14,7 +14,7 @@ from lightning_sora.data.plan import too_few
 from lightning_sora.data.progress import StreamProgress, check_interval, place_in_stretch, settle, stretch
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import stream_seed
-from lightning_sora.spacetime import PatchSize
+from lightning_sora.spacetime import DataSpec, PatchSize
 from lightning_sora.world import LEVELS, World
 
 log = logging.getLogger(__name__)
@@ -160,6 +160,10 @@ class PromptDataModule(pl.LightningDataModule):
         self._begin = 0  # the number of the first batch of those counted as progress
         self.patch = PatchSize()  # it has no clips
         self.pairs("train")[tuple(range(len(self.styles)))]  # refuses an unknown style now
+
+    def describe(self) -> DataSpec:
+        """Returns what a model is told of these data before the first batch."""
+        return DataSpec(self.patch)
 
     def pairs(self, split: str) -> WorldPrompts:
         return WorldPrompts(self.levels, self.styles, split, self.seed, self.sizes[split])

@@ -142,11 +142,11 @@ class LitDiT(GenerativeModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if getattr(data, "vae_hash", None) is not None:
+        data = self.data_spec()
+        if data is not None and data.vae_hash is not None:
             self.model.check_latents(data.vae_hash)
-        if getattr(data, "frames", None) is not None and stage in ("fit", "test"):
-            self.judge.check_length(data.frames, data.fps)
+        if data is not None and data.crop is not None and stage in ("fit", "test"):
+            self.judge.check_length(data.crop.size.frames, data.crop.fps)
 
     # Training.
     def latent_rows(

@@ -31,7 +31,7 @@ from lightning_sora.names import local_path
 from lightning_sora.redaction import from_environment
 from lightning_sora.registry import Spec
 from lightning_sora.sealing import verify_archive
-from lightning_sora.spacetime import PatchSize, SpacetimeBatch
+from lightning_sora.spacetime import DataSpec, PatchSize, SpacetimeBatch
 
 log = logging.getLogger(__name__)
 
@@ -171,14 +171,18 @@ class LitModule(pl.LightningModule):
         """The clips of a batch of one grid in [-1, 1]."""
         return from_uint8(batch.videos(), self.dtype)
 
+    def data_spec(self) -> DataSpec | None:
+        """What the trainer's data say of themselves; None where they say nothing."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        return data.describe() if hasattr(data, "describe") else None
+
     # Lightning's hooks.
     def setup(self, stage: str) -> None:
         self.awaited.settle(stage)
         # Buffers are equal on all ranks by construction. DDP would broadcast them at every call, and hang where
         # one rank evaluates a batch more than another.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if getattr(data, "patch", None) is not None:
+        if (data := self.data_spec()) is not None:
             self.check_patch(data.patch)  # now, rather than at the first batch
         self._begun = Begun()
         self._last_step.begin(self.trainer.fit_loop.state_dict())

@@ -93,9 +93,9 @@ class LitVAE(LitModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         self._unstepped.sums.zero_()
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if getattr(data, "frames", None) is not None and stage == "test":
-            self.judge.check_length(data.frames, data.fps)
+        data = self.data_spec()
+        if data is not None and data.crop is not None and stage == "test":
+            self.judge.check_length(data.crop.size.frames, data.crop.fps)
 
     def check_batch(self, batch: SpacetimeBatch) -> None:
         """Refuses latents, and patches that are no multiple of the VAE's stride.

@@ -21,6 +21,7 @@ NAMES = [
     "ClipVAE",
     "DiTConfig",
     "Crop",
+    "DataSpec",
     "DiffusionConfig",
     "ENGINES",
     "EXPANDERS",
