@@ -47,8 +47,8 @@ def read_study(
     if len(what) <= 1:
         ablation = _ablation(reader, what[0] if what else None)
         if ablation is not None:
-            return _chosen(_of_ablation(reader, ablation), metric, mode, baseline)
-    return _chosen(_of_runs(reader, what, metric, mode), metric, mode, baseline)
+            return _chosen(_of_ablation(reader, ablation), uri, metric, mode, baseline)
+    return _chosen(_of_runs(reader, what, metric, mode), uri, metric, mode, baseline)
 
 
 def _ablation(reader: RunReader, what: str | None) -> RunData | None:
@@ -211,7 +211,7 @@ def _factor(runs: Sequence[RunData]) -> str:
     return differing[0]
 
 
-def _chosen(study: Study, metric: str | None, mode: Mode | None, baseline: str | None) -> Study:
+def _chosen(study: Study, uri: str, metric: str | None, mode: Mode | None, baseline: str | None) -> Study:
     from dataclasses import replace
 
     names = [arm.name for arm in study.arms]
@@ -222,7 +222,7 @@ def _chosen(study: Study, metric: str | None, mode: Mode | None, baseline: str |
     planned = study.mode if metric in (None, study.metric) else None
     metric = metric or study.metric
     mode = chosen_mode(metric, mode or planned, MODE_FLAG)
-    return replace(study, metric=metric, mode=mode, baseline=baseline or study.baseline)
+    return replace(study, uri=uri, metric=metric, mode=mode, baseline=baseline or study.baseline)
 
 
 def _refuse_unlogged(trials: Sequence[Trial], metric: str) -> None:

@@ -95,6 +95,7 @@ class Study(Shown):
         budget: what is equal among arms, in words.
         run_id: of the ablation's own run; None for plain runs.
         unmet: (arm, seed) pairs that were planned and have no trial yet.
+        uri: of the mlflow store that it was read from.
 
     Example:
         >>> import lightning_sora as ls
@@ -116,6 +117,7 @@ class Study(Shown):
     trials: tuple[Trial, ...]
     run_id: str | None = None
     unmet: tuple[tuple[str, int], ...] = ()
+    uri: str = ""
 
     def of(self, arm: str) -> tuple[Trial, ...]:
         """The trials of one arm, by seed."""

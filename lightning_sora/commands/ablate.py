@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     study = ablate(plan, **place)
     if study.values(study.baseline):
-        show(compare(study, uri=args.uri, level=args.level), args.out / plan.name / "report", browser=args.open)
+        show(compare(study, level=args.level), args.out / plan.name / "report", browser=args.open)
     else:
         tell_here(f"no trial of the baseline {study.baseline!r} is finished, so that there is nothing to compare to")
     return 0 if study.complete else 1

@@ -31,7 +31,6 @@ class Verdicts(Shown, Sequence[Verdict]):
 
     Attributes:
         study: that was judged.
-        uri: of the mlflow store that it is from.
 
     Example:
         >>> import lightning_sora as ls
@@ -46,7 +45,6 @@ class Verdicts(Shown, Sequence[Verdict]):
 
     study: Study
     verdicts: tuple[Verdict, ...]
-    uri: str = ""
 
     @overload
     def __getitem__(self, index: int) -> Verdict: ...
@@ -106,8 +104,8 @@ class Verdicts(Shown, Sequence[Verdict]):
         page = write_report(self.study, self.verdicts, Path(folder))
         for form, text in (("md", self.to_markdown()), ("csv", self.to_csv()), ("json", self.to_json())):
             write_whole(page.with_name(f"table.{form}"), text.encode())
-        if self.study.run_id is not None and self.uri:
-            connect(self.uri).log_artifacts(self.study.run_id, str(folder), "report")
+        if self.study.run_id is not None and self.study.uri:
+            connect(self.study.uri).log_artifacts(self.study.run_id, str(folder), "report")
         return page
 
 
@@ -134,11 +132,10 @@ def compare(
     """
     if not 0 < level < 1:
         raise SoraError(f"level {level} must lie between 0 and 1, such as 0.95")
-    store = "" if isinstance(what, Study) and uri is None else resolve_uri(uri)
-    study = what if isinstance(what, Study) else _read(store, what, metric, mode, baseline)
+    study = what if isinstance(what, Study) else _read(resolve_uri(uri), what, metric, mode, baseline)
     refuse_incomparable(study.metric, study.factor)
     refuse_undeclared(study)
-    return Verdicts(study, tuple(verdicts_of(study, level)), store)
+    return Verdicts(study, tuple(verdicts_of(study, level)))
 
 
 def _read(
