@@ -52,9 +52,9 @@ SHOWN = {
     "val/ssim": "VAE reconstruction, SSIM",
     "test/fvd": "FVD (world)",
     "test/fvd_unbiased": "  less its small-sample bias",
-    "test/fvd_floor": "  floor: two sets of this size of real clips, expected",
-    "test/fvd_real": "  floor: halves of the real clips, less bias",
-    "test/fvd_vae": "  floor: the VAE's reconstructions",
+    "test/fvd_small_sample_bias": "  floor: two sets of this size of real clips, expected",
+    "test/fvd_real_vs_real": "  floor: halves of the real clips, less bias",
+    "test/rfvd": "  floor: the VAE's reconstructions",
     "test/clip_score": "CLIP-score (world)",
     "test/clip_score_shuffled": "  captions shuffled",
     "test/identity": "identity over frames",
@@ -62,7 +62,7 @@ SHOWN = {
     "test/trajectory_error": "trajectory error (% of the stage)",
     "test/temporal_flickering": "temporal flickering (1 is none)",
 }
-INTERVALS = {"test/fvd_unbiased": "test/fvd", "test/fvd_real": "test/fvd_real"}
+INTERVALS = {"test/fvd_unbiased": "test/fvd", "test/fvd_real_vs_real": "test/fvd_real_vs_real"}
 FACTS = ("color", "shape", "size", "motion", "count", "camera")
 
 

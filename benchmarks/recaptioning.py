@@ -74,7 +74,7 @@ def told_rightly() -> dict[str, float]:
 def tested(checkpoint: Path, data: dict[str, Any], expander: Path | None) -> dict[str, float]:
     """Scores of one training, by name."""
     arguments = dict(read_checkpoint(checkpoint)["hyper_parameters"])
-    module = LitDiT(**{**arguments, "extractor": None, "clip": None, "expander": expander and str(expander)})
+    module = LitDiT(**{**arguments, "expander": expander and str(expander)})
     trainer = pl.Trainer(
         logger=False,
         enable_checkpointing=False,

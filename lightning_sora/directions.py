@@ -10,8 +10,8 @@ Mode = Literal["min", "max"]
 
 LESS = (
     "loss", "denoising_error", "l1", "reconstruction", "lpips", "fid", "fvd", "rfvd", "kvd", "jedi", "warping_error",
-    "trajectory_error", "parallax_error", "depth_error", "tokens", "flops", "seconds", "peak_memory_gib",
-    "peak_cuda_memory_gib", "skipped_clips",
+    "world_warping_error", "trajectory_error", "parallax_error", "depth_error", "tokens", "flops", "seconds",
+    "peak_memory_gib", "peak_cuda_memory_gib", "skipped_clips",
 )  # fmt: skip
 MORE = (
     "psnr", "ssim", "adherence", "clip_score", "temporal_flickering", "motion_smoothness", "identity", "permanence",
@@ -21,7 +21,10 @@ MORE = (
 #: Facts that the world evaluator reads; it logs its accuracy as ``SPLIT/GROUP/FACT``.
 READ = ("color", "count", "shape", "size", "motion", "camera", "depth_order")
 #: What is logged beside a score and is none: its error, its floor, its chance level, how many clips it is of.
-BESIDE = ("se", "stderr", "floor", "real", "real_low", "real_high", "shuffled", "clips", "truncated", "scored")
+BESIDE = (
+    "se", "stderr", "small_sample_bias", "real", "real_stderr", "real_vs_real", "real_vs_real_low", "real_vs_real_high",
+    "shuffled", "clips", "truncated", "scored",
+)  # fmt: skip
 DIRECTIONS: dict[str, Mode] = {**dict.fromkeys(LESS, "min"), **dict.fromkeys(MORE, "max")}
 
 
@@ -39,6 +42,20 @@ def direction(metric: str) -> Mode | None:
         return None
     stems = [stem for stem in DIRECTIONS if name == stem or name.startswith(f"{stem}_")]
     return DIRECTIONS[max(stems, key=len)] if stems else None
+
+
+def declare(metric: str, mode: Mode) -> None:
+    """Takes note of the direction of a metric of one's own; the table's own stay.
+
+    Raises:
+        SoraError: the table says otherwise.
+    """
+    if DIRECTIONS.setdefault(metric, mode) != mode:
+        raise SoraError(
+            f"{metric} is known as a metric of which {'less' if mode == 'max' else 'more'} is better, and now "
+            "the other "
+            "way round is declared; choose another name"
+        )
 
 
 def chosen_mode(metric: str, asked: Mode | None, key: str) -> Mode:

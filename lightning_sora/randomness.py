@@ -74,7 +74,7 @@ def normal_per_clip(
     seed: int,
     purpose: str,
     keys: Sequence[tuple[Key, ...]],
-) -> list[Float[Tensor, "..."]]:
+) -> list[Float[Tensor, ...]]:
     """One standard normal tensor per clip, each from its own stream.
 
     Args:

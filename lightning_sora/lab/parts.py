@@ -28,6 +28,7 @@ HOMES = {
     "guidance": "lightning_sora.diffusion.guidance",
     "kernel": "lightning_sora.nn.attention",
     "manifest": "lightning_sora.data.manifest",
+    "metric": "lightning_sora.metrics.asked",
     "objective": "lightning_sora.diffusion.paths",
     "sampler": "lightning_sora.diffusion.samplers",
     "schedule": "lightning_sora.lit.optimizers",

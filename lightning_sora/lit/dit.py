@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import lightning.pytorch as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,10 +14,10 @@ from torch import Tensor
 from lightning_sora.diffusion.timesteps import TIMESTEPS
 from lightning_sora.diffusion.weighting import WEIGHTINGS
 from lightning_sora.errors import SoraError
+from lightning_sora.lit.callbacks.evaluate import evaluation_where_none_is
 from lightning_sora.lit.clip_cache import ClipCache
 from lightning_sora.lit.evaluation_means import EvaluationMeans
 from lightning_sora.lit.generate import GenerativeModule
-from lightning_sora.lit.judge import GenerationJudge
 from lightning_sora.lit.latent_memory import LatentMemory
 from lightning_sora.lit.older import under_model
 from lightning_sora.lit.pretrained import load_vae
@@ -80,8 +81,6 @@ class LitDiT(GenerativeModule):
         diffusion: the training objective.
         sampling: how samples are drawn when nothing else is asked.
         prompts, expander: see :class:`GenerativeModule`.
-        extractor: spec of the space of FVD in tests, such as "world" or "i3d(weights='PATH')"; None for no FVD.
-        clip: "world" for the CLIP-score of the world's evaluator, the name or directory of a CLIP, or None.
         optimizer, schedule, ema_decay, seed: see :class:`LitModule`.
 
     Example:
@@ -92,6 +91,7 @@ class LitDiT(GenerativeModule):
         torch.Size([3, 16, 16, 3])
     """
 
+    evaluated_sides = ("generated", "reconstructed")
     boundary = ("model.dit.embed.*", "model.dit.unembed.*", "model.dit.*modulation*", "model.text.embedding.*")
     groups: ClassVar[Mapping[str, type[Config]]] = {
         "dit": DiTConfig,
@@ -109,8 +109,6 @@ class LitDiT(GenerativeModule):
         sampling: SamplingConfig = SamplingConfig(),
         prompts: Sequence[str] | None = None,
         expander: SpecText | None = None,
-        extractor: SpecText | None = None,
-        clip: str | None = None,
         optimizer: SpecText = "adamw(lr=1e-3, weight_decay=0.01)",
         schedule: SpecText = "trapezoid(warmup=100)",
         ema_decay: float | None = 0.999,
@@ -134,10 +132,10 @@ class LitDiT(GenerativeModule):
             self.vae_spec, text, dit, diffusion.objective, sampling, seed=seed, trained=trained
         )
         self.model.seen_sizes, self.model.read_weak = self.seen_sizes, read_model
-        self.judge, self.reconstruction = GenerationJudge(extractor, clip, self.awaited), ReconstructionQuality()
+        self.reconstruction = ReconstructionQuality()
         self._clip_cache: ClipCache | None = None
         self._latents = LatentMemory()  # of the fit that runs
-        self._facts, self._sizes = False, set[str]()  # of the clips of the test
+        self._sizes = set[str]()  # of the clips of the test
         self._means = EvaluationMeans()
 
     def setup(self, stage: str) -> None:
@@ -145,8 +143,9 @@ class LitDiT(GenerativeModule):
         data = self.data_spec()
         if data is not None and data.vae_hash is not None:
             self.model.check_latents(data.vae_hash)
-        if data is not None and data.crop is not None and stage in ("fit", "test"):
-            self.judge.check_length(data.crop.size.frames, data.crop.fps)
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        return [*super().configure_callbacks(), *evaluation_where_none_is(self.trainer)]
 
     # Training.
     def latent_rows(
@@ -232,41 +231,30 @@ class LitDiT(GenerativeModule):
         if self.expander is not None:
             sampling |= {"expander": self.expander.fingerprint()}
         if split == "test":
-            sampling |= {"sizes": sorted(self._sizes), **self.judge.card(facts=self._facts)}
+            sampling |= {"sizes": sorted(self._sizes)}
         return super().protocol(split) | (fixed if split == "val" else fixed | sampling)
 
     def on_validation_epoch_end(self) -> None:
         self._means.log(self, prog_bar=("val/loss",))
-        # A sanity check comes before any clip: the size of the gallery is not known yet.
-        videos = self.gallery()[0].get("generated", []) if self.native_size is not None else []
-        if videos:
-            for name, value in self.judge.prompt_scores(videos, self.prompts, self.native_fps).items():
-                self.log(f"val/{name}", value)
 
     def validation_step(self, batch: SpacetimeBatch, batch_idx: int) -> None:
         self.fixed_loss(batch, "val")
 
     def on_test_start(self) -> None:
-        self.judge.check(self.clips_to_test())
-        self.judge.place(self.device)
-        self._facts, self._sizes = False, set()
+        self._sizes = set()
         with self.averaged():
             self._clip_cache = ClipCache(self.trainer.default_root_dir, self, self.protocol("generation"))
 
-    def test_step(self, batch: SpacetimeBatch, batch_idx: int) -> None:
-        """Generates for captions that were never trained on, and judges what can be judged.
+    def test_step(self, batch: SpacetimeBatch, batch_idx: int) -> dict[str, list[Clip]]:
+        """Generates for captions that were never trained on.
 
-        What the VAE alone makes of the clips is scored beside it: no generation can be sharper.
+        What the VAE alone makes of the clips is given beside it: no generation can be sharper.
         """
-        self.judge.check_pixels(batch)
         self.fixed_loss(batch, "test")
         reconstructed = self._score_vae(batch) if batch.space == "pixel" else []
         sizes = zip(batch.layout.grids, batch.fps, strict=True)
         self._sizes |= {f"{'x'.join(map(str, grid.size(self.patch)))} at {fps:g} fps" for grid, fps in sizes}
-        self._facts = self._facts or bool(self.judge.readable(batch))
-        scores = self.judge.update(batch, self.generate(batch), reconstructed)
-        for name, values in scores.items():
-            self.score_clips(f"test/{name}", list(values), list(values.values()))
+        return {"generated": self.generate(batch), "reconstructed": reconstructed}
 
     def generate(self, batch: SpacetimeBatch) -> list[Clip]:
         """A clip for each caption, of the size of its clip; those of an interrupted test are taken up."""
@@ -294,12 +282,9 @@ class LitDiT(GenerativeModule):
 
     def on_test_epoch_end(self) -> None:
         self._means.log(self, prog_bar=("test/loss",))
-        for name, value in self.judge.compute().items():
-            self.log(f"test/{name}", value)
         if int(self.reconstruction.clips):
             for name, value in self.reconstruction.compute().items():
                 self.log(f"test/vae_{name}", value)
-        self.judge.reset()
         self.reconstruction.reset()
 
     def on_test_end(self) -> None:
@@ -320,8 +305,7 @@ class LitDiT(GenerativeModule):
     @classmethod
     def rebuild_arguments(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
         # The VAE's weights are in the checkpoint: its own run need not be at hand.
-        # Nor is its judge, whose weights may be elsewhere, part of the model.
-        own = {"vae": SPEC + checkpoint["vae"]["spec"], "extractor": None, "clip": None, "expander": None}
+        own = {"vae": SPEC + checkpoint["vae"]["spec"], "expander": None}
         return {**super().rebuild_arguments(checkpoint), **own}
 
     def lineage(self) -> dict[str, str]:

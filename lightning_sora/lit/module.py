@@ -24,7 +24,8 @@ from lightning_sora.lit.last_step import LastStep, waits
 from lightning_sora.lit.older import grouped
 from lightning_sora.lit.optimizers import SCHEDULES, check_optimizer, create_optimizer
 from lightning_sora.lit.precision import convert_weights_alone, warn_of_slow_bfloat16
-from lightning_sora.models.configs import Config
+from lightning_sora.metrics.base import Side
+from lightning_sora.models.configs import Config, plain
 from lightning_sora.models.pixels import from_uint8
 from lightning_sora.models.seen_sizes import SeenSizes
 from lightning_sora.names import local_path
@@ -59,6 +60,8 @@ class LitModule(pl.LightningModule):
     boundary: ClassVar[tuple[str, ...]] = ()
     #: Arguments that are groups of options.
     groups: ClassVar[Mapping[str, type[Config]]] = {}
+    evaluated_sides: ClassVar[tuple[Side, ...]] = ()
+    """Whose videos a test gives back, by :meth:`test_step`, to be evaluated."""
 
     def __init__(self, *, optimizer: str, schedule: str, ema_decay: float | None, seed: int) -> None:
         super().__init__()
@@ -261,7 +264,7 @@ class LitModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["module"] = type(self).__name__
         given = checkpoint.get("hyper_parameters", {})
-        checkpoint["hyper_parameters"] = {n: v.plain() if isinstance(v, Config) else v for n, v in given.items()}
+        checkpoint["hyper_parameters"] = plain(dict(given))
         checkpoint["skipped_clips"] = self.skipped_clips - self._skipped_since
         self._last_step.rewind(self.trainer, checkpoint)
         checkpoint["native"] = self.seen_sizes.state_dict()

@@ -7,10 +7,15 @@ from typing import Any
 
 from lightning_sora.models.configs import Config
 
+EVALUATION = ("extractor", "clip")
+
 
 def grouped(arguments: Mapping[str, Any], groups: Mapping[str, type[Config]]) -> dict[str, Any]:
-    """Constructor arguments with each option in the group that it belongs to, where it lay beside the groups once."""
-    found = dict(arguments)
+    """Constructor arguments with each option in the group that it belongs to, where it lay beside the groups once.
+
+    What the evaluation has now is left out.
+    """
+    found = {name: value for name, value in arguments.items() if name not in EVALUATION}
     for group, config in groups.items():
         inside = {name: found.pop(name) for name in config.names() if name in found}
         if inside:

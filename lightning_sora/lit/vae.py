@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import lightning.pytorch as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
+from lightning_sora.lit.callbacks.evaluate import evaluation_where_none_is
 from lightning_sora.lit.evaluation_means import EvaluationMeans, of_all_ranks
-from lightning_sora.lit.judge import ReconstructionJudge
 from lightning_sora.lit.module import LitModule
 from lightning_sora.lit.optimizers import create_optimizer
 from lightning_sora.metrics.reconstruction import ReconstructionQuality, clip_quality
@@ -39,7 +40,6 @@ class LitVAE(LitModule):
         permute_colors: train on each clip with its colour channels in a random order, so that what is seen
             in one colour is learned for others.
         gallery_clips: clips of the validation split that the gallery shows.
-        extractor: spec of the space of the reconstruction FVD in tests, such as "world"; None for none.
         optimizer, schedule, ema_decay, seed: see :class:`LitModule`.
 
     Example:
@@ -50,6 +50,7 @@ class LitVAE(LitModule):
         (torch.Size([4, 3, 4, 4]), torch.Size([9, 32, 32, 3]))
     """
 
+    evaluated_sides = ("reconstructed",)
     boundary = ("vae.encoder.input.*", "vae.encoder.output.*", "vae.decoder.input.*", "vae.decoder.output.*")
     groups: ClassVar[Mapping[str, type[Config]]] = {"loss": VAELossConfig}
 
@@ -60,7 +61,6 @@ class LitVAE(LitModule):
         loss: VAELossConfig = VAELossConfig(),
         permute_colors: bool = False,
         gallery_clips: int = 6,
-        extractor: SpecText | None = None,
         optimizer: SpecText = "adamw(lr=1e-3)",
         schedule: SpecText = "trapezoid(warmup=20)",
         ema_decay: float | None = 0.99,
@@ -82,7 +82,6 @@ class LitVAE(LitModule):
         self._unstepped = LatentStatistics(self.vae.latent_channels)  # of the batches that make the next step
         self.quality = ReconstructionQuality()
         self._means, self._latents = EvaluationMeans(), LatentStatistics(self.vae.latent_channels)  # of an evaluation
-        self.judge = ReconstructionJudge(extractor, self.awaited)
         self._gallery_batches: list[SpacetimeBatch] = []
         self._count = CountedFlops()
 
@@ -93,9 +92,6 @@ class LitVAE(LitModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         self._unstepped.sums.zero_()
-        data = self.data_spec()
-        if data is not None and data.crop is not None and stage == "test":
-            self.judge.check_length(data.crop.size.frames, data.crop.fps)
 
     def check_batch(self, batch: SpacetimeBatch) -> None:
         """Refuses latents, and patches that are no multiple of the VAE's stride.
@@ -113,6 +109,9 @@ class LitVAE(LitModule):
                 f"data.patch={list(patch)} is no multiple of the VAE's stride {list(self.patch)}; "
                 f"set data.patch to {list(self.patch)}, or to the stride times the patch size of the DiT to come"
             )
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        return [*super().configure_callbacks(), *evaluation_where_none_is(self.trainer)]
 
     # Training.
     def training_flops(self, batch: SpacetimeBatch) -> int:
@@ -235,17 +234,8 @@ class LitVAE(LitModule):
     def validation_step(self, batch: SpacetimeBatch, batch_idx: int) -> None:
         self._evaluate(batch, "val")
 
-    def on_test_start(self) -> None:
-        self.judge.check(self.clips_to_test())
-        self.judge.place(self.device)
-
-    def test_step(self, batch: SpacetimeBatch, batch_idx: int) -> None:
-        made = self._evaluate(batch, "test")
-        for name, values in self.judge.update(batch, made).items():
-            self.score_clips(f"test/{name}", list(values), list(values.values()))
-
-    def protocol(self, split: str) -> dict[str, Any]:
-        return super().protocol(split) | (self.judge.card() if split == "test" else {})
+    def test_step(self, batch: SpacetimeBatch, batch_idx: int) -> dict[str, list[Tensor]]:
+        return {"reconstructed": self._evaluate(batch, "test")}
 
     def _evaluate(self, batch: SpacetimeBatch, split: str) -> list[Tensor]:
         """Logs a batch's scores; its reconstructions, uint8 [frames height width 3]."""
@@ -278,8 +268,6 @@ class LitVAE(LitModule):
 
     def on_test_epoch_end(self) -> None:
         self._log_quality("test")
-        self.log_dict({f"test/{name}": value for name, value in self.judge.compute().items()}, prog_bar=True)
-        self.judge.reset()
 
     def _log_quality(self, split: str) -> None:
         self.log_dict({f"{split}/{name}": value for name, value in self.quality.compute().items()}, prog_bar=True)
@@ -365,9 +353,9 @@ class LitVAE(LitModule):
 
     @classmethod
     def rebuild_arguments(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
-        # The trained model needs no perceptual loss and no judge, whose weights may be elsewhere.
+        # The trained model needs no perceptual loss, whose weights may be elsewhere.
         arguments = super().rebuild_arguments(checkpoint)
-        return {**arguments, "loss": {**arguments.get("loss", {}), "perceptual_weight": 0.0}, "extractor": None}
+        return {**arguments, "loss": {**arguments.get("loss", {}), "perceptual_weight": 0.0}}
 
     def lineage(self) -> dict[str, str]:
         """What the run is, for the record."""

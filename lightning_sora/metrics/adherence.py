@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_sora.errors import SoraError
 from lightning_sora.metrics.clip_lists import ClipListMetric
 from lightning_sora.metrics.evaluator.reading import Reading
 from lightning_sora.metrics.evaluator.vocabulary import OF_OBJECTS, VOCABULARY, code
@@ -92,7 +93,12 @@ class PromptAdherence(ClipListMetric):
     def compute(self) -> dict[str, Tensor]:
         """In [0, 1]: per fact ``FACT`` and ``FACT_shuffled``; ``mean`` over facts; ``all``, the share of clips with
         every fact right; and ``clips``, how many were judged."""
-        order = self.collected("ids").argsort()
+        ids = self.collected("ids")
+        if twice := len(ids) - len(ids.unique()):
+            raise SoraError(
+                f"{twice} of {len(ids)} clips were given more than once; give each once, with ids that differ"
+            )
+        order = ids.argsort()
         found, asked = (self.collected(name)[order].cpu() for name in ("found", "asked"))
         clips = len(found)
         rates = {"clips": torch.tensor(float(clips))}

@@ -1,105 +1,130 @@
-"""CLIP score of clips: does each frame fit the caption, by CLIP's judgement?"""
+"""CLIP-score of videos: does each frame fit the caption, by CLIP's judgement?"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, SumMetric
 
 from lightning_sora.errors import SoraError
-from lightning_sora.metrics.clip_means import EncodedClips
-from lightning_sora.metrics.extractors.base import Clip
-from lightning_sora.metrics.extractors.pretrained import card_name
+from lightning_sora.metrics.base import Evaluated, Needs, PerVideoMetric, Score, Side, register_metric
+from lightning_sora.metrics.extractors.base import EXTRACTORS, Extractor
+from lightning_sora.specs import Spec
 
 PAPER_SCALE = 2.5
 """Of CLIPScore (Hessel et al. 2021)."""
 
 
-@runtime_checkable
-class FrameAndTextEncoder(Protocol):
-    """Embeds frames and captions in one space: CLIPEncoder, or a stub.
-
-    It may also have ``model_id``, ``describe()`` for cards and ``truncated(texts)``, how many captions it cuts.
-    """
-
-    def embed_images(self, frames: UInt8[Tensor, "frames height width 3"]) -> Float[Tensor, "frames dim"]:
-        """One row a frame."""
-
-    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
-        """One row a caption."""
-
-
-def spaced_frames(clip: Clip, count: int | None) -> Clip:
+def spaced_frames(rows: Tensor, count: int | None) -> Tensor:
     """``count`` frames of a clip, each the middle of an equal share of it; None takes all.
+
+    Args:
+        rows: one per frame.
 
     Raises:
         SoraError: the clip has fewer.
     """
     if count is None:
-        return clip
-    if len(clip) < count:
-        raise SoraError(f"frames={count} of a clip of {len(clip)} cannot be scored; ask for at most {len(clip)}")
-    return clip[[(2 * i + 1) * len(clip) // (2 * count) for i in range(count)]]
+        return rows
+    if len(rows) < count:
+        raise SoraError(f"frames={count} of a clip of {len(rows)} cannot be scored; ask for at most {len(rows)}")
+    return rows[[(2 * i + 1) * len(rows) // (2 * count) for i in range(count)]]
 
 
-class VideoCLIPScore(EncodedClips):
+def text_extractor(model: str) -> str:
+    """The spec of the extractor that a model of captions names: a part's spec, or the name or directory of a CLIP."""
+    bare = model.split("(")[0].strip()
+    if bare in EXTRACTORS.list() and not os.path.isdir(model):
+        return "clip(captions=True)" if model == "clip" else model
+    return str(Spec("clip", {"weights": model, "captions": True}))
+
+
+@register_metric("clip_score")
+class CLIPScore(PerVideoMetric):
     """The mean over clips of the mean over frames of 100 cos(image, caption), in [-100, 100].
 
+    "shuffled" is the same over all captions of other clips: what chance gives; "truncated" is how many captions are
+    longer than the model reads.
+
     Args:
-        model: embeds frames and captions.
+        model: name or directory of a CLIP of transformers; or spec of an extractor that embeds captions.
         frames: scored per clip, evenly spaced; None scores all.
-        paper: the paper's scale, 2.5 max(cos, 0), for each frame, in [0, 2.5].
+        paper: the paper's scale, 2.5 max(cos, 0), for each frame, in [0, 2.5] (Hessel et al. 2021, arXiv:2104.08718).
 
     Raises:
-        SoraError: ``frames`` below 1.
+        SoraError: no model, ``frames`` below 1, or a model that embeds no captions.
     """
 
     higher_is_better = True
-    truncated: Tensor
+    automatic = "clip_score"
+    chance: ChanceCLIPScore | None = None
 
-    def __init__(self, model: FrameAndTextEncoder, frames: int | None = None, paper: bool = False) -> None:
-        super().__init__(["clip_score"], model)
+    def __init__(self, model: str | None = None, frames: int | None = None, paper: bool = False) -> None:
+        if model is None:
+            raise SoraError(
+                "clip_score needs a model: write clip_score(model='PATH'), the name or the directory of a CLIP of "
+                "transformers, or give one for all metrics (--clip-model; evaluation.clip_model in a recipe)"
+            )
         if frames is not None and frames < 1:
             raise SoraError(f"frames={frames} of the CLIP score must be at least 1, or None for all")
         self.frames, self.paper = frames, paper
-        self.add_state("truncated", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.needs = Needs(captions=True, features=text_extractor(model), min_frames=frames or 1)
 
-    def update(self, clips: Sequence[Clip], captions: Sequence[str]) -> None:
-        """Adds clips with their captions.
+    def bind(self, network: Extractor) -> None:
+        if not network.text_per:
+            raise SoraError(f"{network.title} embeds no captions; give clip_score a CLIP, or an extractor that does")
+        super().bind(network)
+        self.needs = replace(self.needs, per=network.text_per)
+        self.chance, self.truncated = ChanceCLIPScore(network.width), SumMetric()
 
-        Raises:
-            SoraError: not one caption per clip, or a clip of too few frames.
-        """
-        if len(clips) != len(captions):
-            raise SoraError(f"{len(clips)} clips have {len(captions)} captions; give one for each")
-        if not clips:
-            return
-        texts = self.encoder.embed_texts(list(captions)).double()
-        scores = []
-        for clip, text in zip(clips, texts, strict=True):
-            images = self.encoder.embed_images(spaced_frames(clip, self.frames)).double()
-            cosine = F.cosine_similarity(images, text.to(images.device)[None])
-            scores.append((PAPER_SCALE * cosine.clamp(min=0) if self.paper else 100 * cosine).mean())
-        self.add({"clip_score": torch.stack(scores)})
-        if count := getattr(self.encoder, "truncated", None):
-            self.truncated += count(list(captions))
+    def add(self, videos: Sequence[Evaluated], side: Side) -> Mapping[str, float]:
+        found = super().add(videos, side)
+        assert self.network is not None
+        assert self.chance is not None
+        captions = [str(video.caption) for video in videos]
+        if captions:
+            self.chance.update(
+                torch.stack([F.normalize(self._rows_of(video), dim=1).mean(0) for video in videos]),
+                torch.stack([F.normalize(self._text(video), dim=0) for video in videos]),
+            )
+            self.truncated.update(self.network.truncated(captions))
+        return found
 
-    def compute(self) -> dict[str, Tensor]:
-        """``clip_score``, ``clip_score_se``, and ``clip_score_truncated``, how many captions were longer than the
-        model reads."""
-        return {**super().compute(), "clip_score_truncated": self.truncated.clone()}
+    def _rows_of(self, video: Evaluated) -> Float[Tensor, "rows width"]:
+        assert self.network is not None
+        return spaced_frames(self.network.text_rows(video.features).double().cpu(), self.frames)
+
+    def _text(self, video: Evaluated) -> Float[Tensor, " width"]:
+        network = self.network
+        assert network is not None
+        return video.once(
+            f"text {self.needs.features}", lambda: network.embed_texts([str(video.caption)])[0].double().cpu()
+        )
+
+    def score(self, video: Evaluated) -> float:
+        cosine = F.cosine_similarity(self._rows_of(video), self._text(video)[None])
+        return float((PAPER_SCALE * cosine.clamp(min=0) if self.paper else 100 * cosine).mean())
+
+    def compute(self) -> Score | None:
+        found = super().compute()
+        if found is None or self.chance is None:
+            return None
+        beside = {"truncated": float(self.truncated.compute())}
+        shuffled = self.chance.compute()
+        if shuffled and not self.paper:  # which frames fall below zero, sums do not tell
+            beside["shuffled"] = float(shuffled["clip_score_shuffled"])
+        return replace(found, figures=beside)
 
     def card(self) -> dict[str, Any]:
-        """What a protocol card says of the score."""
-        describe = getattr(self.encoder, "describe", dict)
         return {
-            "model": card_name(getattr(self.encoder, "model_id", type(self.encoder).__name__)),
-            **describe(),
+            "definition": "mean over clips of the mean over frames of 100 cos(image, caption)",
             "frames": "all" if self.frames is None else self.frames,
             "scale": "2.5 max(cos, 0)" if self.paper else "100 cos",
         }

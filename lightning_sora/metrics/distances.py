@@ -36,6 +36,11 @@ GROUPS = 16
 """Random groups that clips are dealt to by their ids, for intervals and extrapolation."""
 ENDLESS = 0.95  # reliability of halves from which a line over 1/n extrapolates well
 SIDES = ("real", "generated")
+HALVES = {
+    "": "unbiased",
+    "_low": "low",
+    "_high": "high",
+}  # what is told of the distance between halves of the real clips
 
 
 class ClipSetMetric(ClipListMetric):
@@ -188,13 +193,15 @@ class FrechetVideoDistance(MomentsMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """``value`` as defined; ``unbiased`` with its interval ``low`` to ``high`` and ``stderr``; ``infinity``,
-        extrapolated to endless clips. Beside them the floors: ``bias``, what two sets of this size from the law of the
-        real clips would give, and ``halves`` with ``halves_low`` and ``halves_high``, the distance between two halves
-        of the real clips without bias. ``real`` and ``generated`` are the numbers of clips. All float64.
+        extrapolated to endless clips. Beside them the floors: ``small_sample_bias``, what two sets of this size from
+        the law of the real clips would give, and ``real_vs_real`` with ``real_vs_real_low`` and
+        ``real_vs_real_high``, the distance between two halves of the real clips without bias. ``real`` and
+        ``generated`` are the numbers of clips. All float64.
 
         What so few clips do not tell is left out, and a warning says how many would: ``unbiased``, its interval and
-        ``halves`` where covariances of half of the clips are too unreliable, ``infinity`` sooner, and ``bias`` where
-        the numbers of clips are too far apart. See :mod:`lightning_sora.metrics.half_samples`.
+        ``real_vs_real`` where covariances of half of the clips are too unreliable, ``infinity`` sooner, and
+        ``small_sample_bias`` where the numbers of clips are too far apart. See
+        :mod:`lightning_sora.metrics.half_samples`.
 
         Raises:
             SoraError: too few clips, clips given twice, or another number than expected.
@@ -213,10 +220,10 @@ class FrechetVideoDistance(MomentsMetric):
         between = frechet_estimate(real[::2], real[1::2])
         if between is not None and between.reliable:
             named = _as_tensors(between)
-            found |= {"halves": named["unbiased"], "halves_low": named["low"], "halves_high": named["high"]}
+            found |= {f"real_vs_real{end}": named[name] for end, name in HALVES.items()}
         floor = frechet_floor(real, *counts)
         if floor is not None:
-            found["bias"] = torch.tensor(floor, dtype=torch.float64)
+            found["small_sample_bias"] = torch.tensor(floor, dtype=torch.float64)
         return found | {"real": torch.tensor(float(counts[0])), "generated": torch.tensor(float(counts[1]))}
 
 
@@ -270,6 +277,25 @@ class KernelVideoDistance(ClipSetMetric):
         self.pairs = paired
         for side in SIDES:
             self.add_list(f"{side}_features", torch.zeros((0, extractor.width), dtype=torch.float64))
+            self.add_list(f"{side}_order", torch.zeros(0, dtype=torch.int64))
+
+    def add(
+        self,
+        features: Float[Tensor, "clips width"],
+        ids: Sequence[str],
+        *,
+        real: bool,
+        order: Sequence[str] | None = None,
+    ) -> None:
+        """Adds clips whose features are known.
+
+        Args:
+            order: what clips are sorted by before anything is summed: digests of their contents, where no name is to
+                change even a rounding; by default their ids. Not for pairs, which are told by ids.
+        """
+        if len(ids):
+            getattr(self, f"{SIDES[not real]}_order").append(self.hashes(ids if order is None else order))
+        super().add(features, ids, real=real)
 
     def _add(self, side: str, features: Tensor, groups: Tensor) -> None:
         getattr(self, f"{side}_features").append(features)
@@ -288,8 +314,8 @@ class KernelVideoDistance(ClipSetMetric):
         return {name: value for name, value in _as_tensors(estimate).items() if name != "unbiased"}
 
     def features(self, side: str) -> Float[Tensor, "clips width"]:
-        """Of one side, in the order of the clips' hashed ids."""
-        order = self.collected(f"{side}_ids").cpu().argsort()
+        """Of one side, in the order of the clips' hashed ids, or of what else orders them."""
+        order = self.collected(f"{side}_order").cpu().argsort(stable=True)
         return self.collected(f"{side}_features").cpu()[order]
 
 

@@ -60,7 +60,7 @@ class FVD(_Numbered, FrechetVideoDistance):
         >>> fvd.update(clips[:8], real=True, fps=8)
         >>> fvd.update(clips[8:], real=False, fps=8)
         >>> sorted(fvd.compute())
-        ['bias', 'generated', 'real', 'value']
+        ['generated', 'real', 'small_sample_bias', 'value']
     """
 
     def __init__(self, extractor: str | Extractor) -> None:

@@ -57,7 +57,18 @@ class Config:
 
     def plain(self) -> dict[str, Any]:
         """The options as JSON and checkpoints hold them."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {name: plain(value) for name, value in asdict(self).items()}
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON and checkpoints hold it: groups as mappings, specs as texts, tuples as lists."""
+    if isinstance(value, Config):
+        return value.plain()
+    if isinstance(value, Mapping):
+        return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return str(value) if isinstance(value, str) else value  # of a spec its text, without the type
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,9 @@ SPEC = re.compile(r"\w+\(.*\)", re.DOTALL)
 #: The names that a section accepts, given the class that it names; None where anything goes.
 Accepted = Callable[[str, str | None], Sequence[str] | None]
 
+#: Where options lie that earlier versions had elsewhere.
+MOVED = {"model.extractor": "evaluation.extractor", "model.clip": "evaluation.clip_model"}
+
 
 def recipe_files(arguments: Sequence[str]) -> list[Path]:
     """The files given by ``--config`` or ``-c``, in order.
@@ -288,6 +291,8 @@ def _check_name(
     if accepted is None or name in accepted:
         return
     dotted, prefix = (f"{section}.{name}", f"{section}.") if section else (name, "")
+    if dotted in MOVED:
+        raise SoraError(f"{place}: {dotted} is an option of the evaluation; write {MOVED[dotted]}")
     inside = grouped or {}
     if name in inside:
         raise SoraError(f"{place}: {dotted} is in a group of options; write {prefix}{inside[name]}")

@@ -24,6 +24,7 @@ import lightning_sora.lit.dit
 import lightning_sora.lit.expander
 import lightning_sora.lit.vae  # noqa: F401
 from lightning_sora.errors import SoraError
+from lightning_sora.lit.callbacks import Evaluate
 from lightning_sora.lit.finite import FiniteSteps
 from lightning_sora.lit.module import check_module, read_checkpoint
 from lightning_sora.names import at_home
@@ -163,6 +164,7 @@ class RecipeParser(LightningCLI):
         parser.add_argument("--plugins", type=list[str], default=[], help="Files that register parts of their own.")
         parser.add_argument("--vars", type=dict, default={}, help="Values for interpolation: ${vars.name}.")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_lightning_class_args(Evaluate, "evaluation")
         parser.add_lightning_class_args(FiniteSteps, "finite")
         parser.add_class_arguments(MLflowTracker, "tracking")
 

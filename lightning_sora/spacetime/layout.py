@@ -114,7 +114,7 @@ class TokenLayout:
         """(clip, t, y, x) of every token, in order; int64."""
         return _coordinates(self.grids).to(device)
 
-    def per_token(self, per_clip: Shaped[Tensor, "clips *rest"]) -> Shaped[Tensor, "batch tokens_or_1 *rest"]:
+    def per_token(self, per_clip: Shaped[Tensor, clips * rest]) -> Shaped[Tensor, "batch tokens_or_1 *rest"]:
         """Lays out a value per clip so that it broadcasts against ``[batch, tokens, ...]``."""
         if not self.packed:
             return per_clip[:, None]
@@ -127,13 +127,13 @@ class TokenLayout:
             return per_token.mean(dim=1)
         return torch.stack([part.mean() for part in per_token[0].split(list(self.lengths))])
 
-    def split(self, rows: Shaped[Tensor, "batch tokens *rest"]) -> list[Shaped[Tensor, "_ *rest"]]:
+    def split(self, rows: Shaped[Tensor, "batch tokens *rest"]) -> list[Shaped[Tensor, _ * rest]]:
         """The rows of each clip."""
         if not self.packed:
             return list(rows.unbind(0))
         return list(rows[0].split(list(self.lengths)))
 
-    def join(self, rows: Sequence[Shaped[Tensor, "_ *rest"]]) -> Shaped[Tensor, "batch tokens *rest"]:
+    def join(self, rows: Sequence[Shaped[Tensor, _ * rest]]) -> Shaped[Tensor, "batch tokens *rest"]:
         """The inverse of :meth:`split`."""
         return torch.cat(list(rows))[None] if self.packed else torch.stack(list(rows))
 

@@ -14,10 +14,9 @@ from lightning_sora.cli import main
 from lightning_sora.data.datamodule import SpacetimeDataModule
 from lightning_sora.errors import SoraError
 from lightning_sora.lit import LitEvaluator
-from lightning_sora.lit.awaited import Awaited
-from lightning_sora.lit.callbacks import ClipScores
+from lightning_sora.lit.callbacks import ClipScores, Evaluate
 from lightning_sora.lit.clip_cache import ClipCache
-from lightning_sora.lit.judge import GenerationJudge, ReconstructionJudge
+from lightning_sora.metrics.evaluation import Evaluation
 from lightning_sora.metrics.evaluator.reading import load_evaluator
 from tests.integration.conftest import make_dit, make_vae
 
@@ -35,11 +34,11 @@ def scores_of(trainer: pl.Trainer, module: pl.LightningModule, **changes: Any) -
     return dict(found)
 
 
-JUDGED = {"extractor": "world", "clip": "world"}
+JUDGED = {"extractor": "world", "clip_model": "world"}
 
 
 def test_a_test_gives_the_full_card(make_trainer: Callable[..., pl.Trainer], tmp_path: Path) -> None:
-    found = scores_of(make_trainer(callbacks=[ClipScores()]), make_dit(**JUDGED), clips=64)
+    found = scores_of(make_trainer(callbacks=[ClipScores(), Evaluate(**JUDGED)]), make_dit(), clips=64)
     facts = ("color", "count", "shape", "size", "motion", "camera")
     assert {f"test/adherence_{fact}{end}" for fact in facts for end in ("", "_shuffled")} <= set(found)
     distances = (
@@ -47,16 +46,21 @@ def test_a_test_gives_the_full_card(make_trainer: Callable[..., pl.Trainer], tmp
         "fvd_low",
         "fvd_high",
         "fvd_unbiased",
-        "fvd_floor",
-        "fvd_real",
-        "fvd_vae",
+        "fvd_small_sample_bias",
+        "fvd_real_vs_real",
+        "rfvd",
         "kvd",
     )
     assert {f"test/{name}" for name in distances} <= set(found)
     assert {"test/clip_score", "test/clip_score_shuffled", "test/temporal_flickering", "test/identity"} <= set(found)
     protocol = json.loads((tmp_path / "protocol/test.json").read_text())
-    assert protocol["extractor"]["weights"] == f"sha256:{load_evaluator().digest}"
-    assert protocol["facts"]["weights"] == load_evaluator().digest
+    how = protocol["evaluation"]
+    assert how["extractors"]["world"]["weights"] == f"sha256:{load_evaluator().digest}"
+    assert {name for name, card in how["metrics"].items() if card.get("extractor") == "world"} >= {"fvd", "adherence"}
+    assert how["clips"] == {"real": 64, "generated": 64, "reconstructed": 64}
+    kept = json.loads((tmp_path / "evaluation/test.json").read_text())
+    assert kept["protocol"] == how
+    assert kept["scores"]["fvd"]["value"] == pytest.approx(found["test/fvd"], rel=1e-6)
     assert len(protocol["protocol_id"]) == 12
     assert protocol["data"] == data(clips=64).fingerprint("test")
     clips = json.loads((tmp_path / "clips/test.json").read_text())["scores"]
@@ -65,8 +69,8 @@ def test_a_test_gives_the_full_card(make_trainer: Callable[..., pl.Trainer], tmp
 
 
 def test_batches_change_no_score(make_trainer: Callable[..., pl.Trainer]) -> None:
-    by_eight = scores_of(make_trainer(), make_dit(**JUDGED))
-    by_five = scores_of(make_trainer(), make_dit(**JUDGED), batch_size=5)
+    by_eight = scores_of(make_trainer(callbacks=[Evaluate(**JUDGED)]), make_dit())
+    by_five = scores_of(make_trainer(callbacks=[Evaluate(**JUDGED)]), make_dit(), batch_size=5)
     assert "test/clip_score_shuffled" in by_eight
     for name in by_eight.keys() - {n for n in by_eight if "loss" in n}:
         assert by_five[name] == pytest.approx(by_eight[name], rel=2e-3, abs=2e-3), name
@@ -75,10 +79,10 @@ def test_batches_change_no_score(make_trainer: Callable[..., pl.Trainer]) -> Non
 def test_an_interrupted_test_goes_on(
     make_trainer: Callable[..., pl.Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = scores_of(make_trainer(), make_dit(**JUDGED))
+    whole = scores_of(make_trainer(callbacks=[Evaluate(**JUDGED)]), make_dit())
     assert not list((tmp_path / "generated").rglob("*.npy")), "a finished test leaves no clips behind"
 
-    module = make_dit(**JUDGED)
+    module = make_dit()
     sample, calls = module.sample, []
 
     def interrupted(captions: Any, *args: Any, **options: Any) -> Any:
@@ -89,13 +93,13 @@ def test_an_interrupted_test_goes_on(
 
     monkeypatch.setattr(module, "sample", interrupted)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        make_trainer().test(module, data(), verbose=False)
+        make_trainer(callbacks=[Evaluate(**JUDGED)]).test(module, data(), verbose=False)
     assert len(list((tmp_path / "generated").rglob("*.npy"))) == 8
 
-    again = make_dit(**JUDGED)
+    again = make_dit()
     sample, counted = again.sample, []
     monkeypatch.setattr(again, "sample", lambda c, *a, **o: (counted.append(len(c)), sample(c, *a, **o))[1])
-    resumed = scores_of(make_trainer(), again)
+    resumed = scores_of(make_trainer(callbacks=[Evaluate(**JUDGED)]), again)
     assert counted == [8, 4], "the first eight clips were kept"
     assert resumed == pytest.approx(whole, rel=1e-6, abs=1e-9)
 
@@ -122,22 +126,22 @@ def test_clips_of_another_model_or_protocol_are_not_taken_up(tmp_path: Path) -> 
     [
         ({"extractor": "world"}, {"clips": 8}, "at least 16 clips"),
         ({"extractor": "world"}, {"frames": 13, "fps": 16.0}, "13 frames at 16 fps .* at least 17"),
-        ({"clip": "world"}, {"frames": 5}, "clip=world reads clips of at least 1 s"),
+        ({"clip_model": "world"}, {"frames": 5}, "5 frames are given to FVD .world., which takes at least 9"),
         ({"extractor": "random"}, {"clips": 15}, "between 15 clips is all bias"),
     ],
 )
 def test_what_cannot_be_judged_is_refused_before_anything_is_generated(
     options: dict, changes: dict, message: str, make_trainer: Callable[..., pl.Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = make_dit(**options)
+    module = make_dit()
     monkeypatch.setattr(module, "sample", lambda *a, **o: pytest.fail("generated"))
     with pytest.raises(SoraError, match=message):
-        make_trainer().test(module, data(**changes), verbose=False)
+        make_trainer(callbacks=[Evaluate(**options)]).test(module, data(**changes), verbose=False)
 
 
 def test_validation_scores_the_prompts_that_the_gallery_shows(make_trainer: Callable[..., pl.Trainer]) -> None:
-    module = make_dit(**JUDGED, prompts=["a big red cube moves right", "a small green cone moves left"])
-    trainer = make_trainer(limit_val_batches=1, max_steps=2, val_check_interval=1)
+    module = make_dit(prompts=["a big red cube moves right", "a small green cone moves left"])
+    trainer = make_trainer(limit_val_batches=1, max_steps=2, val_check_interval=1, callbacks=[Evaluate(**JUDGED)])
     counted: list[int] = []
     sample = module.sample
 
@@ -160,11 +164,11 @@ def test_validation_scores_the_prompts_that_the_gallery_shows(make_trainer: Call
 def test_a_vae_is_judged_by_distance_and_by_warping_along_the_exact_flow(
     make_trainer: Callable[..., pl.Trainer],
 ) -> None:
-    found = scores_of(make_trainer(), make_vae(extractor="world"))
-    assert {"test/psnr", "test/ssim", "test/rfvd", "test/rfvd_low", "test/rfvd_floor"} <= set(found)
-    assert found["test/rfvd"] > found["test/rfvd_floor"]  # an untrained VAE
-    assert found["test/warping_error_real"] > 0
-    assert "test/warping_error" in found
+    found = scores_of(make_trainer(callbacks=[Evaluate(extractor="world")]), make_vae())
+    assert {"test/psnr", "test/ssim", "test/rfvd", "test/rfvd_low", "test/rfvd_small_sample_bias"} <= set(found)
+    assert found["test/rfvd"] > found["test/rfvd_small_sample_bias"]  # an untrained VAE
+    assert found["test/world_warping_error_real"] > 0
+    assert "test/world_warping_error" in found
 
 
 def test_distances_see_clips_at_their_own_rate() -> None:
@@ -173,23 +177,20 @@ def test_distances_see_clips_at_their_own_rate() -> None:
     for frames, fps in ((17, 8.0), (33, 16.0)):
         source = data(frames=frames, fps=fps)
         source.setup("test")
-        of_vae, of_model = ReconstructionJudge("world", Awaited()), GenerationJudge("world", None, Awaited())
+        evaluation = Evaluation(["fvd", "rfvd", "kvd(paired=True)"], extractor="world")
         for batch in source.test_dataloader():
             made = [255 - clip for clip in batch.videos()]
-            of_vae.update(batch, made)
-            of_model.update(batch, made, made)
-        scores = of_model.compute()
-        found[str(fps)] = [
-            float(v) for v in (of_vae.compute()["rfvd"], scores["fvd"], scores["fvd_vae"], scores["kvd"])
-        ]
-        assert of_vae.card()["fps"] == [fps]
-        assert "8 per second" in of_vae.card()["extractor"]["clip"]
+            evaluation.update(batch.ids, real=batch.videos(), generated=made, reconstructed=made, fps=batch.fps)
+        scores = evaluation.compute()
+        found[str(fps)] = [scores[name].value for name in ("fvd", "rfvd", "kvd")]
+        assert scores.card.fields["sizes"]["generated"] == [f"{frames}x16x16 at {fps:g} fps"]
+        assert "8 per second" in scores.card.fields["extractors"]["world"]["clip"]
     assert found["16.0"] == pytest.approx(found["8.0"], rel=1e-5)
 
 
 def test_a_vae_refuses_clips_that_its_extractor_cannot_take(make_trainer: Callable[..., pl.Trainer]) -> None:
     with pytest.raises(SoraError, match=r"13 frames at 16 fps .* at least 17"):
-        make_trainer().test(make_vae(extractor="world"), data(frames=13, fps=16.0))
+        make_trainer(callbacks=[Evaluate(extractor="world")]).test(make_vae(), data(frames=13, fps=16.0))
 
 
 def test_the_evaluator_trains_and_ships_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +200,7 @@ def test_the_evaluator_trains_and_ships_itself(tmp_path: Path, monkeypatch: pyte
         f"--config={RECIPES}/world_evaluator.yaml",
         "--data.source=worlds(levels=('tiny','medium'), clips=8, heldout_clips=8)",
         "--data.batch_size=4",
-        "--model.dit.dim=32",
+        "--model.dim=32",
         "--trainer.max_steps=3",
         "--trainer.val_check_interval=3",
         "--trainer.enable_progress_bar=false",

@@ -79,22 +79,22 @@ def test_mixed_files_are_scored_with_their_card(
     )  # fmt: skip
     said = capsys.readouterr()
     assert "random-FD (not FVD)" in said.out
-    assert "random MMD (not KVD)" in said.out
+    assert "random MMD" in said.out
     assert "same-size floor" in said.out
     assert found["protocol_id"] in said.out
     assert "not verified" in said.err
-    assert found["protocol"]["clip"] == {"frames": 12, "fps": 8.0, "resampled": False, "offset": "first"}
+    assert found["clip"] == {"frames": 12, "fps": 8.0, "resampled": False, "offset": "first"}
     assert found["protocol"]["clips"] == {"real": 24, "generated": 18}
-    assert found["protocol"]["extractor"]["name"] == "random"
-    assert "divisor N - 1" in found["protocol"]["metrics"]["fvd"]
+    assert found["protocol"]["extractors"]["random"]["name"] == "random"
+    assert "divisor N - 1" in found["protocol"]["metrics"]["fvd"]["definition"]
     assert set(found["environment"]) == {"lightning_sora", "torch", "torchvision"}
     assert found["folders"] == {"real": str(real), "generated": str(fake)}
     assert str(real.parent) not in json.dumps([found["protocol"], found["scores"], found["clips"]])
     values = found["scores"]["fvd"]
     assert values["title"] == "random-FD (not FVD)"
-    assert set(values) >= {"value", "unbiased", "stderr", "low", "high", "bias"}
+    assert set(values) >= {"value", "unbiased", "stderr", "low", "high", "small_sample_bias"}
     assert 0 < values["low"] < values["unbiased"] < values["high"]  # half as bright
-    assert not {"infinity", "halves"} & set(values)  # which so few clips do not tell
+    assert not {"infinity", "real_vs_real"} & set(values)  # which so few clips do not tell
     assert set(found["clips"]["temporal_flickering"]) == {p.name for p in fake.iterdir()}
     assert len(found["clips"]["motion_smoothness"]) == 18
     mean = np.mean(list(found["clips"]["temporal_flickering"].values()))
@@ -171,16 +171,21 @@ def refusals() -> list[tuple[str, Callable[[Path, Path, Path], list], str]]:
          r"1 of 18 videos under .* cannot be read: 102.mp4 \(.*data check"),
         ("none", lambda r, f, t: ["--real", r, "--generated", t, *extractor], "there is no video under"),
         ("nowhere", lambda r, f, t: ["--real", r, "--generated", t / "x", *extractor], "is not a folder"),
-        ("metric", lambda r, f, t: ["--real", r, "--generated", f, "--metrics", "fwd", *extractor], "did you mean fvd"),
+        ("metric", lambda r, f, t: ["--real", r, "--generated", f, "--metrics", "fwd", *extractor],
+         "did you mean 'fvd'"),
         ("extractor", lambda r, f, t: ["--real", r, "--generated", f, "--extractor", "i3"], "i3d"),
         ("weights", lambda r, f, t: ["--real", r, "--generated", f, "--extractor", "i3d(weights='no.pt')"], "no.pt"),
         ("no extractor", lambda r, f, t: ["--real", r, "--generated", f], "needs --extractor"),
-        ("no real", lambda r, f, t: ["--generated", f, *extractor], "give --real DIR or --reference FILE"),
-        ("no captions", lambda r, f, t: ["--generated", f, "--metrics", "clip_score", "--clip-model", "x"], 
-         "18 of 18 under .* have none: 100.webm, .* and 13 more"),
+        ("no real", lambda r, f, t: ["--generated", f, *extractor], "needs --real DIR or --reference FILE"),
         ("frames", lambda r, f, t: ["--real", r, "--generated", f, "--extractor", "mvit(weights='x')"], "x"),
         ("no clip model", lambda r, f, t: ["--generated", f, "--metrics", "clip_score"], "needs --clip-model"),
-        ("useless real", lambda r, f, t: ["--real", r, "--generated", f, "--metrics", "clip_score"], "drop --real"),
+        ("useless real", lambda r, f, t: ["--real", r, "--generated", f, "--metrics=clip_score", "--clip-model=x"],
+         "drop --real"),
+        ("facts", lambda r, f, t: ["--generated", f, "--metrics", "adherence"], "facts of the world's clips"),
+        ("all that is lacking", lambda r, f, t: ["--generated", f, "--metrics", "fvd,clip_score"],
+         "--real DIR or --reference FILE, .*--extractor, .*--clip-model"),
+        ("weights first", lambda r, f, t: ["--real", t / "x", "--generated", f, "--extractor", "i3d(weights='n')"],
+         "there is no file 'n', where the weights of I3D"),
         ("two real sides", lambda r, f, t: ["--real", r, "--reference", "x", "--generated", f], "give one of them"),
         ("rate", lambda r, f, t: ["--real", r, "--generated", f, "--fps", "nan"], "between 0 and 1000"),
         ("minimum", lambda r, f, t: ["--real", r, "--generated", f, "--min-clips", 4], "must be at least 8"),
@@ -188,7 +193,7 @@ def refusals() -> list[tuple[str, Callable[[Path, Path, Path], list], str]]:
         ("out", lambda r, f, t: ["--real", r, "--generated", f, *extractor, "--out", t], "is a folder; give the name"),
         ("kept", lambda r, f, t: ["--real", r, "--metrics", "kvd", "--save-reference", t, *extractor], "fvd or jedi"),
         ("fast", lambda r, f, t: ["--real", r, "--generated", f, "--fps", 4, *extractor], "than 12 frames at 4"),
-        ("nothing", lambda r, f, t: ["--real", r], "nothing to score"),
+        ("nothing", lambda r, f, t: ["--real", r], "needs --generated DIR, or --save-reference DIR"),
         ("reference", lambda r, f, t: ["--reference", t / "r.safetensors", "--generated", f, *extractor],
          "no reference statistics"),
     ]  # fmt: skip
@@ -264,20 +269,27 @@ def test_captions_are_scored(how: str, tmp_path: Path, monkeypatch: pytest.Monke
 
         model_id = str(tmp_path)
 
-        def __init__(self, weights: str) -> None:
+        def __init__(self, weights: str, *options: object) -> None:
             super().__init__()
+            self.width = 2
 
-        def embed_images(self, frames: torch.Tensor) -> torch.Tensor:
-            return torch.tensor([[1.0, 0.0]]).expand(len(frames), -1)
+        def prepare(self, frames: torch.Tensor) -> torch.Tensor:
+            return frames.permute(0, 3, 1, 2).float()[:, :, :32, :32]
+
+        def embed(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([[1.0, 0.0]]).expand(len(images), -1)
 
         def embed_texts(self, texts: list[str]) -> torch.Tensor:
             angles = torch.tensor([float(text) for text in texts]).deg2rad()
             return torch.stack((angles.cos(), angles.sin()), dim=1)
 
+        def describe(self) -> dict[str, str]:
+            return {"model": "stub"}
+
         def truncated(self, texts: list[str]) -> int:
             return sum(text == "60" for text in texts)
 
-    monkeypatch.setattr("lightning_sora.metrics.scoring.CLIPEncoder", Stub)
+    monkeypatch.setattr("lightning_sora.metrics.extractors.clip.CLIPEncoder", Stub)
     folder = paint(tmp_path / "made", 2)
     if how == "table":
         (folder / "metadata.csv").write_text("file_name,text\n000.mp4,0\n001.webm,60\n")
@@ -288,8 +300,9 @@ def test_captions_are_scored(how: str, tmp_path: Path, monkeypatch: pytest.Monke
     found = scores(out, "--generated", folder, "--metrics", "clip_score", "--clip-model", tmp_path)
     assert found["clips"]["clip_score"] == pytest.approx({"000.mp4": 100, "001.webm": 50})
     assert found["scores"]["clip_score"]["value"] == pytest.approx(75)
-    assert found["scores"]["clip_score"]["truncated_captions"] == 1
-    assert found["protocol"]["clip_score"]["model"] == tmp_path.name  # where it lies is no part of the protocol
+    assert found["scores"]["clip_score"]["truncated"] == 1
+    (folder / ("metadata.csv" if how == "table" else "000.txt")).unlink()
+    assert score("--generated", folder, "--metrics", "clip_score", "--clip-model", tmp_path) == 2
 
 
 def test_an_interruption_leaves_nothing_behind(

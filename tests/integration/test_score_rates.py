@@ -33,7 +33,7 @@ def test_differing_rates_are_refused_until_one_is_given(tmp_path: Path, capsys: 
     assert "real videos: 8 at 8; generated videos: 8 at 16 fps" in said
     assert "--fps 8 " in said
     assert score(*sides, "--fps", 8, "--out", tmp_path / "one.json") == 0
-    assert json.loads((tmp_path / "one.json").read_text())["protocol"]["clip"]["fps"] == 8
+    assert json.loads((tmp_path / "one.json").read_text())["clip"]["fps"] == 8
     at_rate(slow, 2, 24.0)
     assert score("--generated", slow, "--metrics", "temporal_flickering", "--frames", 6) == 2
     assert "8 at 8, 2 at 24" in capsys.readouterr().err
@@ -47,7 +47,7 @@ def test_the_card_has_the_rate_and_a_reference_of_another_is_refused(
     options = ("--extractor", RANDOM, "--min-clips", 8, "--frames", 6)
     assert score("--real", real, "--generated", same, *options, "--save-reference", kept, "--out", out) == 0
     assert "real videos are 32x32, generated ones 48x48" in capsys.readouterr().err
-    assert json.loads(out.read_text())["protocol"]["clip"]["fps"] == 30
+    assert json.loads(out.read_text())["clip"]["fps"] == 30
     (reference,) = kept.glob("*.safetensors")
     assert score("--reference", reference, "--generated", same, *options, "--compare", out) == 0
     assert score("--reference", reference, "--generated", slow, *options) == 2

@@ -62,7 +62,7 @@ def test_frames_and_arrays_are_the_clips_that_they_hold(made: dict[str, Path], t
         told = {int(re.findall(r"\d+", name)[0]): value for name, value in values.items()}
         assert told == pytest.approx(expected)
         assert found["scores"]["fvd"]["value"] == pytest.approx(0, abs=1e-9)  # the same clips in another coat
-        assert found["protocol"]["clip"] == {"frames": FRAMES, "fps": None, "resampled": False, "offset": "first"}
+        assert found["clip"] == {"frames": FRAMES, "fps": None, "resampled": False, "offset": "first"}
         assert found["protocol"]["clips"] == {"real": COUNT, "generated": COUNT}
 
 
@@ -73,7 +73,7 @@ def test_the_middle_and_the_rate_are_those_that_are_asked_for(made: dict[str, Pa
     assert found["clips"]["temporal_flickering"]["clip2.npy"] == pytest.approx(
         1 - np.abs(np.diff(middle, axis=0)).mean() / 255
     )
-    assert found["protocol"]["clip"]["fps"] == 8
+    assert found["clip"]["fps"] == 8
 
 
 def test_frames_beside_videos_are_taken_at_their_rate(
@@ -82,12 +82,12 @@ def test_frames_beside_videos_are_taken_at_their_rate(
     for index in range(COUNT):
         media.write_mp4(tmp_path / "real" / f"{index}.mp4", torch.from_numpy(video_of(index)), 12)
     found = scores(tmp_path / "s.json", "--real", tmp_path / "real", "--generated", made["frames"])
-    assert found["protocol"]["clip"]["fps"] == 12
+    assert found["clip"]["fps"] == 12
     assert f"{COUNT} folders of frames and arrays tell no rate and are taken to be at 12 fps" in capsys.readouterr().err
 
 
 def test_captions_of_folders_and_arrays_come_from_tables_and_texts(made: dict[str, Path], tmp_path: Path) -> None:
-    from lightning_sora.commands.score_videos import find_videos
+    from lightning_sora.lab.score_videos import find_videos
     from lightning_sora.metrics.protocol import ClipProtocol
 
     frames_of(tmp_path / "a", video_of(0))

@@ -14,10 +14,9 @@ from torchvision.models import inception
 from lightning_sora.cli import main
 from lightning_sora.errors import SoraError
 from lightning_sora.metrics.distances import FrechetFrameDistance
+from lightning_sora.metrics.evaluation import Evaluation
 from lightning_sora.metrics.extractors import EXTRACTORS
 from lightning_sora.metrics.extractors.inception import inception_network
-from lightning_sora.metrics.protocol import ClipProtocol
-from lightning_sora.metrics.scoring import Scorer
 
 RANDOM = "random(width=4, side=16)"
 
@@ -61,19 +60,17 @@ def test_the_frames_of_a_clip_are_in_one_group() -> None:
 
 
 def test_it_stands_beside_other_distances_and_calls_itself_fid_with_inception_alone() -> None:
-    scorer = Scorer(["fvd", "fid"], ClipProtocol(frames=4), RANDOM)
-    scorer.load()
+    evaluation = Evaluation(["fvd", "fid"], extractor=RANDOM)
     clips = {real: [clip.repeat(4, 1, 1, 1)[:4] for clip in noise(24, int(real))] for real in (True, False)}
-    for real, some in clips.items():
-        scorer.add(some, [str(n) for n in range(24)], real=real, contents=[f"{real} {n}" for n in range(24)])
-    scores = scorer.result()
-    assert scores.titles["fid"] == "random Fréchet distance of frames (not FID)"
-    assert scores.card.fields["clips"] == {"real": 24, "generated": 24}
-    assert scores.values["fid"]["value"] != scores.values["fvd"]["value"]
-    network = scorer.network
+    evaluation.update([str(n) for n in range(24)], real=clips[True], generated=clips[False])
+    found = evaluation.compute()
+    assert found.titles["fid"] == "random Fréchet distance of frames (not FID)"
+    assert found.card.fields["clips"] == {"real": 24, "generated": 24}
+    assert found["fid"].value != found["fvd"].value
+    network = evaluation.metrics["fvd"].network
     assert network is not None
     rows = [network([frame[None] for clip in clips[real] for frame in clip]).numpy() for real in (True, False)]
-    assert scores.values["fid"]["value"] == pytest.approx(frechet(*rows), rel=1e-6)
+    assert found["fid"].value == pytest.approx(frechet(*rows), rel=1e-6)
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from lightning_sora.metrics.perceptual import LPIPS, FrameFID, lpips_network
 from torchmetrics.functional.image.lpips import _LPIPS
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from lightning_sora.errors import SoraError
 from lightning_sora.metrics.frechet import Moments, frechet_distance
-from lightning_sora.metrics.perceptual import LPIPS, FrameFID, lpips_network
 
 
 @pytest.fixture(scope="module")

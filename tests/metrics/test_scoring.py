@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning_sora.metrics.scoring import METRICS, Scorer, check_metrics, content_ids
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
@@ -13,7 +14,6 @@ from lightning_sora.metrics.frechet import Moments
 from lightning_sora.metrics.kernel import jedi_distance
 from lightning_sora.metrics.protocol import ClipProtocol
 from lightning_sora.metrics.reference import ReferenceStatistics
-from lightning_sora.metrics.scoring import METRICS, Scorer, check_metrics, content_ids
 
 RANDOM = "random(width=4, side=16)"
 SHORT = ClipProtocol(frames=4)

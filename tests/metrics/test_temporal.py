@@ -7,11 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torchvision.models.optical_flow import raft_small
-
-from lightning_sora.errors import SoraError
-from lightning_sora.metrics.clip_means import ClipMeans
 from lightning_sora.metrics.consistency import (
     BackgroundConsistency,
     CLIPTemporalConsistency,
@@ -21,6 +16,11 @@ from lightning_sora.metrics.consistency import (
     TemporalFlickering,
     WarpingError,
 )
+from torch import Tensor, nn
+from torchvision.models.optical_flow import raft_small
+
+from lightning_sora.errors import SoraError
+from lightning_sora.metrics.clip_means import ClipMeans
 from lightning_sora.metrics.temporal import (
     NoValidPixel,
     dynamic_degree,

@@ -4,12 +4,12 @@ import inspect
 from importlib import import_module
 
 import pytest
+from lightning_sora.metrics.scoring import METRICS
 from torchmetrics import Metric
 
 from lightning_sora.directions import READ, direction
 from lightning_sora.errors import SoraError
 from lightning_sora.metrics.evaluator import accuracy
-from lightning_sora.metrics.scoring import METRICS
 from lightning_sora.metrics.world_scores import WORLD_SCORES
 from lightning_sora.tracking.checkpoint import Checkpoint
 

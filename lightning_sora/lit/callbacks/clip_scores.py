@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from lightning_sora.lit.callbacks.evaluate import evaluate_of
 from lightning_sora.lit.module import LitModule
 from lightning_sora.metrics.protocol import ProtocolCard
 from lightning_sora.sealing import seal_json, write_whole
@@ -30,6 +31,9 @@ class ClipScores(pl.Callback):
     def _keep(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str) -> None:
         if not isinstance(pl_module, LitModule):
             return
+        # On every rank, and before the card is written, whichever callback comes first.
+        evaluate = evaluate_of(trainer) if split == "test" else None
+        evaluation = None if evaluate is None else evaluate.finish(pl_module)
         scores = pl_module.clip_scores
         if trainer.world_size > 1:  # every rank, before any leaves
             everyone: list[Any] = [None] * trainer.world_size
@@ -46,7 +50,8 @@ class ClipScores(pl.Callback):
         self._write(trainer, "clips", split, {"step": trainer.global_step, "scores": scores})
         told = getattr(getattr(trainer, "datamodule", None), "fingerprint", None)
         data = {} if told is None else {"data": told(split)}
-        card = ProtocolCard({**protocol, **data, "clips": counted})
+        how = {} if evaluation is None else {"evaluation": dict(evaluation.fields)}
+        card = ProtocolCard({**protocol, **data, **how, "clips": counted})
         self._write(trainer, "protocol", split, {**card.fields, "protocol_id": card.id})
 
     @staticmethod

@@ -35,6 +35,9 @@ class Extractor(nn.Module, ABC):
         width: of the features.
         min_frames: of a clip.
         frames: the only length that is taken, or None for any from ``min_frames`` on.
+        text_per: of which outputs (see :meth:`outputs`) the rows lie in the space that its ``embed_texts`` embeds
+        captions
+            in; empty where it embeds none.
         by_seconds: whether it must be told the rate of clips: it picks its frames in :meth:`at_rate`, and says in
             :meth:`least_frames` how many it needs. Else frames are taken as they come, whatever their rate.
     """
@@ -45,6 +48,7 @@ class Extractor(nn.Module, ABC):
     min_frames: int = 1
     frames: int | None = None
     by_seconds: bool = False
+    text_per: str = ""
 
     @abstractmethod
     def prepare(self, clip: Clip) -> Float[Tensor, "3 frames height width"]:
@@ -65,6 +69,44 @@ class Extractor(nn.Module, ABC):
     def least_frames(self, fps: float | None) -> int:
         """How many frames a clip of ``fps`` frames per second must have: here ``min_frames``."""
         return self.min_frames
+
+    def outputs(self, clips: Sequence[Clip], fps: Sequence[float] | None = None, per: str = "clip") -> list[Any]:
+        """What the network makes of each clip: its features, [width] (``per="clip"``), or of each frame, [frames width]
+        (``per="frame"``), float64 on the CPU; a network may offer more.
+
+        Raises:
+            SoraError: what the network cannot take, or does not offer.
+        """
+        if per == "clip":
+            return list(self(clips, fps))
+        if per != "frame":
+            raise SoraError(f"{self.title} has no outputs per {per!r}; ask for 'clip' or 'frame'")
+        if not self.takes_per(per, 1, None):
+            raise SoraError(f"{self.title} takes no single frames; give an extractor of images, such as dino or clip")
+        rows = self([frame[None] for clip in clips for frame in clip])
+        return list(rows.split([len(clip) for clip in clips]))
+
+    def takes_per(self, per: str, frames: int, fps: float | None = None) -> bool:
+        """Whether :meth:`outputs` takes clips of this length and rate."""
+        if per == "frame":
+            return not self.by_seconds and self.takes(1)
+        return self.takes(frames, fps)
+
+    def text_rows(self, output: Any) -> Float[Tensor, "rows width"]:
+        """The rows of an output that compare with captions: those of ``text_per``."""
+        return output
+
+    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "texts width"]:
+        """Captions in the space of :meth:`text_rows`.
+
+        Raises:
+            SoraError: this network embeds none.
+        """
+        raise SoraError(f"{self.title} embeds no captions; give a CLIP, or another extractor that does")
+
+    def truncated(self, texts: Sequence[str]) -> int:
+        """How many of the captions are longer than the network reads."""
+        return 0
 
     def card(self) -> dict[str, Any]:
         """What a protocol card says of the extractor."""

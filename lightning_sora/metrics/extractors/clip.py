@@ -131,18 +131,24 @@ class CLIPExtractor(Extractor):
 
     Args:
         weights, antialias, sha256: as for :class:`CLIPEncoder`.
+        captions: whether captions will be embedded too: the tokenizer is loaded then.
 
     Raises:
         SoraError: as for :class:`CLIPEncoder`.
     """
 
     title = "CLIP-FD"
+    text_per = "frame"
 
     def __init__(
-        self, weights: str = "openai/clip-vit-base-patch32", antialias: bool = True, sha256: str | None = None
+        self,
+        weights: str = "openai/clip-vit-base-patch32",
+        antialias: bool = True,
+        sha256: str | None = None,
+        captions: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder = CLIPEncoder(weights, antialias, sha256, captions=False)
+        self.encoder = CLIPEncoder(weights, antialias, sha256, captions)
         self.width = self.encoder.width
         freeze(self)
 
@@ -154,6 +160,13 @@ class CLIPExtractor(Extractor):
         """The mean over frames of embeddings, which are not normalised."""
         rows = self.encoder.embed(clips.transpose(1, 2).flatten(0, 1))
         return rows.view(len(clips), -1, self.width).mean(dim=1)
+
+    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
+        """Embeddings of captions, not normalised; see :meth:`CLIPEncoder.embed_texts`."""
+        return self.encoder.embed_texts(texts)
+
+    def truncated(self, texts: Sequence[str]) -> int:
+        return self.encoder.truncated(texts)
 
     def describe(self) -> dict[str, Any]:
         """The encoder's, and how frames are pooled."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
-from lightning_sora.metrics.evaluator.reading import frames_at, load_evaluator, prepare
+from lightning_sora.metrics.evaluator.reading import Reading, frames_at, load_evaluator, prepare
 from lightning_sora.metrics.evaluator.vocabulary import FPS, FRAMES, MIN_FRAMES, SIDE
 from lightning_sora.metrics.extractors.base import EXTRACTORS, Clip, Extractor
 
@@ -27,6 +28,7 @@ class WorldExtractor(Extractor):
     title = "FVD (world)"
     min_frames = MIN_FRAMES
     by_seconds = True
+    text_per = "reading"
 
     def __init__(self, *, weights: str | None = None) -> None:
         super().__init__()
@@ -56,6 +58,20 @@ class WorldExtractor(Extractor):
 
     def features(self, clips: Tensor) -> Tensor:
         return self.network(clips).features
+
+    def outputs(self, clips: Sequence[Clip], fps: Sequence[float] | None = None, per: str = "clip") -> list[Any]:
+        """Also, with ``per="reading"``, what the evaluator reads: a :class:`Reading` of each clip."""
+        if per != "reading":
+            return super().outputs(clips, fps, per)
+        rates = [self._told(rate) for rate in (fps if fps is not None else [None] * len(clips))]
+        return list(self.evaluator.read(clips, rates))
+
+    def text_rows(self, output: Reading) -> Tensor:
+        """The one embedding of a clip, of unit length."""
+        return output.embedding[None]
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        return self.evaluator.embed_texts(texts)
 
     def describe(self) -> dict[str, Any]:
         return {

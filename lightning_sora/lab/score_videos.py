@@ -40,6 +40,7 @@ class Video:
         size: (height, width) of its frames.
         content: SHA-256 of the file, or of the pictures of a stack.
         caption: empty where none is needed.
+        whole: whether the clip is all of it, frame by frame.
     """
 
     place: Path | Stack
@@ -50,6 +51,7 @@ class Video:
     size: tuple[int, int]
     content: str
     caption: str
+    whole: bool
 
     def read(self) -> Tensor:
         """The clip, uint8 [frames height width 3].
@@ -224,12 +226,13 @@ def _look_at_all(
 
 def _look_at_file(path: Path, name: str, protocol: ClipProtocol, caption: str) -> Video | str:
     info = decode.probe(path)
-    start, frames, rate = 0.0, 1, None
+    start, frames, rate, whole = 0.0, 1, None, True
     if not is_image(path):
         frames, rate = protocol.frames, protocol.fps or info.fps
         # What is shown in the last moment lasts until the end of the video.
         if int(info.duration * rate + 1e-6) < frames:
             return _Short(f"{info.frames} frames at {info.fps:.4g} fps")
+        whole = protocol.fps is None and int(info.duration * rate + 1e-6) == frames
         start = max(0.0, (info.duration - frames / rate) / 2) if protocol.offset == "center" else 0.0
         # Headers lie: what can be read is known when it was read. All of it, since what is damaged after the
         # clip says that the file is not what its maker wrote.
@@ -238,7 +241,7 @@ def _look_at_file(path: Path, name: str, protocol: ClipProtocol, caption: str) -
         return reason
     with path.open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
-    return Video(path, name, start, frames, rate, (info.height, info.width), content, caption)
+    return Video(path, name, start, frames, rate, (info.height, info.width), content, caption, whole)
 
 
 def _look_at_stack(stack: Stack, protocol: ClipProtocol, caption: str) -> Video | str:
@@ -247,7 +250,8 @@ def _look_at_stack(stack: Stack, protocol: ClipProtocol, caption: str) -> Video 
         return _Short(f"{frames} frames")
     start = (frames - protocol.frames) // 2 if protocol.offset == "center" else 0
     content = digest_of(stack)
-    return Video(stack, stack.id, start, protocol.frames, protocol.fps, (height, width), content, caption)
+    whole = frames == protocol.frames and protocol.fps is None
+    return Video(stack, stack.id, start, protocol.frames, protocol.fps, (height, width), content, caption, whole)
 
 
 def note(text: str) -> None:

@@ -1,0 +1,299 @@
+"""The contract of a metric, as checks that any metric can be put to: one's own as well as the shipped ones.
+
+Each check evaluates a few small clips and raises :class:`ContractViolation` with what is wrong, and where to look. A
+small stand-in takes the place of a metric's extractor: the contract is about how clips are put together to a number,
+not about the network, whose weights may not be at hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import pickle
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_sora.contracts import Contract, ContractViolation, require
+from lightning_sora.errors import SoraError
+from lightning_sora.metrics.asked import create_metric
+from lightning_sora.metrics.base import Score, VideoMetric
+from lightning_sora.metrics.evaluation import Evaluation
+from lightning_sora.metrics.extractors import EXTRACTORS, Extractor
+from lightning_sora.metrics.extractors.base import Clip
+from lightning_sora.world import World
+
+CLIPS, FRAMES, SIDE, FPS = 20, 9, 32, 8.0
+STAND_IN = "stand_in_of_the_contract"
+TOLERANCE = 1e-5
+
+
+class StandIn(Extractor):
+    """A clip's mean colours and their squares, and captions by their digests: in the place of a network."""
+
+    title, width, text_per = "stand-in", 6, "frame"
+
+    def prepare(self, clip: Clip) -> Float[Tensor, "3 frames side side"]:
+        return clip.permute(3, 0, 1, 2).float() / 255
+
+    def features(self, clips: Float[Tensor, "clips 3 frames height width"]) -> Float[Tensor, "clips width"]:
+        means = clips.double().mean(dim=(2, 3, 4))
+        return torch.cat([means, means.square()], dim=1)
+
+    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "texts width"]:
+        rows = [[byte / 255 for byte in hashlib.sha256(text.encode()).digest()[: self.width]] for text in texts]
+        return torch.tensor(rows, dtype=torch.float64)
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": "stand-in", "verified": True}
+
+
+def make(spec: str) -> VideoMetric:
+    """A metric that is ready for clips.
+
+    Raises:
+        SoraError: a spec that cannot be made.
+    """
+    return _evaluation(spec).metrics.popitem()[1]
+
+
+CONTRACT = Contract(make)
+
+
+def _evaluation(spec: str) -> Evaluation:
+    metric = create_metric(spec, extractor=STAND_IN, clip_model=STAND_IN)
+    with EXTRACTORS.temporary():
+        EXTRACTORS.register(STAND_IN)(StandIn)
+        if metric.needs.features is not None and metric.needs.per in ("clip", "frame"):
+            metric.needs = replace(metric.needs, features=STAND_IN)
+        evaluation = Evaluation([metric])
+        evaluation.load()
+    return evaluation
+
+
+class _Set:
+    """Clips of the world, with all that may be told of them."""
+
+    def __init__(self, first: int = 0) -> None:
+        world = World("tiny")
+        facts = [world.facts(i) for i in range(first, first + CLIPS)]
+        self.clips = [world.render(fact, FRAMES, SIDE, SIDE, FPS) for fact in facts]
+        self.captions = [f"clip {first + i}" for i in range(CLIPS)]
+        self.facts = [{**fact.as_dict(), "config": world.config} for fact in facts]
+
+
+_SETS: dict[int, _Set] = {}
+
+
+def _set(first: int) -> _Set:
+    if first not in _SETS:
+        _SETS[first] = _Set(first)
+    return _SETS[first]
+
+
+def _add(
+    evaluation: Evaluation,
+    places: Sequence[int],
+    *,
+    made: Sequence[Clip] | None = None,
+    real: Sequence[Clip] | None = None,
+    prefix: str = "",
+) -> None:
+    """Adds some of the clips to both sides, with what the metric declares that it needs and no more."""
+    (metric,) = evaluation.metrics.values()
+    needs, known = metric.needs, _set(0)
+    made, real = made or known.clips, real or _set(CLIPS).clips
+    chosen = [made[i] for i in places]
+    evaluation.update(
+        [f"{prefix}{i}" for i in places],
+        real=[real[i] for i in places] if needs.real or needs.pairs or "real" in metric.sides else None,
+        captions=[known.captions[i] for i in places] if needs.captions else None,
+        facts=[known.facts[i] for i in places] if needs.facts else None,
+        fps=FPS if needs.fps or (metric.network is not None and metric.network.by_seconds) else None,
+        **{metric.of: chosen},
+    )
+
+
+def _score(evaluation: Evaluation) -> Score:
+    (score,) = evaluation.compute().values()
+    return score
+
+
+def _whole(spec: str) -> Score:
+    evaluation = _evaluation(spec)
+    _add(evaluation, range(CLIPS))
+    return _score(evaluation)
+
+
+def _same(found: Score, wanted: Score, what: str, tolerance: float = TOLERANCE) -> None:
+    mine, theirs = found.as_dict(), wanted.as_dict()
+    require(mine.keys() == theirs.keys(), f"{what}: {sorted(mine.keys() ^ theirs.keys())} come and go")
+    for name, value in mine.items():
+        off = abs(value - theirs[name])
+        require(
+            off <= tolerance * max(1.0, abs(theirs[name])),
+            f"{what}: {name} is {value:.9g}, and {theirs[name]:.9g} else",
+        )
+
+
+# The contract.
+@CONTRACT.law
+def gives_a_finite_score(spec: str) -> None:
+    """Of ordinary clips: a value, of as many clips as were given, every figure finite."""
+    score = _whole(spec)
+    require(0 < score.clips <= CLIPS, f"{score.clips} clips are counted where {CLIPS} were given")
+    for name, value in score.as_dict().items():
+        require(math.isfinite(value), f"{name} is {value}")
+
+
+@CONTRACT.law
+def no_order_of_clips_matters(spec: str) -> None:
+    """Clips that come in another order give the same figures."""
+    evaluation = _evaluation(spec)
+    _add(evaluation, range(CLIPS - 1, -1, -1))
+    _same(_score(evaluation), _whole(spec), "with the clips in the opposite order")
+
+
+@CONTRACT.law
+def no_batch_size_matters(spec: str) -> None:
+    """Clips that come one by one, or in uneven batches, give the same figures."""
+    whole = _whole(spec)
+    for size in (1, 7):
+        evaluation = _evaluation(spec)
+        for first in range(0, CLIPS, size):
+            _add(evaluation, range(first, min(CLIPS, first + size)))
+        _same(_score(evaluation), whole, f"in batches of {size}")
+
+
+@CONTRACT.law
+def no_number_of_processes_matters(spec: str) -> None:
+    """Clips that are dealt to three processes, one of which gets none, give the same figures.
+
+    All that is kept of clips must lie in attributes that are torchmetrics' Metric, with states that can be merged.
+    """
+    ranks = [_evaluation(spec) for _ in range(3)]
+    _add(ranks[1], range(0, CLIPS, 2))
+    _add(ranks[2], range(1, CLIPS, 2))
+    whole = ranks[0]
+    for rank in ranks[1:]:
+        for mine, theirs in zip(_states(whole), _states(rank), strict=True):
+            mine.merge_state(theirs)
+    _same(_score(whole), _whole(spec), "dealt to three processes, one of them without clips")
+
+
+def _states(evaluation: Evaluation) -> list[Any]:
+    (metric,) = evaluation.metrics.values()
+    return list(metric.states())
+
+
+@CONTRACT.law
+def no_name_matters(spec: str) -> None:
+    """The value is the same whatever the clips are called; intervals may deal clips to groups by their names."""
+    evaluation = _evaluation(spec)
+    _add(evaluation, range(CLIPS), prefix="other/")
+    found, wanted = _score(evaluation).value, _whole(spec).value
+    require(abs(found - wanted) <= TOLERANCE * max(1.0, abs(wanted)), f"{found:.9g} by other names, {wanted:.9g} else")
+
+
+@CONTRACT.law
+def clips_given_twice_are_refused(spec: str) -> None:
+    """A sampler that pads gives clips twice, which would bias the value: that is one SoraError."""
+    evaluation = _evaluation(spec)
+    _add(evaluation, range(CLIPS))
+    _add(evaluation, range(2))
+    try:
+        score = _score(evaluation)
+    except SoraError:
+        return
+    raise ContractViolation(f"two clips were given twice, and the value is {score.value:.6g}; raise SoraError")
+
+
+@CONTRACT.law
+def plain_clips_do_not_break_it(spec: str) -> None:
+    """Black, white and still clips have a finite score, or none, or are refused by one SoraError."""
+    for told, clip in (
+        ("black", torch.zeros((FRAMES, SIDE, SIDE, 3), dtype=torch.uint8)),
+        ("white", torch.full((FRAMES, SIDE, SIDE, 3), 255, dtype=torch.uint8)),
+        ("still", _set(0).clips[0][:1].expand(FRAMES, -1, -1, -1).contiguous()),
+    ):
+        evaluation = _evaluation(spec)
+        try:
+            _add(evaluation, range(CLIPS), made=[clip] * CLIPS)
+            score = _score(evaluation)
+        except SoraError:
+            continue
+        require(math.isfinite(score.value), f"of {told} clips it is {score.value}")
+
+
+@CONTRACT.law
+def equal_clips_score_as_equal(spec: str) -> None:
+    """A set is no further from itself than from its negative; a score of single clips is the same for real ones."""
+    evaluation = _evaluation(spec)
+    (metric,) = evaluation.metrics.values()
+    clips = _set(0).clips
+    _add(evaluation, range(CLIPS), made=clips, real=clips)
+    same = _score(evaluation)
+    if metric.needs.real or metric.needs.pairs:
+        other = _evaluation(spec)
+        _add(other, range(CLIPS), made=[255 - clip for clip in clips], real=clips)
+        sign = 1 if metric.higher_is_better else -1
+        require(
+            sign * (same.value - _score(other).value) >= -TOLERANCE,
+            f"of equal clips it is {same.value:.6g}, of their negatives {_score(other).value:.6g}",
+        )
+    elif "real" in metric.sides:
+        real = same.figures.get("real")
+        require(
+            real is not None and abs(real - same.value) <= TOLERANCE * max(1.0, abs(real)),
+            f"the same clips have {same.value:.9g} as generated and {real} as real ones",
+        )
+
+
+@CONTRACT.law
+def survives_pickling(spec: str) -> None:
+    """Pickled between two batches it goes on as if nothing had been."""
+    evaluation = _evaluation(spec)
+    _add(evaluation, range(0, CLIPS, 2))
+    evaluation = pickle.loads(pickle.dumps(evaluation))
+    _add(evaluation, range(1, CLIPS, 2))
+    _same(_score(evaluation), _whole(spec), "after pickling")
+
+
+@CONTRACT.law
+def forgets_when_reset(spec: str) -> None:
+    """After a reset, nothing of earlier clips is left."""
+    evaluation = _evaluation(spec)
+    _add(evaluation, range(CLIPS), made=[255 - clip for clip in _set(0).clips])
+    _score(evaluation)
+    evaluation.reset()
+    _add(evaluation, range(CLIPS))
+    _same(_score(evaluation), _whole(spec), "after a reset")
+
+
+@CONTRACT.law
+def leaves_clips_as_they_are(spec: str) -> None:
+    """Clips are shared by all metrics: none may write into them."""
+    clips = [clip.clone() for clip in _set(0).clips]
+    real = [clip.clone() for clip in _set(CLIPS).clips]
+    evaluation = _evaluation(spec)
+    _add(evaluation, range(CLIPS), made=clips, real=real)
+    _score(evaluation)
+    for mine, theirs in zip((*clips, *real), (*_set(0).clips, *_set(CLIPS).clips), strict=True):
+        require(torch.equal(mine, theirs), "it changes the pixels of a clip; work on a copy")
+
+
+@CONTRACT.law
+def says_what_it_is(spec: str) -> None:
+    """Its card is plain values, the same each time, and its class has a docstring that says what it measures."""
+    one, other = _evaluation(spec), _evaluation(spec)
+    for evaluation in (one, other):
+        _add(evaluation, range(CLIPS))
+    (metric,) = one.metrics.values()
+    json.dumps(metric.card())
+    require(one.card().id == other.card().id, "its protocol card is another each time")
+    require((type(metric).__doc__ or "").strip(), "its class has no docstring, which is what `list` and the card show")

@@ -1,0 +1,57 @@
+"""Which clips an evaluation was given: what stands for them in its protocol."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lightning_sora.metrics.clip_lists import ClipListMetric
+from lightning_sora.metrics.extractors.base import Clip
+from lightning_sora.metrics.frechet import clip_hash
+
+
+class Seen(ClipListMetric):
+    """Which clips a side has: hashes of ids and contents, and sizes; from any number of processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, width in (("ids", 0), ("contents", 0), ("sizes", 4)):
+            shape = (0, width) if width else (0,)
+            self.add_list(name, torch.zeros(shape, dtype=torch.float64 if width else torch.int64))
+
+    def update(
+        self, ids: Sequence[str], clips: Sequence[Clip], contents: Sequence[str], fps: Sequence[float | None]
+    ) -> None:
+        """Adds clips."""
+        sizes = [[*clip.shape[:3], 0.0 if rate is None else rate] for clip, rate in zip(clips, fps, strict=True)]
+        self.ids.append(self.hashes(ids))
+        self.contents.append(self.hashes(contents))
+        self.sizes.append(torch.tensor(sizes, dtype=torch.float64, device=self.device))
+
+    def compute(self) -> dict[str, Tensor]:
+        """All of it."""
+        return {name: self.collected(name).cpu() for name in ("ids", "contents", "sizes")}
+
+
+def sizes_told(rows: Tensor) -> list[str]:
+    """The different sizes, in words."""
+    found = {tuple(row) for row in rows.tolist()}
+    return [
+        f"{frames:g}x{height:g}x{width:g}" + (f" at {fps:g} fps" if fps else "")
+        for frames, height, width, fps in sorted(found)
+    ]
+
+
+def clip_digest(clip: Clip) -> str:
+    """A digest of a clip's pixels and size, whatever file they came from."""
+    values = clip.detach().cpu().contiguous()
+    return hashlib.sha256(f"{tuple(values.shape)}".encode() + values.numpy().tobytes()).hexdigest()
+
+
+def content_ids(contents: Sequence[str]) -> Int[Tensor, " clips"]:
+    """What stands for a set of clips, whatever they are called and in whatever order."""
+    return torch.tensor([clip_hash(content) for content in contents], dtype=torch.int64).sort().values
