@@ -138,8 +138,8 @@ class Evaluation:
             part.to(self.device)
 
     def of_prompts(self) -> Evaluation | None:
-        """Another evaluation with the same networks, by what can be said of videos of which only the prompt "
-        "is known."""
+        """Another evaluation with the same networks, by what can be said of videos of which only the prompt is
+        known."""
         metrics = [
             copy.deepcopy(metric)
             for metric in self.metrics.values()
@@ -272,8 +272,8 @@ class Evaluation:
         return Results(scores, self.card(), clips, self.metrics)
 
     def card(self) -> ProtocolCard:
-        """What the scores are measured by: metrics, networks, numbers and sizes of clips, and which the real "
-        "ones are."""
+        """What the scores are measured by: metrics, networks, numbers and sizes of clips, and which the real
+        ones are."""
         self.load()
         with _of_none():
             seen = {side: self._seen[side].compute() for side in SIDES if side in self._seen}

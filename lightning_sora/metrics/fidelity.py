@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def lpips_network(net: str, weights: str | Path) -> nn.Module:
     known = read_state_dict(path, "LPIPS")
     own = network.net.state_dict()
     # torchmetrics cuts torchvision's "features" into slices and keeps their numbers.
-    named = {name: f"features.{name.split('.', 1)[1]}" for name in own}
+    named = {name: re.sub(r"^slices?\.?\d+\.", "features.", name) for name in own}
     wrong = [theirs for ours, theirs in named.items() if theirs not in known or known[theirs].shape != own[ours].shape]
     if wrong:
         raise SoraError(

@@ -1,5 +1,5 @@
-"""What can be said of clips whose facts are known, as metrics of an evaluation: see :mod:`.adherence`, "
-":mod:`.world_scores`."""
+"""What can be said of clips whose facts are known, as metrics of an evaluation: see :mod:`.adherence`,
+:mod:`.world_scores`."""
 
 from __future__ import annotations
 
