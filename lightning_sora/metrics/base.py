@@ -288,7 +288,9 @@ class PerVideoMetric(VideoMetric):
         return {v.id: float(row[0]) for v, row in zip(videos, rows, strict=True) if not row[0].isnan()}
 
     def compute(self) -> Score | None:
-        means = {side: _means(rows.compute(), self.parts) for side, rows in self._rows.items()}
+        columns = 1 + len(self.parts)
+        # torchmetrics makes a plain number of the row of a single clip.
+        means = {side: _means(rows.compute().view(-1, columns), self.parts) for side, rows in self._rows.items()}
         own = means.pop(self.of)
         if own is None:
             return None

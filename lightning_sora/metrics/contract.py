@@ -48,11 +48,11 @@ class StandIn(Extractor):
     def prepare(self, clip: Clip) -> Float[Tensor, "3 frames side side"]:
         return clip.permute(3, 0, 1, 2).float() / 255
 
-    def features(self, clips: Float[Tensor, "clips 3 frames height width"]) -> Float[Tensor, "clips width"]:
+    def features(self, clips: Float[Tensor, "clips 3 frames height width"]) -> Float[Tensor, "clips dim"]:
         means = clips.double().mean(dim=(2, 3, 4))
         return torch.cat([means, means.square()], dim=1)
 
-    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "texts width"]:
+    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
         rows = [[byte / 255 for byte in hashlib.sha256(text.encode()).digest()[: self.width]] for text in texts]
         return torch.tensor(rows, dtype=torch.float64)
 

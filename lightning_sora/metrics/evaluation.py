@@ -276,7 +276,7 @@ class Evaluation:
         ones are."""
         self.load()
         with _of_none():
-            seen = {side: self._seen[side].compute() for side in SIDES if side in self._seen}
+            seen = {side: self._seen[side].known() for side in SIDES if side in self._seen}
         seen = {side: told for side, told in seen.items() if len(told["ids"])}
         metrics = self.metrics
         clips = {str(side): len(told["ids"]) for side, told in seen.items()}
@@ -311,11 +311,11 @@ class Evaluation:
             SoraError: there is none.
         """
         sums = [metric for metric in self.metrics.values() if isinstance(metric, SumsDistance)]
-        if not sums or not len(self._seen["real"].compute()["ids"]) or sums[0].network is None:
+        if not sums or not len(self._seen["real"].known()["ids"]) or sums[0].network is None:
             raise SoraError(
                 "reference statistics are made of real clips with the metric fvd or jedi; give real clips and one"
             )
-        contents = self._seen["real"].compute()["contents"].sort().values
+        contents = self._seen["real"].known()["contents"].sort().values
         return ReferenceStatistics(
             sums[0].state.groups("real"), contents, {"extractor": sums[0].network.card(), **fields}
         )

@@ -33,8 +33,12 @@ class Seen(ClipListMetric):
         self.sizes.append(torch.tensor(sizes, dtype=torch.float64, device=self.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """All of it."""
-        return {name: self.collected(name).cpu() for name in ("ids", "contents", "sizes")}
+        """All of it, as torchmetrics gives it: of a single clip, plain numbers."""
+        return {name: self.collected(name).cpu() for name in self._empty}
+
+    def known(self) -> dict[str, Tensor]:
+        """All of it: a row a clip."""
+        return {name: rows.view(-1, *self._empty[name].shape[1:]) for name, rows in self.compute().items()}
 
 
 def sizes_told(rows: Tensor) -> list[str]:
