@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning_sora.metrics.consistency import (
+from torch import Tensor, nn
+from torchvision.models.optical_flow import raft_small
+
+from lightning_sora.errors import SoraError
+from lightning_sora.metrics import motion
+from lightning_sora.metrics.base import METRICS
+from lightning_sora.metrics.clip_means import ClipMeans
+from lightning_sora.metrics.extractors import EXTRACTORS
+from lightning_sora.metrics.motion import (
     BackgroundConsistency,
     CLIPTemporalConsistency,
     DynamicDegree,
@@ -16,11 +24,6 @@ from lightning_sora.metrics.consistency import (
     TemporalFlickering,
     WarpingError,
 )
-from torch import Tensor, nn
-from torchvision.models.optical_flow import raft_small
-
-from lightning_sora.errors import SoraError
-from lightning_sora.metrics.clip_means import ClipMeans
 from lightning_sora.metrics.temporal import (
     NoValidPixel,
     dynamic_degree,
@@ -33,6 +36,7 @@ from lightning_sora.metrics.temporal import (
     temporal_flickering,
     warping_error,
 )
+from tests.metrics.toys import Angle, scored
 
 
 def constant(*values: int, size: tuple[int, int] = (4, 6)) -> Tensor:
@@ -306,59 +310,79 @@ def test_scores_must_be_known_and_finite() -> None:
         ClipMeans(["a", "a"])
 
 
-class Angle(nn.Module):
-    """Embeds a frame of grey level g as the direction of g degrees."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(1))
-
-    def embed_images(self, frames: Tensor) -> Tensor:
-        angle = torch.deg2rad(frames[:, 0, 0, 0].double())
-        return torch.stack((angle.cos(), angle.sin()), dim=1)
+# Of clips.
 
 
 @pytest.mark.parametrize("kind", [SubjectConsistency, BackgroundConsistency, CLIPTemporalConsistency])
 def test_consistency_of_clips_of_several_sizes(kind: type) -> None:
-    metric = kind(Angle())
-    metric.update([constant(0, 60), constant(5, 5, 5, size=(8, 3))])
-    metric.update([])
-    (name,) = metric.names
-    assert float(metric.compute()[name]) == pytest.approx((0.5 + 1) / 2, abs=1e-6)
-    assert not metric.state_dict()
-    assert not list(metric.parameters())
+    found = scored(kind(), [constant(0, 60), constant(5, 5, 5, size=(8, 3))], Angle())
+    assert found.value == pytest.approx((0.5 + 1) / 2, abs=1e-6)
+    assert (found.clips, found.stderr) == (2, pytest.approx(0.25, abs=1e-6))
 
 
-def test_flicker_smoothness_and_dynamics_of_clips() -> None:
+@pytest.mark.parametrize(
+    ("kind", "extractor"),
+    [
+        (SubjectConsistency, "dino"),
+        (BackgroundConsistency, "clip(antialias=False)"),
+        (CLIPTemporalConsistency, "clip"),
+    ],
+)
+def test_consistency_is_on_the_features_that_are_published_for_it(kind: type, extractor: str) -> None:
+    assert (kind().needs.features, kind().needs.per, kind().needs.min_frames) == (extractor, "frame", 2)
+    assert kind(extractor="videomae").needs.features == "videomae"
+    EXTRACTORS.builder(extractor.split("(")[0])
+
+
+def test_flicker_smoothness_and_dynamics_of_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     clips = [constant(0, 10, 20, 30, 40), constant(0, 0, 0, size=(9, 9))]
-    flicker, smooth = TemporalFlickering(), MotionSmoothness()
-    flicker.update(clips)
-    smooth.update(clips)
-    assert float(flicker.compute()["temporal_flickering"]) == pytest.approx(1 - 5 / 255)
-    assert float(smooth.compute()["motion_smoothness"]) == 1
+    assert scored(TemporalFlickering(), clips).value == pytest.approx(1 - 5 / 255)
+    assert scored(MotionSmoothness(), clips).value == 1
     seen: list[int] = []
 
-    def brightness(clip: Tensor) -> Tensor:
+    def brightness(clip: Tensor, network: nn.Module) -> Tensor:
         seen.append(len(clip))
         return (clip[1:].float() - clip[:-1].float()).permute(0, 3, 1, 2)[:, :2]
 
-    dynamic = DynamicDegree(brightness)
-    dynamic.update(clips, [16.0, 8.0])
+    def dynamic(**options: str) -> DynamicDegree:
+        return DynamicDegree("raft.pth", **options)
+
+    monkeypatch.setattr(motion, "load_raft", lambda weights: Shift())
+    monkeypatch.setattr(motion, "raft_flow", brightness)
+    found = scored(dynamic(), clips, fps=[16.0, 8.0])
     assert seen == [3, 3]
-    assert float(dynamic.compute()["dynamic_degree"]) == 0.5
-    with pytest.raises(SoraError, match="frame rates"):
-        dynamic.update(clips, [16.0])
+    assert (found.value, found.clips) == (0.5, 2)
+    assert scored(dynamic(compat="vbench"), [constant(0, 0)], fps=[8.0]).value == 1
+    assert dynamic().needs.fps
     with pytest.raises(SoraError, match="give at least 6 frames"):
-        dynamic.update(clips[:1], [40.0])
+        scored(dynamic(), clips[:1], fps=[40.0])
 
 
-def test_clips_that_cannot_be_followed_are_counted() -> None:
+def test_clips_that_cannot_be_followed_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     clip, flow = shifting(3, 2, 1)
-    metric = WarpingError(lambda given: flow if torch.equal(given, clip) else -flow)
-    metric.update([clip])
-    assert float(metric.compute()["warping_error"]) == pytest.approx(0, abs=1e-20)
-    metric = WarpingError(lambda given: flow * (99 if given[0, 0, 0, 0] == 1 else 0))
-    metric.update([constant(1, 1, 1, size=(24, 24)), constant(0, 51, 0, size=(24, 24))])
-    found = metric.compute()
-    assert float(found["warping_error"]) == pytest.approx(0.04)
-    assert float(found["warping_error_scored"]) == 0.5
+
+    def metric(flow_of: Callable[[Tensor], Tensor]) -> WarpingError:
+        monkeypatch.setattr(motion, "raft_flow", lambda given, network: flow_of(given))
+        return WarpingError("raft.pth")
+
+    monkeypatch.setattr(motion, "load_raft", lambda weights: Shift())
+    exact = metric(lambda given: flow if torch.equal(given, clip) else -flow)
+    assert scored(exact, [clip]).value == pytest.approx(0, abs=1e-20)
+    some = metric(lambda given: flow * (99 if given[0, 0, 0, 0] == 1 else 0))
+    found = scored(some, [constant(1, 1, 1, size=(24, 24)), constant(0, 51, 0, size=(24, 24))])
+    assert found.value == pytest.approx(0.04)
+    assert found.figures["scored"] == 0.5
+    assert found.clips == 1
+
+
+def test_metrics_of_flow_read_raft_from_a_file_and_tell_which(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = raft_small(weights=None).eval()
+    torch.save(network.state_dict(), tmp_path / "mine.pth")
+    clip = noise(1, 24, 36).expand(3, -1, -1, -1).contiguous()
+    metric = METRICS.create(f"dynamic_degree(weights={str(tmp_path / 'mine.pth')!r})")
+    wanted = dynamic_degree(raft_flow(clip, network), 8, 24, 36)
+    assert scored(metric, [clip], fps=[8.0]).value == float(wanted)
+    other = METRICS.create(f"warping_error(weights={str(tmp_path / 'mine.pth')!r})")
+    assert metric.card()["flow"] == other.card()["flow"]
+    assert metric.card()["flow"].startswith("RAFT of torchvision, sha256:")
