@@ -38,6 +38,9 @@ from lightning_sora.metrics.temporal import (
 )
 from tests.metrics.toys import Angle, scored
 
+#: torchmetrics', of a side or a process without clips; in an evaluation it is not heard.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
+
 
 def constant(*values: int, size: tuple[int, int] = (4, 6)) -> Tensor:
     return torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, *size, 3).contiguous()

@@ -53,7 +53,8 @@ def test_a_metric_of_ones_own_is_directed_as_it_declares(monkeypatch: pytest.Mon
         ("test/identity", "max"), ("test/temporal_flickering", "max"), ("speed/tokens_per_s", "max"),
         ("cost/seconds", "min"), ("test/world-tiny/color", "max"), ("val/clip_score", "max"), ("test/bleu", "max"),
         ("train/mine", None), ("test/lossy", None), ("test/adherence_shuffled", None), ("test/clip_score_se", None),
-        ("test/fvd_small_sample_bias", None), ("test/warping_error_real", None), ("test/adherence_clips", None), ("psnr", "max"),
+        ("test/fvd_small_sample_bias", None), ("test/warping_error_real", None), ("test/adherence_clips", None),
+        ("psnr", "max"),
     ],
 )  # fmt: skip
 def test_directions_by_logged_name(name: str, wanted: str | None) -> None:
