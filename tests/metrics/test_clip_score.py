@@ -11,25 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
-from lightning_sora.metrics.clip_score import ChanceCLIPScore, VideoCLIPScore, spaced_frames
+from lightning_sora.metrics.clip_score import ChanceCLIPScore, CLIPScore, spaced_frames, text_extractor
+from lightning_sora.metrics.evaluation import Evaluation
+from lightning_sora.metrics.extractors import EXTRACTORS
 from lightning_sora.metrics.extractors.clip import CLIPEncoder
+from tests.metrics.toys import Angle, scored
 
 WORDS = ["<start>", "<end>", "[UNK]", "a", "red", "blue", "circle", "moves", "right"]
 LIMIT = 6
-
-
-class Stub:
-    """A frame of grey level g, and a caption that is a number, point g degrees from the first axis."""
-
-    def embed_images(self, frames: Tensor) -> Tensor:
-        return self._direction(frames[:, 0, 0, 0].double())
-
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        return 7 * self._direction(torch.tensor([float(text) for text in texts], dtype=torch.float64))
-
-    def _direction(self, degrees: Tensor) -> Tensor:
-        angle = torch.deg2rad(degrees)
-        return torch.stack((angle.cos(), angle.sin()), dim=1)
 
 
 def clip_of(*degrees: int) -> Tensor:
@@ -37,25 +26,23 @@ def clip_of(*degrees: int) -> Tensor:
 
 
 def score(clips: Sequence[Tensor], captions: Sequence[str], **options: Any) -> dict[str, float]:
-    metric = VideoCLIPScore(Stub(), **options)
-    metric.update(clips, captions)
-    return {name: float(value) for name, value in metric.compute().items()}
+    return scored(CLIPScore("angle", **options), clips, Angle(), caption=captions).as_dict()
 
 
 @pytest.mark.parametrize(("caption", "wanted"), [("30", 100.0), ("120", 0.0), ("210", -100.0), ("90", 50.0)])
 def test_it_is_a_hundred_cosines(caption: str, wanted: float) -> None:
-    assert score([clip_of(30, 30)], [caption])["clip_score"] == pytest.approx(wanted, abs=1e-9)
+    assert score([clip_of(30, 30)], [caption])["value"] == pytest.approx(wanted, abs=1e-9)
 
 
 def test_clips_weigh_the_same_whatever_their_length() -> None:
     found = score([clip_of(0), clip_of(90, 90, 90)], ["0", "0"])
-    assert found["clip_score"] == pytest.approx(50)
-    assert found["clip_score_se"] == pytest.approx(50)
+    assert found["value"] == pytest.approx(50)
+    assert found["stderr"] == pytest.approx(50)
 
 
 def test_the_papers_scale_cuts_each_frame_below_zero() -> None:
-    assert score([clip_of(0, 180)], ["0"], paper=True)["clip_score"] == pytest.approx(1.25)
-    assert score([clip_of(0, 180)], ["0"])["clip_score"] == pytest.approx(0, abs=1e-9)
+    assert score([clip_of(0, 180)], ["0"], paper=True)["value"] == pytest.approx(1.25)
+    assert score([clip_of(0, 180)], ["0"])["value"] == pytest.approx(0, abs=1e-9)
 
 
 def test_frames_are_spaced_evenly() -> None:
@@ -67,23 +54,59 @@ def test_frames_are_spaced_evenly() -> None:
     with pytest.raises(SoraError, match="at most 8"):
         spaced_frames(clip, 9)
     found = score([clip_of(0, 0, 60, 60)], ["60"], frames=2)
-    assert found["clip_score"] == pytest.approx(75)
+    assert found["value"] == pytest.approx(75)
+
+
+def test_chance_is_that_of_the_captions_of_other_clips() -> None:
+    degrees, captions = (0, 40, 170), ("10", "95", "200")
+    clips = [clip_of(first, first + 5) for first in degrees]
+    wanted = [
+        (math.cos(math.radians(first - float(text))) + math.cos(math.radians(first + 5 - float(text)))) / 2
+        for i, first in enumerate(degrees)
+        for j, text in enumerate(captions)
+        if i != j
+    ]
+    assert score(clips, captions)["shuffled"] == pytest.approx(100 * sum(wanted) / len(wanted), abs=1e-9)
+    assert "shuffled" not in score(clips, captions, paper=True)
+    assert "shuffled" not in score(clips[:1], captions[:1])
 
 
 def test_what_cannot_be_scored_is_refused() -> None:
-    with pytest.raises(SoraError, match="2 clips have 1 captions"):
-        score([clip_of(0), clip_of(0)], ["0"])
     with pytest.raises(SoraError, match="frames=0"):
-        VideoCLIPScore(Stub(), frames=0)
+        CLIPScore("angle", frames=0)
+    with pytest.raises(SoraError, match=r"clip_score needs a model: write clip_score\(model='PATH'\)"):
+        CLIPScore()
+    with pytest.raises(SoraError, match="embeds no captions; give clip_score a CLIP"):
+        CLIPScore("random").bind(EXTRACTORS.create("random"))
+    assert CLIPScore("angle", frames=3).needs.min_frames == 3
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
 def test_no_clips_give_no_score() -> None:
-    assert score([], []) == {"clip_score_truncated": 0.0}
+    metric = CLIPScore("angle")
+    assert metric.compute() is None
+    metric.bind(Angle())
+    assert metric.add([], "generated") == {}
+    assert metric.compute() is None
 
 
-def test_the_card_names_the_model_and_the_frames() -> None:
-    card = VideoCLIPScore(Stub(), frames=4).card()
-    assert card == {"model": "Stub", "frames": 4, "scale": "100 cos"}
+def test_the_card_names_the_frames_and_the_scale() -> None:
+    card = CLIPScore("angle", frames=4).card()
+    assert (card["frames"], card["scale"]) == (4, "100 cos")
+    card = CLIPScore("angle", paper=True).card()
+    assert (card["frames"], card["scale"]) == ("all", "2.5 max(cos, 0)")
+
+
+def test_a_model_is_a_part_or_the_place_of_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert text_extractor("world") == "world"
+    assert text_extractor("clip") == "clip(captions=True)"
+    assert text_extractor("clip(weights='x', captions=True)") == "clip(weights='x', captions=True)"
+    assert text_extractor("openai/clip-vit-base-patch32") == (
+        "clip(captions=True, weights='openai/clip-vit-base-patch32')"
+    )
+    (tmp_path / "world").mkdir()  # a folder of that name is meant
+    monkeypatch.chdir(tmp_path)
+    assert text_extractor("world") == "clip(captions=True, weights='world')"
 
 
 # A real architecture.
@@ -182,11 +205,13 @@ def test_the_score_is_that_of_transformers(folder: Path) -> None:
             )
         wanted.append(float(100 * F.cosine_similarity(found.image_embeds, found.text_embeds).mean()))
     assert abs(wanted[0] - wanted[1]) > 0.5
-    metric = VideoCLIPScore(CLIPEncoder(str(folder)))
-    metric.update(clips, captions)
-    assert float(metric.compute()["clip_score"]) == pytest.approx(sum(wanted) / 2, abs=0.05)
-    assert metric.card()["model"] == folder.name
-    assert not metric.state_dict()
+    evaluation = Evaluation(["clip_score"], clip_model=str(folder))
+    each = evaluation.update(["a", "b"], generated=clips, captions=captions)
+    found = evaluation.compute()
+    assert found["clip_score"].value == pytest.approx(sum(wanted) / 2, abs=0.05)
+    assert each["clip_score"] == pytest.approx(dict(zip("ab", wanted, strict=True)), abs=0.05)
+    assert found.card.fields["extractors"]["clip"]["model"] == folder.name
+    assert found.card.fields["metrics"]["clip_score"]["extractor"] == "clip"
 
 
 def test_embeddings_do_not_depend_on_the_batch(folder: Path) -> None:
@@ -200,13 +225,13 @@ def test_embeddings_do_not_depend_on_the_batch(folder: Path) -> None:
 
 
 def test_captions_beyond_the_limit_are_counted(folder: Path) -> None:
-    metric = VideoCLIPScore(CLIPEncoder(str(folder)))
+    evaluation = Evaluation(["clip_score"], clip_model=str(folder))
     captions = ["a red circle moves", "a red circle moves right", "a"]
-    metric.update([clip_of(0)] * 3, captions)
-    metric.update([clip_of(0)], [captions[1]])
-    found = metric.compute()
-    assert float(found["clip_score_truncated"]) == 2
-    assert math.isfinite(float(found["clip_score"]))
+    evaluation.update(["0", "1", "2"], generated=[clip_of(0)] * 3, captions=captions)
+    evaluation.update(["3"], generated=[clip_of(0)], captions=[captions[1]])
+    found = evaluation.compute()["clip_score"]
+    assert found.figures["truncated"] == 2
+    assert math.isfinite(found.value)
 
 
 def test_autocast_and_train_mode_around_it_change_nothing(folder: Path) -> None:
