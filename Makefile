@@ -8,7 +8,7 @@ STAMP := $(VENV)/.ready
 # Two workers; the tests of a file stay together, because they share what they train.
 PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: setup demo check test test-all lint types lock clean
+.PHONY: setup demo docs check test test-all lint types lock clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,9 @@ $(STAMP): pyproject.toml requirements.lock
 
 demo: setup  ## fit a VAE, fit a DiT on its latents, test, sample: 6 minutes on two quiet cores held to AVX2
 	$(BIN)/python benchmarks/demo.py
+
+docs: setup  ## the site of docs/, in build/site: open build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: setup lint types  ## what every edit should pass
 	$(PYTEST) -m "not slow and not release" tests/contracts tests/unit tests/architecture
@@ -41,7 +44,7 @@ types: setup
 
 lock: setup  ## resolve the lock anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-		--group dev pyproject.toml --all-extras -o requirements.lock
+		--group dev --group docs pyproject.toml --all-extras -o requirements.lock
 
 clean:
 	rm -rf outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shlex
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -110,32 +107,6 @@ def test_what_a_recipe_lacks_is_one_line(
     assert told.endswith(
         "--negative-prompt ugly; did you mean --prompt or --prompts? see `lightning-sora sample --help`"
     )
-
-
-def test_the_notebook_of_the_readme_runs_as_written(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(import lightning_sora as ls\n.*?)```", readme, re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(trained, "outputs/world_dit")
-    train(make_vae(), Path("outputs/world_vae").absolute())
-    found: dict[str, Any] = {}
-    exec(code, found)
-    video, latent = found["video"], found["latent"]
-    assert (video.shape, latent.shape) == ((5, 16, 16, 3), (4, 2, 2, 2))
-    shown, _ = ls.read_video("cube.mp4")
-    assert shown.shape == video.shape
-    saved = ls.load("cube_model", "cpu")
-    assert isinstance(saved, ls.LatentDiffusion)
-    assert torch.equal(saved.sample("a big red cube moves left", seed=0), video)
-    # The face's latent is the network's own, of the same pixels in [-1, 1] and scaled to unit variance.
-    module = ls.load("outputs/world_vae", "cpu")
-    assert isinstance(module, ls.LitVAE)
-    raw = module.vae.encode((video.float() / 127.5 - 1).permute(3, 0, 1, 2)[None]).mean[0]
-    mean, std = (value[:, None, None, None] for value in (module.vae.latent_mean, module.vae.latent_std))
-    torch.testing.assert_close(latent, (raw - mean) / std)
-    assert module.decode(latent).shape == video.shape
 
 
 def test_a_fit_ends_with_where_things_are_and_a_next_command_that_runs(

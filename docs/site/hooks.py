@@ -1,0 +1,79 @@
+"""What mkdocs calls as it builds the site: pages made from the package itself, and links that work in both places."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).parent))
+
+import api_pages  # noqa: E402
+import commands_page  # noqa: E402
+import notebooks  # noqa: E402
+import recipes_page  # noqa: E402
+import registry_pages  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+#: Where the site keeps what the repository keeps elsewhere.
+MOVED = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    **{f"benchmarks/results/{file.name}": f"results/{file.name}" for file in RESULTS.glob("*.md")},
+    **{f"docs/notebooks/{name}.ipynb": f"notebooks/{name}.md" for name in notebooks.NAMES},
+}
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Adds the pages made here to the navigation."""
+    sections = {name: pages for entry in config.nav or [] for name, pages in entry.items() if isinstance(pages, list)}
+    sections["Notebooks"] += [{told: f"notebooks/{name}.md"} for name, told in notebooks.NAMES.items()]
+    sections["Parts"] += ["parts/index.md", *({kind: f"parts/{kind}.md"} for kind in registry_pages.kinds())]
+    sections["Measured"] += [f"results/{file.name}" for file in sorted(RESULTS.glob("*.md"))]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Makes the pages that nobody writes."""
+    pages = {
+        "index.md": (ROOT / "README.md").read_text(),
+        "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(),
+        "recipes.md": recipes_page.text(ROOT / "recipes"),
+        "commands.md": commands_page.text(),
+        **api_pages.pages(),
+        **registry_pages.pages(),
+        **{f"results/{file.name}": file.read_text() for file in RESULTS.glob("*.md")},
+        **{f"notebooks/{name}.md": notebooks.page(name) for name in notebooks.NAMES},
+    }
+    for path, text in pages.items():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, /, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turns links between files of the repository into links between pages, and drops the notes of the tests."""
+    path = page.file.src_uri
+    place = next((old for old, new in MOVED.items() if new == path), f"docs/{path}")
+
+    up = "../" * path.count("/")
+
+    def turned(link: re.Match[str]) -> str:
+        target, anchor = link[2], link[3] or ""
+        file = (ROOT / place).parent.joinpath(target).resolve()
+        if not file.is_relative_to(ROOT):
+            return link[0]
+        there = str(file.relative_to(ROOT))
+        there = MOVED.get(there, there.removeprefix("docs/"))
+        return f"{link[1]}({up}{there}{anchor})"
+
+    return re.sub(r"(\])\(([^()\s:#]+?)(#[^()\s]*)?\)", turned, re.sub(r"<!-- .*? -->\n", "", markdown))
+
+
+def on_post_page(output: str, /, *, page: Page, config: MkDocsConfig) -> str:
+    """Takes the script that search needs, when it is read from the disk, from the site and not from the network."""
+    return output.replace("https://unpkg.com/iframe-worker/shim", f"{'../' * page.url.count('/')}iframe-worker.js")
