@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from lightning_sora.lab.inspect import inspect_data as inspect_data
     from lightning_sora.lab.models import load as load
     from lightning_sora.lab.parts import registries as registries
+    from lightning_sora.lab.score import score as score
     from lightning_sora.lab.videos import read_video as read_video
     from lightning_sora.lab.videos import save_video as save_video
     from lightning_sora.lit.captioner import LitCaptioner as LitCaptioner
@@ -50,7 +51,16 @@ if TYPE_CHECKING:
     from lightning_sora.lit.module import LitModule as LitModule
     from lightning_sora.lit.optimizers import SCHEDULES as SCHEDULES
     from lightning_sora.lit.vae import LitVAE as LitVAE
+    from lightning_sora.metrics.base import METRICS as METRICS
+    from lightning_sora.metrics.base import Evaluated as Evaluated
+    from lightning_sora.metrics.base import Needs as Needs
+    from lightning_sora.metrics.base import PerVideoMetric as PerVideoMetric
+    from lightning_sora.metrics.base import Score as Score
+    from lightning_sora.metrics.base import VideoMetric as VideoMetric
+    from lightning_sora.metrics.base import register_metric as register_metric
+    from lightning_sora.metrics.evaluation import Evaluation as Evaluation
     from lightning_sora.metrics.extractors import EXTRACTORS as EXTRACTORS
+    from lightning_sora.metrics.results import Results as Results
     from lightning_sora.metrics.video_distances import FVD as FVD
     from lightning_sora.metrics.video_distances import KVD as KVD
     from lightning_sora.models.configs import DiTConfig as DiTConfig
@@ -103,6 +113,7 @@ _PLACES = {
     "lab.inspect": ("inspect_data",),
     "lab.models": ("load",),
     "lab.parts": ("registries",),
+    "lab.score": ("score",),
     "lab.videos": ("read_video", "save_video"),
     "lit.captioner": ("LitCaptioner",),
     "lit.captioners": ("CAPTIONERS",),
@@ -112,7 +123,10 @@ _PLACES = {
     "lit.module": ("LitModule",),
     "lit.optimizers": ("SCHEDULES",),
     "lit.vae": ("LitVAE",),
+    "metrics.base": ("METRICS", "Evaluated", "Needs", "PerVideoMetric", "Score", "VideoMetric", "register_metric"),
+    "metrics.evaluation": ("Evaluation",),
     "metrics.extractors": ("EXTRACTORS",),
+    "metrics.results": ("Results",),
     "metrics.video_distances": ("FVD", "KVD"),
     "models.configs": ("DiTConfig", "SamplingConfig"),
     "models.latent_diffusion": ("LatentDiffusion",),

@@ -54,6 +54,11 @@ class Needs:
         per: what one output is of: "clip" for a row a clip, "frame" for a row of each frame, or what else the
             extractor offers.
         min_frames: of a clip; shorter ones among longer are left out.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> ls.Needs(features="dino", per="frame", min_frames=2).min_frames
+        2
     """
 
     real: bool = False
@@ -80,6 +85,12 @@ class Evaluated:
         features: what the extractor makes of it: [width] per clip, [frames width] per frame, float64.
         content: a digest of its pixels.
         shared: for what several metrics work out of one clip; see :meth:`once`.
+
+    Example:
+        >>> import torch, lightning_sora as ls
+        >>> video = ls.Evaluated("0", torch.zeros(2, 8, 8, 3, dtype=torch.uint8), caption="night")
+        >>> video.once("mean", lambda: float(video.clip.double().mean()))
+        0.0
     """
 
     id: str
@@ -110,6 +121,11 @@ class Score:
         low, high: 95 % interval, of ``figures["unbiased"]`` where there is one.
         figures: what is told beside it, by name: "unbiased", "small_sample_bias" (what two sets of this size from one
             law would give), "real_vs_real", "real" (the same of the real clips), parts of the score.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> ls.Score(0.5, clips=2, figures={"real": 0.6}).logged("brightness")
+        {'brightness': 0.5, 'brightness_real': 0.6}
     """
 
     value: float
@@ -145,6 +161,11 @@ class VideoMetric(ABC):
         of: whose clips it looks at: "generated", or "reconstructed" by a VAE.
         automatic: the spec by which it is taken where a recipe names no metrics; empty for not at all.
         name: that it is registered by.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> isinstance(ls.METRICS.create("fvd(extractor='world')"), ls.VideoMetric)
+        True
     """
 
     needs: Needs = Needs()
@@ -239,6 +260,16 @@ class PerVideoMetric(VideoMetric):
 
     Attributes:
         parts: names of figures that :meth:`score` gives beside "value".
+
+    Example:
+        >>> import torch, lightning_sora as ls
+        >>> class Brightness(ls.PerVideoMetric):
+        ...     def score(self, video):
+        ...         return float(video.clip.double().mean() / 255)
+        >>> evaluation = ls.Evaluation([Brightness()])
+        >>> _ = evaluation.update(["0"], generated=[torch.full((2, 8, 8, 3), 255, dtype=torch.uint8)])
+        >>> evaluation.compute()["Brightness"].value
+        1.0
     """
 
     parts: ClassVar[tuple[str, ...]] = ()

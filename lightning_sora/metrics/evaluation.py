@@ -48,7 +48,7 @@ class Evaluation:
         >>> world = ls.World("tiny")
         >>> clips = [world.render(world.facts(i), frames=9, height=32, width=32, fps=8) for i in range(16)]
         >>> evaluation = ls.Evaluation(["fvd(extractor='world')", "motion_smoothness"])
-        >>> evaluation.update([str(i) for i in range(8)], generated=clips[:8], real=clips[8:], fps=8)
+        >>> _ = evaluation.update([str(i) for i in range(8)], generated=clips[:8], real=clips[8:], fps=8)
         >>> results = evaluation.compute()
         >>> sorted(results), results["fvd"].clips, len(results.card.id)
         (['fvd', 'motion_smoothness'], 8, 12)

@@ -33,6 +33,14 @@ class Results(Shown, dict[str, Score]):
         titles: what each metric is called in tables.
         higher_is_better: of each metric; None where neither is.
         before: values of an earlier evaluation under the same protocol, to be set beside these.
+
+    Example:
+        >>> import torch, lightning_sora as ls
+        >>> evaluation = ls.Evaluation(["temporal_flickering"])
+        >>> still = torch.zeros(3, 8, 8, 3, dtype=torch.uint8)
+        >>> _ = evaluation.update(["0"], generated=[still])
+        >>> evaluation.compute().as_dict()
+        {'temporal_flickering': {'value': 1.0, 'clips': 1}}
     """
 
     def __init__(
