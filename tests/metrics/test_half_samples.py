@@ -139,8 +139,8 @@ def computed(clips: int, others: int) -> dict[str, torch.Tensor]:
 def test_what_few_clips_do_not_tell_is_left_out_and_how_many_would_is_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         found = computed(32, 32)
-    assert set(found) == {"value", "bias", "real", "generated"}
-    assert found["bias"] == pytest.approx(float(found["value"]), rel=0.15)
+    assert set(found) == {"value", "small_sample_bias", "real", "generated"}
+    assert found["small_sample_bias"] == pytest.approx(float(found["value"]), rel=0.15)
     (said,) = (record.getMessage() for record in caplog.records)
     assert "32 real and 32 generated clips" in said
     needed = int(re.search(r"about (\d+) clips a side", said)[1])
