@@ -117,7 +117,7 @@ def scored(asked: Asked) -> Results | None:
         _check_same(earlier, evaluation, asked.compare, counts, without=("sizes", "real"))
     for real, videos in sides.items():
         _add(evaluation, videos, real, protocol.rate, asked.batch_size, sides)
-        if real and earlier is not None:
+        if real and earlier is not None and not _paired(evaluation):  # else they come with the generated ones
             _check_same(earlier, evaluation, asked.compare, counts, without=("sizes",))
     if asked.save_reference is not None:
         kept = evaluation.statistics({"clip": protocol.as_fields()}).save(asked.save_reference, "reference")
@@ -240,6 +240,10 @@ def _check_pairs(name: str, sides: Mapping[bool, Sequence[Video]]) -> None:
         )
 
 
+def _paired(evaluation: Evaluation) -> bool:
+    return any(metric.needs.pairs for metric in evaluation.metrics.values())
+
+
 def _add(
     evaluation: Evaluation,
     videos: Sequence[Video],
@@ -248,7 +252,7 @@ def _add(
     batch: int,
     sides: Mapping[bool, Sequence[Video]],
 ) -> None:
-    paired = any(metric.needs.pairs for metric in evaluation.metrics.values())
+    paired = _paired(evaluation)
     if real and paired:
         return  # read with their partners
     partners = {video.id: video for video in sides[True]} if paired else {}

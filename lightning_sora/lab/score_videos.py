@@ -232,7 +232,7 @@ def _look_at_file(path: Path, name: str, protocol: ClipProtocol, caption: str) -
         # What is shown in the last moment lasts until the end of the video.
         if int(info.duration * rate + 1e-6) < frames:
             return _Short(f"{info.frames} frames at {info.fps:.4g} fps")
-        whole = protocol.fps is None and int(info.duration * rate + 1e-6) == frames
+        whole = abs(rate - info.fps) < 1e-6 and int(info.duration * rate + 1e-6) == frames
         start = max(0.0, (info.duration - frames / rate) / 2) if protocol.offset == "center" else 0.0
         # Headers lie: what can be read is known when it was read. All of it, since what is damaged after the
         # clip says that the file is not what its maker wrote.
@@ -250,7 +250,7 @@ def _look_at_stack(stack: Stack, protocol: ClipProtocol, caption: str) -> Video 
         return _Short(f"{frames} frames")
     start = (frames - protocol.frames) // 2 if protocol.offset == "center" else 0
     content = digest_of(stack)
-    whole = frames == protocol.frames and protocol.fps is None
+    whole = frames == protocol.frames  # its frames are never resampled
     return Video(stack, stack.id, start, protocol.frames, protocol.fps, (height, width), content, caption, whole)
 
 

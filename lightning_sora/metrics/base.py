@@ -364,10 +364,10 @@ def register_metric(name: str) -> Callable[[M], M]:
     """
 
     def decorate(metric: M) -> M:
-        METRICS.register(name)(metric)
-        metric.name = name
         if metric.higher_is_better is not None:
             directions.declare(name, "max" if metric.higher_is_better else "min")
+        METRICS.register(name)(metric)
+        metric.name = name
         return metric
 
     return decorate
