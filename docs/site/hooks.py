@@ -19,6 +19,7 @@ import notebooks  # noqa: E402
 import recipes_page  # noqa: E402
 import registry_pages  # noqa: E402
 
+SHIM = re.compile(r"https://[\w.]+/iframe-worker/shim")
 RESULTS = ROOT / "benchmarks" / "results"
 #: Where the site keeps what the repository keeps elsewhere.
 MOVED = {
@@ -76,4 +77,9 @@ def on_page_markdown(markdown: str, /, *, page: Page, config: MkDocsConfig, file
 
 def on_post_page(output: str, /, *, page: Page, config: MkDocsConfig) -> str:
     """Takes the script that search needs, when it is read from the disk, from the site and not from the network."""
-    return output.replace("https://unpkg.com/iframe-worker/shim", f"{'../' * page.url.count('/')}iframe-worker.js")
+    return SHIM.sub(f"{'../' * page.url.count('/')}iframe-worker.js", output)
+
+
+def on_post_template(output: str, /, *, template_name: str, config: MkDocsConfig) -> str:
+    """The same of the page that says that there is none."""
+    return SHIM.sub("/iframe-worker.js", output)
