@@ -117,6 +117,12 @@ TOLD = {
         "lightning-sora score ... --extractor \"i3d(weights='PATH')\"",
         PARTS,
     ),
+    "metric": Told(
+        "Metrics",
+        "What is said of videos in numbers. [Protocol of every metric](../protocols.md) says how each is made.",
+        "lightning-sora score --generated DIR --metrics temporal_flickering",
+        "[A metric of your own](../tutorials/metric.md)",
+    ),
     "schedule": Told(
         "Learning-rate schedules", "The learning rate over a training.", "--model.schedule='cosine(warmup=100)'", PARTS
     ),
