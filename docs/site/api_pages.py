@@ -8,8 +8,8 @@ import lightning_sora
 PAGES = {
     "models": (
         "Models",
-        "load LatentDiffusion DiTConfig SamplingConfig ClipVAE LitDiT LitVAE LitCaptioner LitExpander "
-        "LitEvaluator LitModule",
+        "load LatentDiffusion DiTConfig DiffusionConfig SamplingConfig VAELossConfig ClipVAE LitDiT LitVAE "
+        "LitCaptioner LitExpander LitEvaluator LitModule",
     ),
     "attention": (
         "Attention",
@@ -17,11 +17,12 @@ PAGES = {
     ),
     "spacetime": (
         "Spacetime",
-        "PatchSize TokenGrid TokenLayout SpacetimeBatch VideoSize Crop patchify unpatchify",
+        "PatchSize TokenGrid TokenLayout SpacetimeBatch VideoSize Crop DataSpec patchify unpatchify",
     ),
     "data": (
         "Data and videos",
-        "World read_video save_video open_collection inspect_data check_data SpacetimeDataModule PromptDataModule",
+        "World read_video save_video open_collection inspect_data check_data caption cache_latents "
+        "SpacetimeDataModule PromptDataModule",
     ),
     "metrics": (
         "Metrics",
