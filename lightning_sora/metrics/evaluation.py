@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from lightning_sora.metrics.asked import create_metric, default_metrics, named
 from lightning_sora.metrics.base import METRICS, SIDES, Evaluated, Score, Side, VideoMetric
 from lightning_sora.metrics.extractors import EXTRACTORS, Extractor
 from lightning_sora.metrics.extractors.base import Clip
+from lightning_sora.metrics.gathering import gathered
 from lightning_sora.metrics.outputs import Outputs
 from lightning_sora.metrics.protocol import ProtocolCard
 from lightning_sora.metrics.reference import ReferenceStatistics
@@ -253,30 +252,32 @@ class Evaluation:
         Raises:
             SoraError: too few clips on a side, clips given twice, or none that a metric could judge.
         """
-        for state in (state for metric in self.metrics.values() for state in metric.states()):
-            state.sync_on_compute = synchronize
-        for seen in self._seen.values():
-            seen.sync_on_compute = synchronize
-        scores: dict[str, Score] = {}
-        for name, metric in self.metrics.items():
-            with _of_none():
-                score = metric.compute()
-            if score is None and self._lenient:
-                continue
-            if score is None:
-                raise SoraError(
-                    f"{name} could judge none of the clips ({_wanted(metric)}); give such clips, or leave {name} out"
-                )
-            scores[name] = score
-        clips = {name: dict(values) for name, values in self._clips.items()}
-        return Results(scores, self.card(), clips, self.metrics)
+        states = [state for metric in self.metrics.values() for state in metric.states()]
+        with gathered([*states, *self._seen.values()], synchronize):
+            scores = {name: score for name in self.metrics if (score := self._score(name)) is not None}
+            clips = {name: dict(values) for name, values in self._clips.items()}
+            return Results(scores, self._card(), clips, self.metrics)
+
+    def _score(self, name: str) -> Score | None:
+        score = self.metrics[name].compute()
+        if score is None and not self._lenient:
+            raise SoraError(
+                f"{name} could judge none of the clips ({_wanted(self.metrics[name])}); give such clips, or leave {name} "
+                "out"
+            )
+        return score
 
     def card(self) -> ProtocolCard:
-        """What the scores are measured by: metrics, networks, numbers and sizes of clips, and which the real
-        ones are."""
+        """What scores are measured by: metrics, networks, numbers and sizes of clips, and which the real ones are.
+
+        To be called by all processes.
+        """
         self.load()
-        with _of_none():
-            seen = {side: self._seen[side].known() for side in SIDES if side in self._seen}
+        with gathered(self._seen.values()):
+            return self._card()
+
+    def _card(self) -> ProtocolCard:
+        seen = {side: self._seen[side].known() for side in SIDES if side in self._seen}
         seen = {side: told for side, told in seen.items() if len(told["ids"])}
         metrics = self.metrics
         clips = {str(side): len(told["ids"]) for side, told in seen.items()}
@@ -336,14 +337,6 @@ def _labels(specs: Sequence[str]) -> dict[str, str]:
         same = sum(label.split(" ")[0] == name for label in found.values())
         found[spec] = name if not same else f"{name} {same + 1}"
     return found
-
-
-@contextmanager
-def _of_none() -> Iterator[None]:
-    """torchmetrics warns of what no clip was added to; a process may well have none."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
-        yield
 
 
 def _check_lengths(wanted: int, given: Mapping[str, Sequence[Any] | None]) -> None:

@@ -96,12 +96,13 @@ EVALUATION = """
 import json, os, sys
 import lightning.pytorch as pl
 import torch
+from lightning_sora.lit.callbacks import ClipScores, Evaluate
 from tests.integration.conftest import make_data, make_dit, make_vae
 
 ranks = int(os.environ.get("WORLD_SIZE", 1))
 torch.set_num_threads(1)
 found = {}
-for module in (make_dit(), make_vae()):
+for module in (make_vae(), make_dit()):
     data = make_data(batch_size=2)
     data.spec = "world(level='tiny', clips=2, heldout_clips=7)"
     trainer = pl.Trainer(
@@ -111,6 +112,13 @@ for module in (make_dit(), make_vae()):
     )
     trainer.validate(module, data, verbose=False)
     found |= {f"{type(module).__name__} {k}": float(v) for k, v in trainer.callback_metrics.items()}
+evaluate = Evaluate(["fvd", "kvd(paired=True)", "temporal_flickering"], extractor="random(width=4, side=16)")
+trainer.callbacks += [evaluate, ClipScores()]
+data.spec = "world(level='tiny', clips=2, heldout_clips=17)"
+trainer.test(module, data, verbose=False)
+found |= {f"test {k}": v for k, v in evaluate.results["fvd"].as_dict().items()}
+found |= {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
+found["card"] = int(evaluate.results.card.id, 16)
 rank = os.environ.get("RANK", "0")
 with open(f"{sys.argv[1]}/{ranks}-{rank}.json", "w") as file:
     json.dump(found, file)
@@ -133,6 +141,8 @@ def test_what_is_judged_is_the_same_on_ranks_with_uneven_clips(tmp_path: Path) -
         for rank in range(ranks):
             found[ranks, rank] = json.loads((tmp_path / f"{ranks}-{rank}.json").read_text())
     alone = found[1, 0]
+    assert {"test/kvd", "test/temporal_flickering", "test value", "card"} <= set(alone)
+    assert alone["test clips"] == 17
     names = {"LitDiT val/loss", "LitDiT val/denoising_error", "LitDiT val/loss_t0", "LitVAE val/l1"}
     assert names | {"LitVAE val/psnr", "LitVAE val/active_channels", "LitVAE val/latent_std"} <= set(alone)
     for rank in range(2):
