@@ -262,8 +262,8 @@ class Evaluation:
         score = self.metrics[name].compute()
         if score is None and not self._lenient:
             raise SoraError(
-                f"{name} could judge none of the clips ({_wanted(self.metrics[name])}); give such clips, or leave {name} "
-                "out"
+                f"{name} could judge none of the clips ({_wanted(self.metrics[name])}); give such clips, or leave "
+                f"{name} out"
             )
         return score
 
