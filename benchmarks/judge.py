@@ -105,7 +105,7 @@ def controls(level: str, side: int, count: int = 96) -> list[tuple[str, dict[str
     """Scores of clips that are broken in one way each."""
     world = World(level, seed=99, split="heldout")
     facts = [world.facts(i) for i in range(count)]
-    told = [{**f.as_dict(), "config": world.config} for f in facts]
+    told = [{**f.as_dict(), "config": vars(world.config)} for f in facts]
     clips = [world.render(f, FRAMES, side, side, FPS) for f in facts]
     grey = [c.float().mean(-1, keepdim=True).expand(-1, -1, -1, 3).to(torch.uint8) for c in clips]
     cases: dict[str, list[torch.Tensor]] = {

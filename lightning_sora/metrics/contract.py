@@ -108,7 +108,7 @@ class _Set:
         self.clips = [world.render(fact, FRAMES, SIDE, SIDE, FPS) for fact in facts]
         self.negatives = [255 - clip for clip in self.clips]
         self.captions = [f"clip {first + i}" for i in range(CLIPS)]
-        self.facts = [{**fact.as_dict(), "config": world.config} for fact in facts]
+        self.facts = [{**fact.as_dict(), "config": vars(world.config)} for fact in facts]
 
 
 _set = lru_cache(_Set)

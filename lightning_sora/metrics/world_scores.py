@@ -39,7 +39,7 @@ def world_scores(reading: Reading, facts: Mapping[str, Any]) -> dict[str, float]
     Args:
         facts: ``Facts.as_dict()`` with the world's configuration under "config".
     """
-    stage, true = facts["config"].stage, Facts.from_dict(facts)
+    stage, true = facts["config"]["stage"], Facts.from_dict(facts)
     asked = {thing.color: number for number, thing in enumerate(true.objects)}
     seen = {thing.color: thing for thing in reading.objects}
     found: dict[str, list[float]] = {}

@@ -15,7 +15,7 @@ COUNT = 32
 
 
 def told(facts: Facts) -> dict[str, Any]:
-    return {**facts.as_dict(), "config": WORLD.config}
+    return {**facts.as_dict(), "config": vars(WORLD.config)}
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +81,8 @@ def test_a_missing_object_costs_all_that_it_should_have_been(facts: list[Facts])
 def test_objects_of_one_clip_are_matched_by_colour() -> None:
     world = World("medium", seed=8)
     both = next(f for f in map(world.facts, range(50)) if len(f.objects) == 2)
-    asked = asked_codes([{**both.as_dict(), "config": world.config}])
-    turned = asked_codes([{**replace(both, objects=both.objects[::-1]).as_dict(), "config": world.config}])
+    asked = asked_codes([{**both.as_dict(), "config": vars(world.config)}])
+    turned = asked_codes([{**replace(both, objects=both.objects[::-1]).as_dict(), "config": vars(world.config)}])
     assert torch.equal(asked, turned)  # objects have no order
     assert judge(asked, asked).tolist() == [[1.0] * len(FACTS)]
     exchanged = replace(
@@ -92,7 +92,7 @@ def test_objects_of_one_clip_are_matched_by_colour() -> None:
             replace(both.objects[1], color=both.objects[0].color),
         ),
     )
-    swapped = judge(asked_codes([{**exchanged.as_dict(), "config": world.config}]), asked)[0]
+    swapped = judge(asked_codes([{**exchanged.as_dict(), "config": vars(world.config)}]), asked)[0]
     row = dict(zip(FACTS, swapped.tolist(), strict=True))
     assert row["color"] == row["count"] == 1.0
     assert row["shape"] == float(both.objects[0].shape == both.objects[1].shape)

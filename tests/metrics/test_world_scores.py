@@ -71,7 +71,7 @@ def scored() -> dict[str, dict[str, float]]:
     clips["montage"] = [torch.stack([videos[(i + t // 3) % 32][t] for t in range(17)]) for i in range(32)]
     for name, some in clips.items():
         readings = load_evaluator().read(some, [8.0] * 32)
-        rows = [world_scores(r, {**f.as_dict(), "config": world.config}) for r, f in zip(readings, facts, strict=True)]
+        rows = [world_scores(r, told(f, world)) for r, f in zip(readings, facts, strict=True)]
         median = lambda values: sorted(values)[len(values) // 2]  # noqa: E731
         found[name] = {
             "identity": sum(r["identity"] for r in rows) / 32,
@@ -142,7 +142,7 @@ def test_hidden_objects_are_not_asked_to_be_seen() -> None:
 
 
 def told(facts: Facts, world: World) -> dict[str, Any]:
-    return {**facts.as_dict(), "config": world.config}
+    return {**facts.as_dict(), "config": vars(world.config)}
 
 
 def test_the_warping_error_of_the_truth_is_small_and_flicker_raises_it() -> None:

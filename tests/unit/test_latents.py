@@ -10,7 +10,6 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import fsspec
@@ -26,7 +25,7 @@ from lightning_sora.data.sources.latents import facts_of, facts_text
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import coarse_generator
 from lightning_sora.spacetime import Crop, PatchSize, VideoSize
-from lightning_sora.world import LEVELS, Facts, World
+from lightning_sora.world import LEVELS, Facts, World, WorldConfig
 
 VAE_HASH = "0123456789abcdef"
 SIZES = [(9, 16, 16), (1, 16, 32), (5, 32, 16)]  # pixels; the stride is 4 x 8 x 8
@@ -318,12 +317,12 @@ def test_the_fingerprint_covers_vae_data_and_dtype(tmp_path: Path) -> None:
 def test_facts_of_the_world_come_back_fit_for_judging() -> None:
     world = World(LEVELS["medium"], seed=3, split="train")
     facts = world.facts(7)
-    told = {**facts.as_dict(), "config": world.config}
+    told = {**facts.as_dict(), "config": vars(world.config)}
     back = facts_of(facts_text(told))
     assert back is not None
     assert Facts.from_dict(back) == facts
-    assert back["config"] == world.config
-    assert asdict(back["config"])["stage"] == LEVELS["medium"].stage
+    assert WorldConfig(**back["config"]) == world.config
+    assert back["config"]["stage"] == LEVELS["medium"].stage
     assert facts_of(facts_text(None)) is None
 
 

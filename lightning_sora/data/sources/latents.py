@@ -16,7 +16,6 @@ from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import coarse_generator
 from lightning_sora.spacetime import Crop, PatchSize, VideoSize
-from lightning_sora.world.config import WorldConfig
 
 #: What a header must tell to train on its latents.
 NEEDED = ("vae_hash", "vae_stride", "dtype", "splits", "clips", "data")
@@ -124,18 +123,9 @@ class LatentSource(Source):
 
 def facts_text(facts: Mapping[str, Any] | None) -> str:
     """Facts as JSON; empty for none."""
-    if facts is None:
-        return ""
-    config = facts.get("config")
-    told = {**facts, "config": vars(config) if isinstance(config, WorldConfig) else None}
-    return json.dumps(told, sort_keys=True)
+    return "" if facts is None else json.dumps(facts, sort_keys=True)
 
 
 def facts_of(text: str) -> dict[str, Any] | None:
-    """The inverse of :func:`facts_text`."""
-    if not text:
-        return None
-    facts = json.loads(text)
-    if facts.get("config") is not None:
-        facts["config"] = WorldConfig(**facts["config"])
-    return facts
+    """The inverse of :func:`facts_text`; tuples come back as lists."""
+    return json.loads(text) if text else None

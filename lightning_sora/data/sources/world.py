@@ -138,7 +138,7 @@ class WorldSource(Source):
         video = self._video(index, made, facts)
         if made.size != crop.size:
             video = cut(video, crop.size, generator if self._split == "train" else None)
-        told = {**facts.as_dict(), "config": self.world.config, "cropped": made.size != crop.size}
+        told = {**facts.as_dict(), "config": asdict(self.world.config), "cropped": made.size != crop.size}
         return Clip(video, self.world.caption(facts, self._captions, key=facts.index), rate, told)
 
     def _rendered(self, index: int, crop: Crop) -> Crop:

@@ -56,7 +56,7 @@ def answers(facts: Sequence[Mapping[str, Any]], frames: int, fps: float) -> Answ
     slots, places, depths = [], [], []
     labels: dict[str, list[int]] = {name: [] for name in (*OF_OBJECTS, "camera")}
     for clip, fact in enumerate(facts):
-        stage = fact["config"].stage
+        stage = fact["config"]["stage"]
         told = Facts.from_dict(fact)
         camera = camera_path(told.camera, times, told.duration)
         labels["camera"].append(code("camera", told.camera.motion))
