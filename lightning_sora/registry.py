@@ -123,12 +123,15 @@ class Registry(Generic[T]):
         Raises:
             SoraError: unknown name; near matches and the known names are listed.
         """
-        if name not in self._builders:
-            load_packages()
-        if name not in self._builders:
+        if not self._has(name):
             hint = did_you_mean(name, self._builders, repr)
             raise SoraError(f"unknown {self.kind} {name!r}; {hint}known: {', '.join(self.list()) or 'none'}")
         return self._builders[name]
+
+    def _has(self, name: str) -> bool:
+        if name not in self._builders:
+            load_packages()
+        return name in self._builders
 
     def options(self, name: str, given: Sequence[str] = ()) -> dict[str, inspect.Parameter]:
         """The options that a spec of this name may set.
@@ -165,9 +168,10 @@ class Registry(Generic[T]):
         if asked.startswith(SPEC):
             return Spec.parse(asked.removeprefix(SPEC))
         parted = prefixed(asked)
-        names_one = asked in self._builders or (parted is not None and parted[0] in self._builders)
-        if self.path is not None and not names_one and is_path(asked):
-            return self._of_one_option(self.path, asked)
+        if self.path is not None and is_path(asked):
+            names_one = self._has(asked) or (parted is not None and self._has(parted[0]))
+            if not names_one:
+                return self._of_one_option(self.path, asked)
         return Spec.parse(asked) if parted is None else self._of_one_option(*parted)
 
     def _of_one_option(self, name: str, text: str) -> Spec:

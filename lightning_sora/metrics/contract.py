@@ -28,7 +28,6 @@ from lightning_sora.metrics.base import METRICS, PerVideoMetric, Score, VideoMet
 from lightning_sora.metrics.evaluation import Evaluation
 from lightning_sora.metrics.extractors import EXTRACTORS, Extractor
 from lightning_sora.metrics.extractors.base import Clip
-from lightning_sora.metrics.extractors.world import WorldExtractor
 from lightning_sora.metrics.seen import clip_digest
 from lightning_sora.specs import Spec
 from lightning_sora.world import World
@@ -60,16 +59,45 @@ class StandIn(Extractor):
         return {"name": "stand-in", "verified": True}
 
 
-class Reader(WorldExtractor):
-    """The world's evaluator, which reads each clip once, however many laws look at it."""
+class Reader(Extractor):
+    """An extractor that makes what is no vector, such as readings, of each clip once, however many laws look at it.
 
-    read: ClassVar[dict[str, Any]] = {}
+    Args:
+        of: spec of the extractor.
+    """
+
+    read: ClassVar[dict[tuple[str, str, str], Any]] = {}
+
+    def __init__(self, *, of: str) -> None:
+        super().__init__()
+        self.of, self.inner = of, EXTRACTORS.create(of)
+        self.title, self.width, self.text_per = self.inner.title, self.inner.width, self.inner.text_per
+        self.min_frames, self.frames, self.by_seconds = (
+            self.inner.min_frames,
+            self.inner.frames,
+            self.inner.by_seconds,
+        )
+
+    def prepare(self, clip: Clip) -> Float[Tensor, "3 frames height width"]:
+        return self.inner.prepare(clip)
+
+    def features(self, clips: Float[Tensor, "clips 3 frames height width"]) -> Float[Tensor, "clips dim"]:
+        return self.inner.features(clips)
+
+    def describe(self) -> dict[str, Any]:
+        return self.inner.describe()
+
+    def least_frames(self, fps: float | None) -> int:
+        return self.inner.least_frames(fps)
+
+    def takes_per(self, per: str, frames: int, fps: float | None = None) -> bool:
+        return self.inner.takes_per(per, frames, fps)
 
     def outputs(self, clips: Sequence[Clip], fps: Sequence[float] | None = None, per: str = "clip") -> list[Any]:
-        names = [clip_digest(clip) for clip in clips]
+        names = [(self.of, per, clip_digest(clip)) for clip in clips]
         new = {name: clip for name, clip in zip(names, clips, strict=True) if name not in self.read}
         if new:
-            self.read.update(zip(new, super().outputs(list(new.values()), [FPS] * len(new), per), strict=True))
+            self.read.update(zip(new, self.inner.outputs(list(new.values()), [FPS] * len(new), per), strict=True))
         return [self.read[name] for name in names]
 
 
@@ -92,8 +120,8 @@ def _evaluation(spec: str) -> Evaluation:
         EXTRACTORS.register(READER)(Reader)
         if metric.needs.features is not None and metric.needs.per in ("clip", "frame"):
             metric.needs = replace(metric.needs, features=STAND_IN)
-        elif metric.needs.features == "world" and metric.needs.per == "reading":
-            metric.needs = replace(metric.needs, features=READER)
+        elif metric.needs.features is not None:
+            metric.needs = replace(metric.needs, features=str(Spec(READER, {"of": metric.needs.features})))
         evaluation = Evaluation([metric])
         evaluation.load()
     return evaluation
