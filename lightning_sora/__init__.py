@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from lightning_sora.data.collection import open_collection as open_collection
     from lightning_sora.data.datamodule import SpacetimeDataModule as SpacetimeDataModule
     from lightning_sora.data.manifest import MANIFESTS as MANIFESTS
-    from lightning_sora.data.prompts import PromptDataModule as PromptDataModule
     from lightning_sora.data.sizes import SIZES as SIZES
     from lightning_sora.data.sources import SOURCES as SOURCES
     from lightning_sora.diffusion.guidance import GUIDANCE as GUIDANCE
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
     from lightning_sora.lit.captioners import CAPTIONERS as CAPTIONERS
     from lightning_sora.lit.dit import DiffusionConfig as DiffusionConfig
     from lightning_sora.lit.dit import LitDiT as LitDiT
-    from lightning_sora.lit.evaluator import LitEvaluator as LitEvaluator
     from lightning_sora.lit.expander import EXPANDERS as EXPANDERS
     from lightning_sora.lit.expander import LitExpander as LitExpander
     from lightning_sora.lit.module import LitModule as LitModule
@@ -87,6 +85,8 @@ if TYPE_CHECKING:
     from lightning_sora.spacetime import VideoSize as VideoSize
     from lightning_sora.spacetime import patchify as patchify
     from lightning_sora.spacetime import unpatchify as unpatchify
+    from lightning_sora.testbench.lit_evaluator import LitEvaluator as LitEvaluator
+    from lightning_sora.testbench.prompts import PromptDataModule as PromptDataModule
     from lightning_sora.world import World as World
 
 #: module: the names that it gives to this one.
@@ -95,7 +95,6 @@ _PLACES = {
     "data.collection": ("open_collection",),
     "data.datamodule": ("SpacetimeDataModule",),
     "data.manifest": ("MANIFESTS",),
-    "data.prompts": ("PromptDataModule",),
     "data.sizes": ("SIZES",),
     "data.sources": ("SOURCES",),
     "diffusion.guidance": ("GUIDANCE",),
@@ -118,7 +117,6 @@ _PLACES = {
     "lit.captioner": ("LitCaptioner",),
     "lit.captioners": ("CAPTIONERS",),
     "lit.dit": ("DiffusionConfig", "LitDiT"),
-    "lit.evaluator": ("LitEvaluator",),
     "lit.expander": ("EXPANDERS", "LitExpander"),
     "lit.module": ("LitModule",),
     "lit.optimizers": ("SCHEDULES",),
@@ -154,6 +152,8 @@ _PLACES = {
         "patchify",
         "unpatchify",
     ),
+    "testbench.lit_evaluator": ("LitEvaluator",),
+    "testbench.prompts": ("PromptDataModule",),
     "world": ("World",),
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}

@@ -12,11 +12,10 @@ from lightning_sora.lab.devices import usable_device
 if TYPE_CHECKING:
     import torch
 
-#: Modules by the name that their checkpoints carry, each imported when one is loaded.
+#: Modules by the name that their checkpoints carry, each imported when one is loaded; plugins import their own.
 MODULES = {
     "LitCaptioner": "lightning_sora.lit.captioner",
     "LitDiT": "lightning_sora.lit.dit",
-    "LitEvaluator": "lightning_sora.lit.evaluator",
     "LitExpander": "lightning_sora.lit.expander",
     "LitVAE": "lightning_sora.lit.vae",
 }
@@ -72,10 +71,15 @@ def _read_weak(path: str) -> Any:
 
 def _load_checkpoint(path: str | Path, device: torch.device) -> Any:
     from lightning_sora.lit.captioners import checkpoint_of
-    from lightning_sora.lit.module import read_checkpoint
+    from lightning_sora.lit.module import LitModule, read_checkpoint
+    from lightning_sora.recipe.classes import subclasses
 
     file = Path(checkpoint_of(str(path)))
     name = read_checkpoint(file)["module"]
-    if name not in MODULES:
-        raise SoraError(f"{file} is of a {name}, which cannot be loaded here; known are {', '.join(MODULES)}")
-    return getattr(import_module(MODULES[name]), name).load(file, device)
+    if name in MODULES:
+        return getattr(import_module(MODULES[name]), name).load(file, device)
+    known: dict[str, Any] = {kind.__name__: kind for kind in subclasses(LitModule)}
+    if name not in known:
+        told = ", ".join(sorted({*MODULES, *known}))
+        raise SoraError(f"{file} is of a {name}, which cannot be loaded here; known are {told}")
+    return known[name].load(file, device)

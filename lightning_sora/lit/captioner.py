@@ -13,16 +13,13 @@ from torchmetrics.text import BLEUScore
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.evaluation_means import EvaluationMeans
 from lightning_sora.lit.module import LitModule
-from lightning_sora.metrics.caption_facts import FACTS, recovered
-from lightning_sora.metrics.clip_means import ClipMeans
+from lightning_sora.metrics.texts import CAPTION_SCORES, CaptionScore, TextScores
 from lightning_sora.models.captioner import Captioner
 from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.models.text_decoder import Written, next_token_loss
 from lightning_sora.randomness import generator, initialize
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch
 from lightning_sora.specs import SpecText
-
-RECOVERED = tuple(f"fact_{name}" for name in (*FACTS, "all"))
 
 
 class LitCaptioner(LitModule):
@@ -78,7 +75,7 @@ class LitCaptioner(LitModule):
         )
         initialize(self.captioner, seed, "captioner.")
         self.word_drop, self.longest = word_drop, longest
-        self.facts = ClipMeans(RECOVERED)
+        self.facts = TextScores.of(CAPTION_SCORES)
         self.bleu, self._means = BLEUScore(n_gram=4, smooth=True), EvaluationMeans()
         self._count = CountedFlops()
 
@@ -129,7 +126,10 @@ class LitCaptioner(LitModule):
         return batch.weighed(losses, "clip")
 
     def protocol(self, split: str) -> dict[str, Any]:
-        return super().protocol(split) | {"decoding": "greedy", "judge": "facts read back from words"}
+        told = {"decoding": "greedy"}
+        if self.facts is not None:
+            told["judge"] = ", ".join(score.judge for score in self.facts.scores if isinstance(score, CaptionScore))
+        return super().protocol(split) | told
 
     def validation_step(self, batch: SpacetimeBatch, batch_idx: int) -> None:
         self._evaluate(batch, "val")
@@ -141,15 +141,14 @@ class LitCaptioner(LitModule):
         written = self.write(batch)
         texts = [self.captioner.vocabulary.decode(one.ids) for one in written]
         with self.averaged():
-            ids = self.captioner.tokens(batch.captions)
-            losses = self._losses(batch, ids, ids)
+            tokens = self.captioner.tokens(batch.captions)
+            losses = self._losses(batch, tokens, tokens)
         self._means.add(f"{split}/loss", losses)
         self.score_clips(f"{split}/loss", batch.ids, losses.tolist())
         self.bleu.update(texts, [[caption] for caption in batch.captions])
-        if batch.facts is not None:
-            rows = [recovered(text, facts) for text, facts in zip(texts, batch.facts, strict=True)]
-            self.facts.add({f"fact_{n}": torch.tensor([row[n] for row in rows]) for n in (*FACTS, "all")})
-            self.score_clips(f"{split}/fact_all", batch.ids, [row["all"] for row in rows])
+        if batch.facts is not None and self.facts is not None:
+            for name, (ids, values) in self.facts.add_texts(texts, batch.facts, batch.ids).items():
+                self.score_clips(f"{split}/{name}", ids, values)
 
     @torch.no_grad()
     def write(self, batch: SpacetimeBatch) -> list[Written]:
@@ -168,9 +167,10 @@ class LitCaptioner(LitModule):
         self._log_written("test")
 
     def _log_written(self, split: str) -> None:
-        found = {**self.facts.compute(), "bleu": self.bleu.compute()}
+        found = {**(self.facts.compute() if self.facts is not None else {}), "bleu": self.bleu.compute()}
         self.log_dict({f"{split}/{name}": value for name, value in found.items()})
-        self.facts.reset()
+        if self.facts is not None:
+            self.facts.reset()
         self.bleu.reset()
         self._means.log(self, prog_bar=(f"{split}/loss",))
 

@@ -1,4 +1,4 @@
-"""What ``lightning-sora caption`` can ask for a caption: a trained run, a vision-language model, the world itself."""
+"""What ``lightning-sora caption`` can ask for a caption: a trained run, a vision-language model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from lightning_sora.errors import SoraError, WeightsMissing
 from lightning_sora.lit.captioner import LitCaptioner
-from lightning_sora.metrics.caption_facts import tell
 from lightning_sora.metrics.digests import weights_sha256
 from lightning_sora.models.expander import whole_sentences
 from lightning_sora.models.saved import is_saved
@@ -106,28 +105,6 @@ class HuggingFaceCaptioner(ClipCaptioner):
 
     def fingerprint(self) -> str:
         return f"hf {self.model.digest}"
-
-
-@CAPTIONERS.register("facts")
-class Oracle(ClipCaptioner):
-    """Tells the world's own facts: the best that a captioner could do.
-
-    Args:
-        style: of the world's captions.
-    """
-
-    size = (1, 16, 16)  # it does not look
-
-    def __init__(self, device: str = "cpu", *, style: str = "dense") -> None:
-        self.style = style
-
-    def caption(self, batch: SpacetimeBatch) -> list[Captioned]:
-        if batch.facts is None:
-            raise SoraError("the captioner 'facts' tells what the source knows, and this source knows no facts")
-        return [Captioned(tell(facts, self.style), 1.0) for facts in batch.facts]
-
-    def fingerprint(self) -> str:
-        return f"facts {self.style}"
 
 
 def create_captioner(text: str, device: str = "cpu") -> ClipCaptioner:

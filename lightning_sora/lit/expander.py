@@ -13,9 +13,8 @@ from lightning_sora.errors import SoraError
 from lightning_sora.lit.captioners import checkpoint_of
 from lightning_sora.lit.evaluation_means import EvaluationMeans
 from lightning_sora.lit.module import LitModule
-from lightning_sora.metrics.caption_facts import kept, read_caption
-from lightning_sora.metrics.clip_means import ClipMeans
 from lightning_sora.metrics.digests import weights_sha256
+from lightning_sora.metrics.texts import EXPANSION_SCORES, TextScores
 from lightning_sora.models.expander import EXPANDERS, Expander, checked, whole_sentences
 from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.models.text_decoder import TextDecoder, next_token_loss
@@ -23,8 +22,6 @@ from lightning_sora.models.vocabulary import Vocabulary
 from lightning_sora.randomness import generator, initialize
 from lightning_sora.spacetime import PatchSize
 from lightning_sora.specs import SpecText
-
-SCORES = ("kept", "rich")
 
 
 class Pairs(Protocol):
@@ -83,7 +80,7 @@ class LitExpander(LitModule):
         self.decoder = TextDecoder(len(self.words), dim=dim, depth=depth, num_heads=num_heads, memory=False)
         initialize(self.decoder, seed, "decoder.")
         self.word_drop, self.longest, self.temperature = word_drop, longest, temperature
-        self.scores, self._means = ClipMeans(SCORES), EvaluationMeans()
+        self.scores, self._means = TextScores.of(EXPANSION_SCORES), EvaluationMeans()
         self._count = CountedFlops()
 
     @property
@@ -153,10 +150,9 @@ class LitExpander(LitModule):
             losses = next_token_loss(self.decoder(ids[:, :-1]), targets[:, 1:], self.words.pad)
             expanded = self.expand(batch.prompts, seed=self.seed)
         self._means.add(f"{split}/loss", losses)
-        held = [float(kept(prompt, text)) for prompt, text in zip(batch.prompts, expanded, strict=True)]
-        rich = [float(is_rich(text)) for text in expanded]
-        self.scores.add({"kept": torch.tensor(held), "rich": torch.tensor(rich)})
-        self.score_clips(f"{split}/kept", batch.ids, held)
+        if self.scores is not None:
+            for name, (scored, values) in self.scores.add_texts(expanded, batch.prompts, batch.ids).items():
+                self.score_clips(f"{split}/{name}", scored, values)
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
@@ -165,8 +161,9 @@ class LitExpander(LitModule):
         self._log_scores("test")
 
     def _log_scores(self, split: str) -> None:
-        self.log_dict({f"{split}/{name}": value for name, value in self.scores.compute().items()})
-        self.scores.reset()
+        if self.scores is not None:
+            self.log_dict({f"{split}/{name}": value for name, value in self.scores.compute().items()})
+            self.scores.reset()
         self._means.log(self, prog_bar=(f"{split}/loss",))
 
     def predict_step(self, batch: Pairs, batch_idx: int) -> list[str]:
@@ -191,13 +188,6 @@ class LitExpander(LitModule):
         self.train(training)
         texts = [self.words.decode(one.ids) for one in written]
         return [text if one.ended else whole_sentences(text) for text, one in zip(texts, written, strict=True)]
-
-
-def is_rich(text: str) -> bool:
-    """Whether a text tells every fact of each of its objects, and the camera."""
-    told = read_caption(text)
-    whole = all(None not in vars(thing).values() for thing in told.objects)
-    return bool(told.objects) and whole and told.camera is not None
 
 
 @EXPANDERS.register("run")

@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from lightning_sora.errors import SoraError, did_you_mean
+from lightning_sora.plugins import load_packages
 
 
 def find_class(name: str, base: type) -> type:
@@ -14,7 +15,8 @@ def find_class(name: str, base: type) -> type:
     Raises:
         SoraError: there is none; near matches are named.
     """
-    known = {c.__name__: c for c in _subclasses(base) if not c.__module__.startswith("lightning.")}
+    load_packages()
+    known = {c.__name__: c for c in subclasses(base) if not c.__module__.startswith("lightning.")}
     short = name.rpartition(".")[2]
     found = known.get(name)
     reason = ""
@@ -36,6 +38,7 @@ def imported(path: str) -> Any:
     return getattr(importlib.import_module(module), name, None)
 
 
-def _subclasses(base: type) -> set[type]:
+def subclasses(base: type) -> set[type]:
+    """All classes that are made from a base and were imported, directly or by way of others."""
     direct: list[type] = base.__subclasses__()
-    return set(direct).union(*(_subclasses(c) for c in direct))
+    return set(direct).union(*(subclasses(c) for c in direct))

@@ -18,7 +18,6 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf.errors import OmegaConfBaseException
 
 import lightning_sora.data.datamodule  # recipes may name the classes of these without their module
-import lightning_sora.data.prompts
 import lightning_sora.lit.captioner
 import lightning_sora.lit.dit
 import lightning_sora.lit.expander

@@ -99,11 +99,12 @@ ALLOWED: dict[str, set[str]] = {
         "spacetime",
         "tracking",
     },
+    "testbench": {"data", "lit", "metrics", "models", "randomness", "spacetime", "world"},
     "cli": {"*"},
     "commands": {"*"},
 }
-LIGHTNING_ROOMS = {"lit", "tracking", "recipe", "lab", "cli", "commands"}
-LIGHTNING_FILES = {"data/datamodule.py", "data/progress.py", "data/prompts.py"}
+LIGHTNING_ROOMS = {"lit", "tracking", "recipe", "lab", "cli", "commands", "testbench"}
+LIGHTNING_FILES = {"data/datamodule.py", "data/progress.py"}
 
 
 def room_of(path: Path) -> str:

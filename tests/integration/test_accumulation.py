@@ -10,11 +10,11 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loggers import Logger
 
-from lightning_sora.data.prompts import PromptDataModule
 from lightning_sora.errors import SoraError
 from lightning_sora.lit import LitVAE
 from lightning_sora.lit.callbacks import Costs
 from lightning_sora.lit.expander import LitExpander
+from lightning_sora.testbench.prompts import PromptDataModule
 from tests.integration.conftest import make_data, make_dit, make_vae
 
 Make = Callable[..., pl.Trainer]

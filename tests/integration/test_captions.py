@@ -13,12 +13,12 @@ import torch
 import lightning_sora as ls
 from lightning_sora.cli import main
 from lightning_sora.data.datamodule import SpacetimeDataModule
-from lightning_sora.data.prompts import PromptDataModule
 from lightning_sora.data.sources import SOURCES
 from lightning_sora.errors import SoraError
 from lightning_sora.jobs.shards import Shard, claim
 from lightning_sora.lab import caption as captioning
 from lightning_sora.lit import LitCaptioner, LitExpander
+from lightning_sora.testbench.prompts import PromptDataModule
 from tests.integration.conftest import make_dit
 
 SOURCE = "world(level='tiny', captions='alt', clips=10, heldout_clips=4)"

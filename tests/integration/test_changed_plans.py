@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from lightning_sora.data.datamodule import SpacetimeDataModule
-from lightning_sora.data.prompts import PromptDataModule
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.expander import LitExpander
+from lightning_sora.testbench.prompts import PromptDataModule
 from tests.integration.conftest import make_data, make_dit
 
 pytestmark = pytest.mark.slow

@@ -8,10 +8,10 @@ import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.callbacks import Timer
 
-from lightning_sora.data.prompts import PromptDataModule
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.callbacks import Progress
 from lightning_sora.lit.expander import LitExpander
+from lightning_sora.testbench.prompts import PromptDataModule
 from tests.integration.conftest import make_data, make_dit, make_vae
 
 Make = Callable[..., pl.Trainer]

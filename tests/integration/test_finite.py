@@ -11,12 +11,12 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torchmetrics import Metric
 
-from lightning_sora.data.prompts import PromptDataModule
 from lightning_sora.errors import SoraError
 from lightning_sora.lit import LitCaptioner, LitDiT, LitVAE
-from lightning_sora.lit.evaluator import LitEvaluator
 from lightning_sora.lit.expander import LitExpander
 from lightning_sora.lit.finite import FiniteSteps, are_finite
+from lightning_sora.testbench.lit_evaluator import LitEvaluator
+from lightning_sora.testbench.prompts import PromptDataModule
 from lightning_sora.tracking import Checkpoint
 from tests.integration.conftest import make_data, make_dit, make_vae
 

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from lightning_sora.cli import main
 from lightning_sora.data.datamodule import SpacetimeDataModule
 from lightning_sora.errors import SoraError
-from lightning_sora.lit import LitEvaluator
 from lightning_sora.lit.callbacks import ClipScores, Evaluate
 from lightning_sora.lit.clip_cache import ClipCache
 from lightning_sora.metrics.evaluation import Evaluation
 from lightning_sora.metrics.evaluator.reading import load_evaluator
+from lightning_sora.testbench.lit_evaluator import LitEvaluator
 from tests.integration.conftest import make_dit, make_vae
 
 RECIPES = Path(__file__).parents[2] / "recipes"

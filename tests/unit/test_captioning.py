@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from lightning_sora.data.blend import CaptionBlend
-from lightning_sora.data.prompts import PromptDataModule
 from lightning_sora.data.recaptions import read_captions
 from lightning_sora.data.sources import ClipInfo
 from lightning_sora.errors import SoraError
-from lightning_sora.lit.expander import LitExpander, is_rich
-from lightning_sora.metrics.caption_facts import FACTS, kept, read_caption, recovered, tell
+from lightning_sora.lit.expander import LitExpander
 from lightning_sora.models.captioner import Captioner
 from lightning_sora.models.text_decoder import Memory, TextDecoder, next_token_loss
 from lightning_sora.models.vocabulary import Vocabulary
 from lightning_sora.randomness import initialize
 from lightning_sora.spacetime import PatchSize, TokenGrid, TokenLayout
+from lightning_sora.testbench.caption_facts import FACTS, is_rich, kept, read_caption, recovered, tell
+from lightning_sora.testbench.prompts import PromptDataModule
 from lightning_sora.world import LEVELS, World
 
 STYLES = ("tags", "short", "dense", "alt")

@@ -13,8 +13,8 @@ import yaml
 from lightning.pytorch.plugins.precision import FSDPPrecision
 
 from lightning_sora.cli import main
-from lightning_sora.data.prompts import PromptBatch
 from lightning_sora.lit.precision import convert_weights_alone
+from lightning_sora.testbench.prompts import PromptBatch
 from tests.integration.conftest import SOURCE, make_data
 
 RECIPE = {

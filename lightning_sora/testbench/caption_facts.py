@@ -100,6 +100,13 @@ def kept(prompt: str, expanded: str) -> bool:
     return short.camera in (None, rich.camera)
 
 
+def is_rich(text: str) -> bool:
+    """Whether a text tells every fact of each of its objects, and the camera."""
+    told = read_caption(text)
+    whole = all(None not in vars(thing).values() for thing in told.objects)
+    return bool(told.objects) and whole and told.camera is not None
+
+
 def recovered(text: str, facts: Mapping[str, Any]) -> dict[str, float]:
     """The share of a clip's facts that a caption tells rightly, in [0, 1], by name, and ``all``.
 
