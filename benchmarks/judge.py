@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from lightning_sora.metrics.adherence import FACTS, asked_codes, judge, read_codes
 from lightning_sora.metrics.distances import FrechetVideoDistance
-from lightning_sora.metrics.evaluator.reading import load_evaluator
 from lightning_sora.metrics.extractors import EXTRACTORS
-from lightning_sora.metrics.world_scores import WORLD_SCORES, world_scores
+from lightning_sora.testbench.adherence import FACTS, asked_codes, judge, read_codes
+from lightning_sora.testbench.evaluator.reading import load_evaluator
+from lightning_sora.testbench.scores import WORLD_SCORES, world_scores
 from lightning_sora.world import Facts, World
 
 FRAMES, FPS, COUNT = 17, 8.0, 128

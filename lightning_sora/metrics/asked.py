@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from lightning_sora.errors import SoraError
-from lightning_sora.metrics import clip_score, fidelity, motion, set_metrics, world_metrics  # noqa: F401  # register
+from lightning_sora.metrics import clip_score, fidelity, motion, set_metrics  # noqa: F401  # register
 from lightning_sora.metrics.base import METRICS, Side, VideoMetric
 from lightning_sora.specs import Spec
 

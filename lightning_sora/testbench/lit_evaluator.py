@@ -17,10 +17,14 @@ from lightning_sora.errors import SoraError
 from lightning_sora.lit.evaluation_means import EvaluationMeans
 from lightning_sora.lit.module import LitModule
 from lightning_sora.metrics.clip_score import ChanceCLIPScore
-from lightning_sora.metrics.evaluator.accuracy import ReadingAccuracy
-from lightning_sora.metrics.evaluator.network import Perception, WorldEvaluator
-from lightning_sora.metrics.evaluator.reading import save_evaluator
-from lightning_sora.metrics.evaluator.vocabulary import (
+from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
+from lightning_sora.randomness import initialize, stream_seed
+from lightning_sora.spacetime import PatchSize, SpacetimeBatch
+from lightning_sora.specs import SpecText
+from lightning_sora.testbench.evaluator.accuracy import ReadingAccuracy
+from lightning_sora.testbench.evaluator.network import Perception, WorldEvaluator
+from lightning_sora.testbench.evaluator.reading import save_evaluator
+from lightning_sora.testbench.evaluator.vocabulary import (
     FPS,
     FRAMES,
     MIN_FRAMES,
@@ -31,10 +35,6 @@ from lightning_sora.metrics.evaluator.vocabulary import (
     mirrored_codes,
     mirrored_words,
 )
-from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
-from lightning_sora.randomness import initialize, stream_seed
-from lightning_sora.spacetime import PatchSize, SpacetimeBatch
-from lightning_sora.specs import SpecText
 
 log = logging.getLogger(__name__)
 

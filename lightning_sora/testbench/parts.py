@@ -1,3 +1,10 @@
 """All parts of the testbench: importing this module registers them."""
 
-from lightning_sora.testbench import caption_scores, captioner, lit_evaluator, prompts  # noqa: F401  # register
+from lightning_sora.testbench import (  # noqa: F401  # register
+    caption_scores,
+    captioner,
+    extractor,
+    lit_evaluator,
+    metrics,
+    prompts,
+)

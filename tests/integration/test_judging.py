@@ -16,7 +16,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.lit.callbacks import ClipScores, Evaluate
 from lightning_sora.lit.clip_cache import ClipCache
 from lightning_sora.metrics.evaluation import Evaluation
-from lightning_sora.metrics.evaluator.reading import load_evaluator
+from lightning_sora.testbench.evaluator.reading import load_evaluator
 from lightning_sora.testbench.lit_evaluator import LitEvaluator
 from tests.integration.conftest import make_dit, make_vae
 

@@ -7,8 +7,8 @@ from lightning_sora.directions import DIRECTIONS, READ, direction
 from lightning_sora.errors import SoraError
 from lightning_sora.metrics import asked  # noqa: F401  # registers the metrics
 from lightning_sora.metrics.base import METRICS, Evaluated, PerVideoMetric, register_metric
-from lightning_sora.metrics.evaluator import accuracy
-from lightning_sora.metrics.world_scores import WORLD_SCORES
+from lightning_sora.testbench.evaluator import accuracy
+from lightning_sora.testbench.scores import WORLD_SCORES
 from lightning_sora.tracking.checkpoint import Checkpoint
 
 

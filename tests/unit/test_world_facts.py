@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from lightning_sora.errors import SoraError
-from lightning_sora.metrics.evaluator.text import vocabulary
 from lightning_sora.testbench.caption_facts import recovered
+from lightning_sora.testbench.evaluator.text import vocabulary
 from lightning_sora.world import COLORS, LEVELS, SHAPES, Facts, World, WorldConfig
 from lightning_sora.world.config import DIRECTIONS
 

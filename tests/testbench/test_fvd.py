@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 from lightning_sora.errors import SoraError
 from lightning_sora.metrics.distances import FrechetVideoDistance
-from lightning_sora.metrics.evaluator.reading import frames_read
-from lightning_sora.metrics.evaluator.vocabulary import MIN_FRAMES
 from lightning_sora.metrics.extractors import EXTRACTORS
+from lightning_sora.testbench.evaluator.reading import frames_read
+from lightning_sora.testbench.evaluator.vocabulary import MIN_FRAMES
 from lightning_sora.world import Facts, World
 
 COUNT, SIDE = 64, 32

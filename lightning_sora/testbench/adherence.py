@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lightning_sora.errors import SoraError
 from lightning_sora.metrics.clip_lists import ClipListMetric
-from lightning_sora.metrics.evaluator.reading import Reading
-from lightning_sora.metrics.evaluator.vocabulary import OF_OBJECTS, VOCABULARY, code
+from lightning_sora.testbench.evaluator.reading import Reading
+from lightning_sora.testbench.evaluator.vocabulary import OF_OBJECTS, VOCABULARY, code
 
 FACTS = ("color", "count", *OF_OBJECTS, "camera")
 """What is judged: the set of colours, the number of objects, each object's shape, size and motion, the camera."""

@@ -16,9 +16,9 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lightning_sora.metrics.evaluator.ego_motion import EgoMotion, carried
-from lightning_sora.metrics.evaluator.text import CaptionTower
-from lightning_sora.metrics.evaluator.vocabulary import OF_OBJECTS, VOCABULARY
+from lightning_sora.testbench.evaluator.ego_motion import EgoMotion, carried
+from lightning_sora.testbench.evaluator.text import CaptionTower
+from lightning_sora.testbench.evaluator.vocabulary import OF_OBJECTS, VOCABULARY
 from lightning_sora.world import COLORS
 
 WINDOW, CROP = 0.6, 32  # side of the window that follows an object, of the frame's; and its pixels

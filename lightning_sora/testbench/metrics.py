@@ -1,14 +1,14 @@
 """What can be said of clips whose facts are known, as metrics of an evaluation: see :mod:`.adherence`,
-:mod:`.world_scores`."""
+:mod:`.scores`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_sora.metrics.adherence import PromptAdherence, asked_codes, judge, read_codes
 from lightning_sora.metrics.base import Evaluated, Needs, PerVideoMetric, Score, Side, VideoMetric, register_metric
-from lightning_sora.metrics.world_scores import world_scores, world_warping_error
+from lightning_sora.testbench.adherence import PromptAdherence, asked_codes, judge, read_codes
+from lightning_sora.testbench.scores import world_scores, world_warping_error
 
 READ = Needs(facts=True, fps=True, features="world", per="reading")
 

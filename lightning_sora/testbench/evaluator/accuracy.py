@@ -7,8 +7,8 @@ from jaxtyping import Bool
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_sora.metrics.evaluator.network import Perception
-from lightning_sora.metrics.evaluator.vocabulary import OF_OBJECTS, Answers
+from lightning_sora.testbench.evaluator.network import Perception
+from lightning_sora.testbench.evaluator.vocabulary import OF_OBJECTS, Answers
 
 NEAR = 0.06  # of the stage; pairs of objects nearer in depth than this are not ordered
 READ = ("color", "count", *OF_OBJECTS, "camera", "depth_order")

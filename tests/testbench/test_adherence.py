@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_sora.metrics.adherence import FACTS, PromptAdherence, asked_codes, judge, read_codes
-from lightning_sora.metrics.evaluator.reading import load_evaluator
+from lightning_sora.testbench.adherence import FACTS, PromptAdherence, asked_codes, judge, read_codes
+from lightning_sora.testbench.evaluator.reading import load_evaluator
 from lightning_sora.world import Facts, World
 
 WORLD = World("tiny", seed=5, split="heldout")

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from lightning_sora.metrics.evaluator.reading import ObjectReading, Reading
-from lightning_sora.metrics.evaluator.vocabulary import FPS, FRAMES, SIDE, VOCABULARY
 from lightning_sora.metrics.temporal import warping_error
+from lightning_sora.testbench.evaluator.reading import ObjectReading, Reading
+from lightning_sora.testbench.evaluator.vocabulary import FPS, FRAMES, SIDE, VOCABULARY
 from lightning_sora.world import Facts
 from lightning_sora.world.flow import exact_flow
 from lightning_sora.world.motion import BOUNCE_PERIOD, FALL_SHARE, ORBIT_PERIOD, CameraPath, camera_path, positions

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from lightning_sora.errors import SoraError, WeightsMissing
 from lightning_sora.metrics.digests import file_sha256
-from lightning_sora.metrics.evaluator.network import Perception, WorldEvaluator
-from lightning_sora.metrics.evaluator.vocabulary import FPS, FRAMES, MIN_FRAMES, OF_OBJECTS, SIDE, VOCABULARY
 from lightning_sora.sealing import read_json, seal_json, write_whole
+from lightning_sora.testbench.evaluator.network import Perception, WorldEvaluator
+from lightning_sora.testbench.evaluator.vocabulary import FPS, FRAMES, MIN_FRAMES, OF_OBJECTS, SIDE, VOCABULARY
 
 SHIPPED = Path(__file__).parent / "weights" / "world_evaluator.safetensors"
 AT_ONCE = 32  # clips of one forward

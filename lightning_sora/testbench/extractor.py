@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
-from lightning_sora.metrics.evaluator.reading import Reading, frames_at, load_evaluator, prepare
-from lightning_sora.metrics.evaluator.vocabulary import FPS, FRAMES, MIN_FRAMES, SIDE
 from lightning_sora.metrics.extractors.base import EXTRACTORS, Clip, Extractor
+from lightning_sora.testbench.evaluator.reading import Reading, frames_at, load_evaluator, prepare
+from lightning_sora.testbench.evaluator.vocabulary import FPS, FRAMES, MIN_FRAMES, SIDE
 
 
 @EXTRACTORS.register("world")

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_sora.metrics.evaluator.reading import load_evaluator
-from lightning_sora.metrics.world_scores import trajectory_error, triangulate, world_scores, world_warping_error
+from lightning_sora.testbench.evaluator.reading import load_evaluator
+from lightning_sora.testbench.scores import trajectory_error, triangulate, world_scores, world_warping_error
 from lightning_sora.world import Facts, World
 from lightning_sora.world.motion import camera_path, positions
 

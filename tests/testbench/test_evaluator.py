@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_sora.errors import SoraError
-from lightning_sora.metrics.evaluator.reading import SHIPPED, Reading, load_evaluator
+from lightning_sora.testbench.evaluator.reading import SHIPPED, Reading, load_evaluator
 from lightning_sora.world import Facts, World, measure
 
 FPS = 8.0
