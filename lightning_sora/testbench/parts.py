@@ -7,4 +7,6 @@ from lightning_sora.testbench import (  # noqa: F401  # register
     lit_evaluator,
     metrics,
     prompts,
+    source,
+    worlds,
 )

@@ -73,7 +73,7 @@ ALLOWED: dict[str, set[str]] = {
     "diffusion": {"spacetime", "randomness"},
     "models": {"nn", "diffusion", "spacetime", "randomness"},
     "metrics": {"spacetime", "world"},
-    "data": {"spacetime", "randomness", "world", "media", "lifeline", "redaction"},
+    "data": {"spacetime", "randomness", "media", "lifeline", "redaction"},
     "lit": {"models", "nn", "diffusion", "metrics", "spacetime", "randomness", "media", "redaction"},
     "tracking": {"media", "redaction", "lifeline"},
     "exits": set(),

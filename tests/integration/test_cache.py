@@ -318,7 +318,8 @@ def test_an_encoder_that_learns_cannot_be_cached(
 def test_unreadable_clips_are_left_out_and_listed(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lightning_sora.data.sources import DecodeError, WorldSource
+    from lightning_sora.data.sources import DecodeError
+    from lightning_sora.testbench.source import WorldSource
 
     load = WorldSource.load
 

@@ -1,4 +1,4 @@
-"""Where clips come from: the world, folders of real videos, and mixtures."""
+"""Where clips come from: folders and tables of real videos, cached latents, and mixtures; the world is a plugin's."""
 
 from lightning_sora.data.places import DecodeError
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
@@ -6,8 +6,6 @@ from lightning_sora.data.sources.folder import FolderSource
 from lightning_sora.data.sources.latents import LatentSource
 from lightning_sora.data.sources.manifest import ManifestSource
 from lightning_sora.data.sources.mixture import MixtureSource
-from lightning_sora.data.sources.world import WorldSource
-from lightning_sora.data.sources.worlds import WorldsSource
 
 __all__ = [
     "SOURCES",
@@ -19,6 +17,4 @@ __all__ = [
     "ManifestSource",
     "MixtureSource",
     "Source",
-    "WorldSource",
-    "WorldsSource",
 ]

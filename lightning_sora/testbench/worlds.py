@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo, Source
-from lightning_sora.data.sources.world import WorldSource
 from lightning_sora.errors import SoraError
 from lightning_sora.spacetime import Crop
+from lightning_sora.testbench.source import WorldSource
 
 
 @SOURCES.register("worlds")
