@@ -204,6 +204,19 @@ def test_no_text_names_a_module_of_a_higher_room() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_nothing_knows_the_testbench() -> None:
+    """It is a plugin: an entry point names it, and the face its public names; neither imports it."""
+    wrong = []
+    for path in FILES:
+        if room_of(path) == "testbench":
+            continue
+        face = path == PACKAGE / "__init__.py"
+        told = [f"the text {text!r}" for text in strings(path) if "testbench" in text] if not face else []
+        imported = [f"the module {m}" for m in imported_modules(path) if "testbench" in m] if not face else []
+        wrong += [f"{path.relative_to(PACKAGE)}: {what}" for what in told + imported]
+    assert not wrong, "\n".join(wrong)
+
+
 #: What commands share, which are none.
 SHARED = {"arguments", "one_line"}
 
