@@ -1,18 +1,24 @@
 """Plugins: files and packages that register parts of their own.
 
 A file is given by ``--plugins FILE`` or ``plugins: [FILE]`` in a recipe. A package is found by its entry points in the
-group ``lightning_sora.plugins``, each of which names a module that registers parts when it is imported.
+group ``lightning_sora.plugins``, each of which names a module that registers parts when it is imported. Where its parts
+take long to import, the module says in ``PARTS`` which others are to be imported for which kind of part, by the name of
+its registry; those under any other name are imported where parts of every kind may be meant::
+
+    PARTS = {"source": ["my_package.films"], "model": ["my_package.my_lit_module"]}
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -44,6 +50,7 @@ class Plugin:
 
 _LOADED: dict[Path, Plugin] = {}
 _PACKAGES: set[str] = set()
+_PARTS: dict[str, Mapping[str, Sequence[str]]] = {}
 
 
 def loaded() -> dict[str, Plugin]:
@@ -65,25 +72,43 @@ def _offered() -> tuple[metadata.EntryPoint, ...]:
     return tuple(metadata.entry_points(group=GROUP))
 
 
-def load_packages() -> None:
+def load_packages(kind: str | None = None) -> None:
     """Imports what installed packages offer as plugins, once; registries do so before they list or miss a part.
+
+    Args:
+        kind: the name of the registry whose parts are meant; None for parts of every kind, and classes besides.
 
     Raises:
         SoraError: one cannot be imported; its distribution is named.
     """
     for entry in _offered():
-        if entry.value in _PACKAGES:
-            continue
-        _PACKAGES.add(entry.value)  # at once: what it imports may ask again
-        try:
-            entry.load()
-        except (Exception, SystemExit) as problem:
-            _PACKAGES.discard(entry.value)
-            distribution = entry.dist.name if entry.dist is not None else "an installed package"
-            raise SoraError(
-                f"the plugin {entry.name!r} of {distribution} cannot be loaded ({_where(problem, None)}); mend or "
-                f"uninstall {distribution}"
-            ) from problem
+        if entry.value not in _PACKAGES:
+            with _loading(entry, entry.value):
+                _PARTS[entry.value] = getattr(entry.load(), "PARTS", {})
+        for name, modules in _PARTS.get(entry.value, {}).items():
+            for module in modules if kind in (None, name) else ():
+                if module not in _PACKAGES:
+                    with _loading(entry, module):
+                        importlib.import_module(module)
+
+
+@contextmanager
+def _loading(entry: metadata.EntryPoint, module: str) -> Iterator[None]:
+    _PACKAGES.add(module)  # at once: what it imports may ask again
+    try:
+        yield
+    except (Exception, SystemExit) as problem:
+        _PACKAGES.discard(module)
+        distribution = entry.dist.name if entry.dist is not None else "an installed package"
+        raise SoraError(
+            f"the plugin {entry.name!r} of {distribution} cannot be loaded ({_where(problem, None)}); mend or "
+            f"uninstall {distribution}"
+        ) from problem
+
+
+def none_is_offered() -> bool:
+    """Whether no installed package offers plugins, which this one does, so that it was not installed itself."""
+    return not _offered()
 
 
 def _load(file: Path) -> Plugin:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union, get_args, get_or
 
 from lightning_sora.errors import SoraError, did_you_mean
 from lightning_sora.names import at_home
-from lightning_sora.plugins import load_packages
+from lightning_sora.plugins import load_packages, none_is_offered
 from lightning_sora.specs import SPEC, Spec, is_path, prefixed
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Registry(Generic[T]):
         Raises:
             SoraError: a package whose plugin cannot be loaded.
         """
-        load_packages()
+        load_packages(self.name)
         return sorted(n for n in self._builders if fnmatch.fnmatchcase(n, pattern))
 
     def builder(self, name: str) -> Callable[..., Any]:
@@ -125,12 +125,15 @@ class Registry(Generic[T]):
         """
         if not self._has(name):
             hint = did_you_mean(name, self._builders, repr)
-            raise SoraError(f"unknown {self.kind} {name!r}; {hint}known: {', '.join(self.list()) or 'none'}")
+            known = ", ".join(self.list()) or "none"
+            if none_is_offered():
+                known += "; parts of plugins are missing, as this is not installed: `pip install -e .` in its folder"
+            raise SoraError(f"unknown {self.kind} {name!r}; {hint}known: {known}")
         return self._builders[name]
 
     def _has(self, name: str) -> bool:
         if name not in self._builders:
-            load_packages()
+            load_packages(self.name)
         return name in self._builders
 
     def options(self, name: str, given: Sequence[str] = ()) -> dict[str, inspect.Parameter]:
@@ -221,6 +224,7 @@ class Registry(Generic[T]):
     @contextmanager
     def temporary(self) -> Iterator[None]:
         """Undoes, on leaving, whatever was registered inside."""
+        load_packages(self.name)  # which registers once, and is not to be undone
         before = dict(self._builders)
         try:
             yield

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from lightning_sora.lab.score import Asked, metric_specs, scored, unverified
     from lightning_sora.plugins import load_packages, load_plugins
 
-    load_packages()
+    load_packages("metric")
     load_plugins(args.plugins)
     options = {name: value for name, value in vars(args).items() if name not in ("command", "plugins", "metrics")}
     results = scored(Asked(**options, metrics=metric_specs(args.metrics)))

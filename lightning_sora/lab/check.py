@@ -118,7 +118,7 @@ def check_data(
         >>> checked.good["grey.mp4"].frames, checked.bad
         (5, {})
     """
-    load_packages()
+    load_packages("source")
     found = open_collection(path, style)
     if found.source == "latents":
         raise SoraError(f"{path} is a cache of latents, each verified when it is read; check the clips instead")

@@ -169,7 +169,7 @@ def inspect_data(
         >>> {split: len(infos) for split, infos in found.infos.items()}, found.problem
         ({'train': 64, 'val': 256, 'test': 256}, '')
     """
-    load_packages()
+    load_packages("source")
     policy = SIZES.create(sizes, Limits(frames, height, width, PatchSize.of(patch), batch_size))
     spec, root = source_of(path, source, "inspect"), None if path is None else str(path)
     sources = {"train": SOURCES.create(spec, root=root, split="train", seed=seed)}

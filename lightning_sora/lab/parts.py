@@ -52,7 +52,7 @@ def registry(name: str) -> Registry[Any]:
         >>> registry("sampler").list("d*")
         ['ddim', 'diffusers', 'dpmpp_2m']
     """
-    load_packages()
+    load_packages(name if name in HOMES else None)
     if name in HOMES:
         import_module(HOMES[name])
     known = named()

@@ -1,12 +1,11 @@
-"""All parts of the testbench: importing this module registers them."""
+"""The parts of the testbench, each imported when its kind is asked for."""
 
-from lightning_sora.testbench import (  # noqa: F401  # register
-    caption_scores,
-    captioner,
-    extractor,
-    lit_evaluator,
-    metrics,
-    prompts,
-    source,
-    worlds,
-)
+#: What is imported for which kind of part.
+PARTS = {
+    "captioner": ["lightning_sora.testbench.captioner"],
+    "extractor": ["lightning_sora.testbench.extractor"],
+    "metric": ["lightning_sora.testbench.metrics"],
+    "source": ["lightning_sora.testbench.source", "lightning_sora.testbench.worlds"],
+    "class": ["lightning_sora.testbench.lit_evaluator", "lightning_sora.testbench.prompts"],
+    "text score": ["lightning_sora.testbench.caption_scores"],
+}

@@ -1,5 +1,7 @@
 """Plugins: files that register parts of their own."""
 
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,30 @@ def test_packages_offer_plugins_by_entry_points(monkeypatch: pytest.MonkeyPatch)
     assert "of_a_package" in ATTENTION.list()
     plugins.load_packages()  # once: a second time would be refused
     assert ATTENTION.builder("of_a_package") is FullAttention
+
+
+def test_what_takes_long_to_import_waits_until_its_kind_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "patient.py").write_text("PARTS = {'attention': ['patient_blocks'], 'class': ['patient_classes']}\n")
+    (tmp_path / "patient_blocks.py").write_text(f"{HEAD}register_attention('patient')(FullAttention)\n")
+    (tmp_path / "patient_classes.py").write_text("raise ImportError('it is broken')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    entry = metadata.EntryPoint("mine", "patient", plugins.GROUP)
+    monkeypatch.setattr(plugins, "_offered", lambda: (entry,))
+    monkeypatch.setattr(plugins, "_PACKAGES", set())
+    monkeypatch.setattr(plugins, "_PARTS", {})
+    ls.SAMPLERS.list()
+    assert "patient_blocks" not in sys.modules
+    assert ATTENTION.builder("patient") is FullAttention
+    with pytest.raises(SoraError, match=r"'mine' of an installed package cannot be loaded.*it is broken"):
+        plugins.load_packages()
+
+
+def test_an_unknown_part_of_a_package_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "_offered", lambda: ())
+    with pytest.raises(SoraError, match=r"unknown source 'wurld'.*not installed: `pip install -e \.`"):
+        ls.SOURCES.builder("wurld")
 
 
 def test_recipes_and_flags_name_plugins(tmp_path: Path) -> None:
