@@ -50,6 +50,7 @@ def cases(session: Session) -> list[Case]:
 
 def _run(session: Session, name: str) -> Iterator[Row]:
     from lightning_sora.cli import main
+    from lightning_sora.testbench import extractor, metrics, source  # noqa: F401  # of a checkout that is not installed
 
     folder = session.folder / "training"
     folder.mkdir(parents=True, exist_ok=True)
