@@ -108,7 +108,7 @@ class DrawsFromTorch(Noise):
 class DrawsFromPython(Noise):
     def load(self, index: int, crop: Crop, *, generator: torch.Generator) -> Clip:
         clip = super().load(index, crop, generator=generator)
-        return replace(clip, video=clip.video // random.randint(1, 1000))
+        return replace(clip, video=(clip.video * random.random()).to(torch.uint8))
 
 
 class SaysItNeverChanges(Noise):
