@@ -32,7 +32,7 @@ TINY = (
     *("--trainer.max_steps=1", "--trainer.val_check_interval=1"),
 )
 TINY_MODEL = {
-    "world_vae.yaml": (f"--model.vae={TINY_VAE}", "--model.extractor=null"),
+    "world_vae.yaml": (f"--model.vae={TINY_VAE}", "--evaluation.extractor=null"),
     "world_dit.yaml": (
         *("--model.dit.dim=32", "--model.dit.depth=1", "--model.dit.num_heads=2"),
         *("--model.sampling.steps=1", "--model.prompts=[]"),

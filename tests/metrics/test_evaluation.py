@@ -575,7 +575,7 @@ def test_metrics_by_default_leave_out_what_clips_are_not_fit_for() -> None:
     world = World("simple")
     facts = [world.facts(i) for i in range(2)]
     clips = [world.render(fact, frames=9, height=32, width=32, fps=8.0) for fact in facts]
-    told = [{**fact.as_dict(), "config": world.config} for fact in facts]
+    told = [{**fact.as_dict(), "config": vars(world.config)} for fact in facts]
     evaluation.reset()
     evaluation.update(["a", "b"], generated=clips, facts=told, fps=8)
     assert set(evaluation.compute()) == set(evaluation.metrics)
