@@ -27,6 +27,10 @@ WORKING = Part("other", "Another toy", share=1, module="tests.benchmarks.gpu_toy
 CPU = torch.device("cpu")
 
 
+#: Of compilation and FlexAttention, at sizes that do not matter.
+pytestmark = pytest.mark.filterwarnings("ignore:::torch")
+
+
 def run(folder: Path, *parts: Part, minutes: float = 10, isolate: bool = False) -> dict[str, Any]:
     return Suite(Session(CPU, True, folder), minutes, {"device": "CPU"}, parts=parts, isolate=isolate).run()
 

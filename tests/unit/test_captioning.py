@@ -132,11 +132,11 @@ def test_writing_follows_the_probabilities_and_no_text_depends_on_another() -> N
         assert alone.ids == together[i].ids
         # The score is what a forward pass over the whole text gives.
         whole = torch.tensor([prompt + alone.ids + ([0] if alone.ended else [])])
-        logs = model(whole[:, :-1], memory.select(torch.tensor([i]))).log_softmax(-1)[0, len(prompt) - 1 :]
+        logs = model(whole[:, :-1], memory.select(torch.tensor([i]))).detach().log_softmax(-1)[0, len(prompt) - 1 :]
         tokens = whole[0, len(prompt) :]
         assert logs.argmax(-1).tolist() == tokens.tolist()
         mean = logs.gather(1, tokens[:, None]).mean()
-        assert alone.log_probability == pytest.approx(float(mean), abs=1e-4)
+        assert alone.log_probability == pytest.approx(mean.item(), abs=1e-4)
     keyed = lambda: [torch.Generator().manual_seed(k) for k in range(3)]  # noqa: E731
     drawn = model.write(prompts, memory, end=0, longest=6, temperature=3.0, generators=keyed())
     assert drawn == model.write(prompts, memory, end=0, longest=6, temperature=3.0, generators=keyed())
