@@ -296,7 +296,7 @@ FAR = "x" * 5000
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["score", "--generated", ".", "--reference", FAR], "no reference statistics at"),
+        (["score", "--generated", ".", "--extractor=random", "--reference", FAR], "no reference statistics at"),
         (["sample", "--prompt", "x", "--ckpt", FAR], "no checkpoint at"),
         (["fit", "--config", FAR], "no recipe at"),
         (["fit", "--config", "recipes/world_captioner.yaml", "--ckpt_path", FAR], "no checkpoint at"),

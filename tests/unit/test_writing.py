@@ -115,8 +115,8 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(blocked: Path, tmp_
         ["data", "inspect", str(tmp_path), f"--out={tmp_path}/x.xyz"],
         ["data", "cache", "--config=recipe.yaml", f"--out={blocked}"],
         ["caption", str(tmp_path), "--captioner=x", f"--out={blocked}/c.parquet"],
-        ["score", f"--real={tmp_path}", f"--generated={tmp_path}", f"--out={blocked}/s.json"],
-        ["score", f"--real={tmp_path}", f"--generated={tmp_path}", f"--out={'n' * 250}.json"],
+        ["score", "--metrics=ssim", f"--real={tmp_path}", f"--generated={tmp_path}", f"--out={blocked}/s.json"],
+        ["score", "--metrics=ssim", f"--real={tmp_path}", f"--generated={tmp_path}", f"--out={'n' * 250}.json"],
         ["caption", str(tmp_path), "--captioner=x", f"--out={'n' * 250}.parquet"],
         ["fit", f"--config={recipe}", f"--data.source=world(cache='{blocked}')"],
     ):
