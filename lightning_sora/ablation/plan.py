@@ -156,7 +156,7 @@ def read_plan(source: Path | Mapping[str, Any]) -> Plan:
     mode = content.get("mode")
     if mode not in (None, *MODES):
         raise SoraError(f"{path}: mode {mode!r} must be min (less is better) or max")
-    mode = chosen_mode(metric, mode, f"`mode: min` or `mode: max` in {path}")
+    mode = chosen_mode(metric, mode, f"`mode: min` or `mode: max` in {path}, or by --plugins and the metric's own file")
     name = str(content.get("ablation", path.stem))
     if not _NAME.fullmatch(name):
         raise SoraError(f"{path}: ablation {name!r} names folders and runs; use letters, digits, - _ . +")

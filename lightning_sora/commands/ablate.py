@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning_sora.commands.arguments import level, seeds
 from lightning_sora.commands.flags import dotted
 from lightning_sora.commands.one_line import PROGRAM, OneLineParser
+from lightning_sora.plugins import load_plugins
 
 EPILOG = (
     "Further flags: --budget.QUANTITY=AMOUNT and --budget.by=steps|width|depth change the budget; any other "
@@ -38,6 +39,8 @@ def run(arguments: Sequence[str]) -> int:
     from lightning_sora.ablation.plan import read_plan
 
     args, rest = parser().parse_known_args(list(arguments))
+    if args.plugins:  # before the plan: what is better in a metric of one's own, its class says
+        load_plugins(args.plugins)
     budget, overrides = dotted(rest, parser())
     plan = read_plan(args.file).changed(budget, args.seeds, overrides, name=args.name, engine=args.engine)
 

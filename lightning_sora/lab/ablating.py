@@ -106,7 +106,7 @@ def ablate(
 
     Example:
         >>> import lightning_sora as ls
-        >>> plan = {"base": "recipes/world_pixels.yaml", "factor": "model.attention", "arms": ["full", "temporal"]}
+        >>> plan = {"base": "recipes/world_pixels.yaml", "factor": "model.dit.attention", "arms": ["full", "temporal"]}
         >>> study = ls.ablate({**plan, "seeds": [0, 1], "budget": {"steps": 400}})  # doctest: +SKIP
         >>> ls.compare(study)  # doctest: +SKIP
     """
@@ -132,11 +132,11 @@ def _begin(
     plugins: Sequence[str | Path], tell: Tell,
 ) -> tuple[Plan, str, Engine, Path]:  # fmt: skip
     """What can be refused at once: the plan, its store, its engine, its folder."""
+    plugin_files.load_plugins(plugins)  # before the plan: what is better in a metric of one's own, its class says
     read = plan if isinstance(plan, Plan) else read_plan(plan if isinstance(plan, Mapping) else Path(plan))
     refuse_incomparable(read.metric, read.factor)
     store = resolve_uri(uri)
     engine = ENGINES.create(read.engine)
-    plugin_files.load_plugins(plugins)
     folder = Path(out) / read.name
     check_folder("--out", folder, ".lock")
     folder.mkdir(parents=True, exist_ok=True)

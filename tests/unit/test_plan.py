@@ -1,12 +1,16 @@
 """The plan of an ablation: what is refused, in one line, before anything is trained."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import lightning_sora as ls
+from lightning_sora import directions
 from lightning_sora.ablation.plan import Budget, read_budget, read_plan
+from lightning_sora.cli import main
 from lightning_sora.errors import SoraError
 
 GOOD: dict[str, Any] = {
@@ -24,6 +28,16 @@ def plan_file(folder: Path, **changes: Any) -> Path:
     file = folder / "plan.yaml"
     file.write_text(yaml.safe_dump(content))
     return file
+
+
+WAVINESS = """import lightning_sora as ls
+
+@ls.register_metric("waviness")
+class Waviness(ls.PerVideoMetric):
+    higher_is_better = True
+    def score(self, video):
+        return 0.0
+"""
 
 
 def test_a_plan_is_read_with_its_defaults(tmp_path: Path) -> None:
@@ -103,3 +117,24 @@ def test_the_command_line_changes_budget_seeds_and_keys(tmp_path: Path) -> None:
 
 def test_an_amount_may_be_the_baselines() -> None:
     assert read_budget({"flops": "baseline"}) == Budget("flops", None, "steps")
+
+
+def test_a_metric_of_ones_own_says_what_is_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(directions, "DIRECTIONS", dict(directions.DIRECTIONS))
+    monkeypatch.chdir(tmp_path)
+    plan = {"base": "nowhere.yaml", "factor": "model.dit.dim", "arms": [96, 192], "seeds": [0], "budget": {"steps": 1}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump({**plan, "metric": "test/waviness"}))
+    with pytest.raises(SoraError, match=r"test/waviness is better is not known; .* by --plugins"):
+        ls.ablate("plan.yaml")
+    for name, ablate in (
+        ("command.py", lambda: main(["ablate", "plan.yaml", "--plugins", "command.py"])),
+        ("call.py", lambda: ls.ablate("plan.yaml", plugins=["call.py"])),
+    ):
+        directions.DIRECTIONS.pop("waviness", None)
+        (tmp_path / name).write_text(WAVINESS)
+        with ls.METRICS.temporary(), contextlib.suppress(SoraError):
+            ablate()
+        assert directions.direction("test/waviness") == "max"
+    assert "nowhere.yaml" in capfd.readouterr().err
