@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sora.contracts import Contract, ContractViolation, require
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, raised_in
 from lightning_sora.metrics.asked import create_metric
 from lightning_sora.metrics.base import METRICS, PerVideoMetric, Score, VideoMetric
 from lightning_sora.metrics.evaluation import Evaluation
@@ -196,6 +196,8 @@ def _must(what: str) -> Iterator[None]:
     except ContractViolation:
         raise
     except Exception as problem:  # the metric's own, whatever it is
+        if raised_in(problem):  # told with file and line, and once for all laws that meet it
+            raise
         told = " ".join(str(problem).split())[:300]
         raise ContractViolation(f"{what}: {type(problem).__name__}: {told}") from problem
 

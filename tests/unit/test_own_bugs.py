@@ -9,6 +9,7 @@ import pytest
 
 import lightning_sora as ls
 from lightning_sora.errors import raised_in
+from lightning_sora.metrics.contract import CONTRACT as METRIC_CONTRACT
 from lightning_sora.nn.attention.contract import CONTRACT
 from lightning_sora.plugins import load_plugins
 
@@ -19,6 +20,15 @@ import lightning_sora as ls
 class Buggy(ls.MaskedBlock):
     def visible(self, queries, keys, grid):
         return (queries.t - keys.t).abs() <= self.raduis
+"""
+
+BUGGY_METRIC = """import lightning_sora as ls
+
+@ls.register_metric("metric_with_a_bug")
+class Buggy(ls.PerVideoMetric):
+    \"\"\"Words of a caption, for which it did not ask.\"\"\"
+    def score(self, video):
+        return len(video.caption.split())
 """
 
 
@@ -34,6 +44,16 @@ def test_a_bug_in_a_block_is_told_once_with_its_file_and_line(tmp_path: Path) ->
     with pytest.raises(AttributeError) as caught:
         block.receptive_field(ls.TokenLayout.uniform(ls.TokenGrid(1, 2, 2), clips=1))
     assert raised_in(caught.value) == f"{file}, line 7, in visible"
+
+
+def test_a_bug_in_a_metric_is_told_once_with_its_file_and_line(tmp_path: Path) -> None:
+    file = tmp_path / "buggy_metric.py"
+    file.write_text(BUGGY_METRIC)
+    load_plugins([file])
+    problems = [found.problem for found in METRIC_CONTRACT.findings("metric_with_a_bug") if found.problem]
+    said = "AttributeError: 'NoneType' object has no attribute 'split'"
+    assert problems[0] == f"{file}, line 7, in score: {said}"
+    assert set(problems[1:]) == {"the same as of 'gives a finite score'"}
 
 
 def test_what_is_no_fault_of_a_users_file_names_none() -> None:
