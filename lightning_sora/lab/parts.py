@@ -133,6 +133,13 @@ def check_part(kind: str, spec: str) -> Checked:
         return Checked(kind, spec, tuple(contract(kind).findings(spec)))
 
 
+def _decorator(name: str) -> str:
+    """What files a part of one's own under a name, as the pages write it."""
+    return (
+        f"@register_{name}('NAME')" if name in ("attention", "metric") else f"@registries()[{name!r}].register('NAME')"
+    )
+
+
 def specs(name: str, wanted: Sequence[str]) -> list[str]:
     """The parts of a kind that are meant by files that register some, by specs and by wildcards.
 
@@ -150,9 +157,7 @@ def specs(name: str, wanted: Sequence[str]) -> list[str]:
         load_plugins([item])
         new = [part for part in shelf.list() if part not in before]
         if not new:
-            raise SoraError(
-                f"{item} registers no {shelf.kind}; decorate one with @registries()[{name!r}].register('NAME')"
-            )
+            raise SoraError(f"{item} registers no {shelf.kind}; decorate one with {_decorator(name)}")
         found += new
     asked = [item for item in wanted if not item.endswith(".py")]
     texts = [part for item in asked for part in (shelf.list(item) if "*" in item or "?" in item else [item])]

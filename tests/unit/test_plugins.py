@@ -188,7 +188,7 @@ def test_a_file_without_a_block_is_refused(tmp_path: Path, capfd: pytest.Capture
     empty = tmp_path / "empty.py"
     empty.write_text("x = 1\n")
     assert main(["list", "attention", "--check", str(empty)]) == 2
-    assert "registers no attention block" in capfd.readouterr().err
+    assert "registers no attention block; decorate one with @register_attention('NAME')" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["kernel", "weighting", "guidance", "schedule", "engine", "sampler", "objective"])
