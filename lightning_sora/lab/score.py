@@ -30,22 +30,7 @@ LEAST = 8  # clips, below which an interval cannot be made
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be scored, and how.
-
-    Attributes:
-        generated, real: folders of videos, searched at any depth.
-        metrics: specs, as ``lightning-sora list metric`` shows them.
-        extractor: spec of the network of the distances that name none.
-        clip_model: name or directory of a CLIP, for ``clip_score``.
-        frames, fps, offset: how a clip is cut from each video; see :class:`ClipProtocol`.
-        min_clips: distances of smaller folders are refused.
-        reference: statistics of the real side, in the place of ``real``.
-        save_reference: a folder, to keep the statistics of the real side in.
-        out: a file, for scores and protocol as JSON.
-        compare: a file that an earlier ``out`` wrote; scores under another protocol are refused.
-        batch_size: clips at once.
-        device: "cpu", "cuda" ...; None for a GPU where there is one.
-    """
+    """What is to be scored, and how; see :func:`score`."""
 
     generated: str | Path | None = None
     real: str | Path | None = None
@@ -64,12 +49,29 @@ class Asked:
     device: str | None = None
 
 
-def score(generated: str | Path | None = None, real: str | Path | None = None, **options: Any) -> Results | None:
+def score(
+    generated: str | Path | None = None, real: str | Path | None = None, *, metrics: Sequence[str] = ("fvd",),
+    extractor: str | None = None, clip_model: str | None = None, frames: int = 16, fps: float | None = None,
+    offset: str = "first", min_clips: int = 16, reference: str | Path | None = None,
+    save_reference: str | Path | None = None, out: str | Path | None = None, compare: str | Path | None = None,
+    batch_size: int = 8, device: str | None = None,
+) -> Results | None:  # fmt: skip
     """Scores a folder of generated videos, by itself and against one of real videos.
 
     Args:
         generated, real: folders of videos, searched at any depth.
-        options: of :class:`Asked`.
+        metrics: specs, as ``lightning-sora list metric`` shows them.
+        extractor: spec of the network of the distances that name none, such as "world" or "i3d(weights='PATH')".
+        clip_model: name or directory of a CLIP, for ``clip_score``.
+        frames, fps, offset: of each video, ``frames`` are taken, at ``fps`` per second or as they were recorded, from
+            its "first" or about its "center".
+        min_clips: distances of smaller folders are refused.
+        reference: statistics of the real side, in the place of ``real``.
+        save_reference: a folder, to keep the statistics of the real side in.
+        out: a file, for scores and protocol as JSON.
+        compare: a file that an earlier ``out`` wrote; scores under another protocol are refused.
+        batch_size: clips at once.
+        device: "cpu", "cuda" ...; None for a GPU where there is one.
 
     Returns:
         what was found, by metric; None where only a reference was to be kept.
@@ -80,8 +82,15 @@ def score(generated: str | Path | None = None, real: str | Path | None = None, *
     Example:
         >>> import lightning_sora as ls
         >>> ls.score("made", metrics=["temporal_flickering"])  # doctest: +SKIP
+        >>> ls.score("made", "real", metrics=["fvd(extractor='world')"], frames=17)  # doctest: +SKIP
     """
-    return scored(Asked(generated, real, **options))
+    return scored(
+        Asked(
+            generated, real, metrics=metrics, extractor=extractor, clip_model=clip_model, frames=frames, fps=fps,
+            offset=offset, min_clips=min_clips, reference=reference, save_reference=save_reference, out=out,
+            compare=compare, batch_size=batch_size, device=device,
+        )
+    )  # fmt: skip
 
 
 def scored(asked: Asked) -> Results | None:
