@@ -40,7 +40,8 @@ class VisionLanguageModel:
             ) from problem
         if frames < 1 or max_tokens < 1:
             raise SoraError(f"frames={frames} and max_tokens={max_tokens} must be at least 1")
-        refuse_missing_folder(name, "captioner")
+        # A name on the hub has an owner; one word is a folder, after which no hub need be asked for minutes.
+        refuse_missing_folder(name if "/" in name else f"./{name}", "captioner")
         try:
             self.processor: Any = AutoProcessor.from_pretrained(name)
             self.model: Any = AutoModelForImageTextToText.from_pretrained(name).eval()

@@ -123,3 +123,5 @@ def test_what_is_no_such_model_is_told(tmp_path: Path) -> None:
         create_captioner(f"hf:{tmp_path}")
     with pytest.raises(SoraError, match="no such directory"):
         create_captioner(f"hf:{tmp_path / 'nowhere'}")
+    with pytest.raises(SoraError, match="no such directory"):  # no hub is asked for one word
+        create_captioner("hf:LOCAL_MODEL")
