@@ -97,6 +97,7 @@ def test_a_finished_fit_says_what_to_raise(
         make_trainer(**after).fit(make_dit(), make_data(), ckpt_path=tmp_path / "end.ckpt", weights_only=True)
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_a_fit_whose_time_is_used_up_says_so(make_trainer: Make, tmp_path: Path) -> None:
     first = make_trainer(max_steps=9, max_time={"microseconds": 1})
     first.fit(make_dit(), make_data())

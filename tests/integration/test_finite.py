@@ -201,6 +201,8 @@ def _steep(module: LitDiT) -> LitDiT:
     return module
 
 
+# Lightning steps the schedule where the scaler takes no step.
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_a_scaler_of_half_precision_may_look_for_its_scale(make_trainer: Callable[..., pl.Trainer]) -> None:
     def run(*steps: int) -> pl.Trainer:
         scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
