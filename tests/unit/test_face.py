@@ -7,6 +7,7 @@ import doctest
 import importlib
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -121,9 +122,12 @@ def test_every_example_runs_as_written(name: str, monkeypatch: pytest.MonkeyPatc
     found = getattr(ls, name) if name else ls
     tests = doctest.DocTestFinder(recurse=False).find(found, name or "lightning_sora", globs={})
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-    for test in tests:
-        test.globs["__name__"] = "__main__"
-        assert runner.run(test).failed == 0
+    with ExitStack() as stack:  # what an example registers is known to no other test
+        for registry in ls.registries().values():
+            stack.enter_context(registry.temporary())
+        for test in tests:
+            test.globs["__name__"] = "__main__"
+            assert runner.run(test).failed == 0
     if isinstance(found, type) and name != "SoraError":
         assert any(test.examples for test in tests), f"{name} shows no example"
 
