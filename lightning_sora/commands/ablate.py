@@ -39,8 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     from lightning_sora.ablation.plan import read_plan
 
     args, rest = parser().parse_known_args(list(arguments))
-    if args.plugins:  # before the plan: what is better in a metric of one's own, its class says
-        load_plugins(args.plugins)
+    load_plugins(args.plugins)  # before the plan: what is better in a metric of one's own, its class says
     budget, overrides = dotted(rest, parser())
     plan = read_plan(args.file).changed(budget, args.seeds, overrides, name=args.name, engine=args.engine)
 
