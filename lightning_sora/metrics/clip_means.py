@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_sora.errors import SoraError
@@ -80,36 +80,3 @@ class ClipMeans(Metric):
                 variance = (squares - total.square() / count).clamp(min=0) / (count - 1)
                 found[f"{name}_se"] = (variance / count).sqrt()
         return found
-
-
-@runtime_checkable
-class FrameEncoder(Protocol):
-    """A network that embeds frames: CLIPEncoder, DINOExtractor, or a stub."""
-
-    def embed_images(self, frames: UInt8[Tensor, "frames height width 3"]) -> Float[Tensor, "frames dim"]:
-        """One row a frame."""
-
-
-class EncodedClips(ClipMeans):
-    """Scores by an encoder that goes to the device of the metric, but into no state_dict.
-
-    Args:
-        names: of the scores.
-        encoder: embeds frames.
-    """
-
-    def __init__(self, names: Sequence[str], encoder: FrameEncoder) -> None:
-        super().__init__(names)
-        # A tuple hides it from nn.Module, whose checkpoints would hold its weights.
-        self._hidden = (encoder,)
-
-    @property
-    def encoder(self) -> Any:
-        """The encoder as given."""
-        return self._hidden[0]
-
-    def _apply(self, fn: Callable[..., Any], *args: Any, **options: Any) -> nn.Module:
-        super()._apply(fn, *args, **options)
-        if isinstance(self.encoder, nn.Module):
-            self.encoder.to(self.device)
-        return self

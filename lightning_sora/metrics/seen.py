@@ -6,12 +6,10 @@ import hashlib
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from lightning_sora.metrics.clip_lists import ClipListMetric
 from lightning_sora.metrics.extractors.base import Clip
-from lightning_sora.metrics.frechet import clip_hash
 
 
 class Seen(ClipListMetric):
@@ -54,8 +52,3 @@ def clip_digest(clip: Clip) -> str:
     """A digest of a clip's pixels and size, whatever file they came from."""
     values = clip.detach().cpu().contiguous()
     return hashlib.sha256(f"{tuple(values.shape)}".encode() + values.numpy().tobytes()).hexdigest()
-
-
-def content_ids(contents: Sequence[str]) -> Int[Tensor, " clips"]:
-    """What stands for a set of clips, whatever they are called and in whatever order."""
-    return torch.tensor([clip_hash(content) for content in contents], dtype=torch.int64).sort().values

@@ -31,7 +31,7 @@ BATCH = 64
 
 
 class CLIPEncoder(nn.Module):
-    """A frozen CLIP of transformers, for :class:`VideoCLIPScore` and the consistency of frames.
+    """A frozen CLIP of transformers, for the CLIP score and the consistency of frames.
 
     Args:
         weights: a local directory of a CLIPModel and, for captions, its tokenizer; or a name on the hub.
