@@ -112,7 +112,7 @@ def test_the_gradient_of_an_epoch_is_that_of_all_clips_however_they_are_batched(
             x_0, t = module.latent_rows(batch), uniform_per_clip(0, "timestep", batch.keys)
             noise = module.noise_for(x_0, batch.layout, "noise", batch.keys)
             each = module.weighted(module.model.terms(batch.layout, x_0, t, noise, batch.captions))
-            (batch.weighed(each, module.weigh) / len(batches)).backward()
+            (batch.weighed(each, module.diffusion.weigh) / len(batches)).backward()
         return torch.cat([p.grad.flatten() for p in module.model.dit.parameters() if p.grad is not None])
 
     packed, alone = gradient(data_of("packed")), gradient(data_of("packed(tokens=27, lookahead=1)"))
