@@ -97,7 +97,9 @@ class SubjectConsistency(_OfFrames):
 
 @register_metric("background_consistency")
 class BackgroundConsistency(_OfFrames):
-    """The same on features that tell the background: VBench's with CLIP ViT-B/32, in [0, 1].
+    """How alike each frame is to the first and to the one before, in features that tell the background, in [0, 1].
+
+    VBench's with CLIP ViT-B/32.
 
     Args:
         extractor: spec of the network.

@@ -122,7 +122,9 @@ class FVDMetric(SumsDistance):
 
 @register_metric("rfvd")
 class ReconstructionFVD(FVDMetric):
-    """The same distance of what a VAE gives back of the real clips: no generation from its latents is expected closer.
+    """The Fréchet distance between features of real clips and of what a VAE gives back of them.
+
+    No generation from its latents is expected closer.
 
     Args:
         extractor: spec of the network.
