@@ -186,13 +186,12 @@ def test_killed_in_the_middle_it_completes_without_repeating(tmp_path: Path) -> 
     command = [sys.executable, "-m", "lightning_sora.cli", "ablate", str(file)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("MLFLOW_TRACKING_URI", None)
-    first = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
-    assert first.stdout is not None
-    for line in first.stdout:
-        if line.startswith("[1/4]"):
-            break
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        for line in first.stdout:
+            if line.startswith("[1/4]"):
+                break
+        first.send_signal(signal.SIGKILL)
     done = {t.run_id for t in study(tmp_path).trials if t.finished}
     assert 1 <= len(done) < 4
     deadline = time.monotonic() + 60
