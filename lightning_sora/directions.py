@@ -52,8 +52,7 @@ def declare(metric: str, mode: Mode) -> None:
     """
     if DIRECTIONS.setdefault(metric, mode) != mode:
         raise SoraError(
-            f"{metric} is known as a metric of which {'less' if mode == 'max' else 'more'} is better, and now "
-            "the other "
+            f"{metric} is known as a metric of which {'less' if mode == 'max' else 'more'} is better, and now the other "
             "way round is declared; choose another name"
         )
 

@@ -21,12 +21,17 @@ torch.set_num_threads(1)
 def _plugins_of_one_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test loads as a plugin is unknown to the next one, which may run in the same process or not."""
     # Not above: annotations are checked in modules that are imported after pytest is set up.
-    from lightning_sora import plugins
-    from lightning_sora.nn.attention import ATTENTION
+    from lightning_sora import directions, plugins, registry
 
     monkeypatch.setattr(plugins, "_LOADED", {})
-    with ATTENTION.temporary():
-        yield
+    monkeypatch.setattr(directions, "DIRECTIONS", dict(directions.DIRECTIONS))
+    before = {name: set(parts._builders) for name, parts in registry.named().items()}
+    yield
+    for name, parts in registry.named().items():
+        # The package's own parts stay: a module that a test was the first to import is not imported again.
+        for part in set(parts._builders) - before.get(name, set()):
+            if not parts._builders[part].__module__.startswith("lightning_sora."):
+                del parts._builders[part]
 
 
 @pytest.fixture(scope="session")
