@@ -51,9 +51,10 @@ def declare(metric: str, mode: Mode) -> None:
         SoraError: the table says otherwise.
     """
     if DIRECTIONS.setdefault(metric, mode) != mode:
+        known = "less" if mode == "max" else "more"
         raise SoraError(
-            f"{metric} is known as a metric of which {'less' if mode == 'max' else 'more'} is better, and now the other "
-            "way round is declared; choose another name"
+            f"{metric} is known as a metric of which {known} is better, and now the other way round is declared; "
+            "choose another name"
         )
 
 
