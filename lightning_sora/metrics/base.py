@@ -185,6 +185,13 @@ class VideoMetric(ABC):
         """What it is called in tables; what is not the published metric must not have its name."""
         return self.name.replace("_", " ")
 
+    def load(self) -> None:  # noqa: B027 (most have none)
+        """Loads networks of its own, once, before clips come; that of its needs comes by :meth:`bind`.
+
+        Raises:
+            WeightsMissing: one is not where it is looked for.
+        """
+
     def bind(self, network: Extractor) -> None:
         """Takes the extractor that its needs name, once that is loaded."""
         self.network = network

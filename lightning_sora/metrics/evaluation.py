@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import Metric
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, WeightsMissing
 from lightning_sora.metrics.asked import create_metric, default_metrics, named
 from lightning_sora.metrics.base import METRICS, SIDES, Evaluated, Score, Side, VideoMetric
 from lightning_sora.metrics.extractors import EXTRACTORS, Extractor
@@ -75,6 +76,7 @@ class Evaluation:
         if reference is not None:
             self._take_reference(reference)
         self._networks: dict[str, Extractor] = {}
+        self._missing: dict[str, WeightsMissing] = {}  # of metrics whose networks were looked for
         self._seen: dict[Side, Seen] = {side: Seen() for one in self.metrics.values() for side in one.sides}
         self._clips: dict[str, dict[str, float]] = {}
         self._loaded, self._lenient = False, False
@@ -113,21 +115,31 @@ class Evaluation:
         """Loads the networks, once.
 
         Raises:
-            WeightsMissing: one is not where it is looked for.
+            WeightsMissing: one is not where it is looked for; the others are loaded.
             SoraError: one cannot be loaded, or is not that of the reference.
         """
         if self._loaded:
             return
-        for metric in self.metrics.values():
-            spec = metric.needs.features
-            if spec is not None:
-                if spec not in self._networks:
-                    self._networks[spec] = EXTRACTORS.create(spec).to(self.device)
-                metric.bind(self._networks[spec])
-            metric.to(self.device)
+        self._missing = {}
+        for name, metric in self.metrics.items():
+            try:
+                self._load(metric)
+            except WeightsMissing as problem:
+                self._missing[name] = problem
+        if self._missing:
+            told = dict.fromkeys(map(str, self._missing.values()))
+            raise WeightsMissing("; ".join(told)) from next(iter(self._missing.values()))
         for seen in self._seen.values():
             seen.to(self.device)
         self._loaded = True
+
+    def _load(self, metric: VideoMetric) -> None:
+        metric.load()
+        if (spec := metric.needs.features) is not None:
+            if spec not in self._networks:
+                self._networks[spec] = EXTRACTORS.create(spec).to(self.device)
+            metric.bind(self._networks[spec])
+        metric.to(self.device)
 
     def to(self, device: torch.device | str) -> None:
         """Moves the networks, and what is kept of clips."""
@@ -138,11 +150,16 @@ class Evaluation:
 
     def of_prompts(self) -> Evaluation | None:
         """Another evaluation with the same networks, by what can be said of videos of which only the prompt is
-        known."""
+        known; what asks for a network that :meth:`load` has not found is left out."""
+        # Networks are shared, and not copied.
+        parts = [part for metric in self.metrics.values() for part in vars(metric).values()]
+        shared: dict[int, Any] = {id(p): p for p in parts if isinstance(p, nn.Module) and not isinstance(p, Metric)}
         metrics = [
-            copy.deepcopy(metric)
-            for metric in self.metrics.values()
-            if metric.of == "generated" and not (metric.needs.real or metric.needs.pairs or metric.needs.facts)
+            copy.deepcopy(metric, shared)
+            for name, metric in self.metrics.items()
+            if metric.of == "generated"
+            and name not in self._missing
+            and not (metric.needs.real or metric.needs.pairs or metric.needs.facts)
         ]
         if not metrics:
             return None

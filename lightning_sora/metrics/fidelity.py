@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _NoTrainLpips
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, WeightsMissing
 from lightning_sora.metrics.base import Evaluated, Needs, PerVideoMetric, Side, register_metric
 from lightning_sora.metrics.extractors.base import Clip
 from lightning_sora.metrics.extractors.pretrained import is_published, read_state_dict
@@ -103,7 +104,15 @@ class LPIPS(_OfPairs):
 
     def __init__(self, weights: str, net: str = "alex", of: str = "generated") -> None:
         super().__init__(of)
-        self.net, self.lpips = net, lpips_network(net, weights)
+        _file_of(net)  # refuses an unknown one now
+        self.net, self.weights = net, weights
+
+    @cached_property
+    def lpips(self) -> nn.Module:
+        return lpips_network(self.net, self.weights)
+
+    def load(self) -> None:
+        _ = self.lpips
 
     def to(self, device: torch.device | str) -> None:
         super().to(device)
@@ -127,14 +136,13 @@ def lpips_network(net: str, weights: str | Path) -> nn.Module:
         weights: the backbone's state dict.
 
     Raises:
-        SoraError: unknown net, or no such file, or one of another network.
+        WeightsMissing: no such file.
+        SoraError: unknown net, or a file of another network.
     """
-    if net not in BACKBONES:
-        raise SoraError(f"unknown LPIPS backbone {net!r}; choose one of: {', '.join(BACKBONES)}")
-    path = Path(weights)
+    path, published = Path(weights), _file_of(net)
     if not os.path.isfile(path):
-        raise SoraError(
-            f"LPIPS on {net} needs torchvision's ImageNet weights {BACKBONES[net]}, and there is no {path}; download "
+        raise WeightsMissing(
+            f"LPIPS on {net} needs torchvision's ImageNet weights {published}, and there is no {path}; download "
             f"that file from the PyTorch model store, put it at {path}, or give its path"
         )
     network = _NoTrainLpips(net=net, pnet_rand=True)
@@ -145,9 +153,15 @@ def lpips_network(net: str, weights: str | Path) -> nn.Module:
     wrong = [theirs for ours, theirs in named.items() if theirs not in known or known[theirs].shape != own[ours].shape]
     if wrong:
         raise SoraError(
-            f"{path} is not the backbone {net}: {', '.join(wrong[:3])} is missing or of another shape; give "
-            f"{BACKBONES[net]}"
+            f"{path} is not the backbone {net}: {', '.join(wrong[:3])} is missing or of another shape; give {published}"
         )
     network.net.load_state_dict({ours: known[theirs] for ours, theirs in named.items()})
-    network.published = is_published(path, BACKBONES[net], "LPIPS")
+    network.published = is_published(path, published, "LPIPS")
     return network.eval().requires_grad_(False)
+
+
+def _file_of(net: str) -> str:
+    """The published weights of a backbone."""
+    if net not in BACKBONES:
+        raise SoraError(f"unknown LPIPS backbone {net!r}; choose one of: {', '.join(BACKBONES)}")
+    return BACKBONES[net]

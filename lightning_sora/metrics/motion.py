@@ -7,10 +7,11 @@ otherwise. VBench averages over frames on one process and over clips on several;
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
 from lightning_sora.metrics.base import Evaluated, Needs, PerVideoMetric, register_metric
@@ -135,7 +136,14 @@ class _OfFlow(PerVideoMetric):
     """
 
     def __init__(self, weights: str) -> None:
-        self.raft = load_raft(weights)
+        self.weights = weights
+
+    @cached_property
+    def raft(self) -> nn.Module:
+        return load_raft(self.weights)
+
+    def load(self) -> None:
+        _ = self.raft
 
     def flow_of(self, clip: Tensor) -> Tensor:
         """Flow from each frame to the next, [pairs 2 height width], in pixels."""

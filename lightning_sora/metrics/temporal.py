@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torchvision.models.optical_flow import raft_large, raft_small
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, WeightsMissing
 from lightning_sora.metrics.extractors.base import Clip
 from lightning_sora.metrics.extractors.pretrained import device_of, exact_float32, is_published, read_state_dict
 
@@ -267,11 +267,12 @@ def load_raft(weights: str | Path) -> nn.Module:
     """Torchvision's RAFT, large or small as its file is, in evaluation mode; warns where the file is not published.
 
     Raises:
-        SoraError: no such file, a damaged one, or weights of another network.
+        WeightsMissing: no such file.
+        SoraError: a damaged one, or weights of another network.
     """
     path, part = Path(weights), "RAFT"
     if not os.path.isfile(path):
-        raise SoraError(
+        raise WeightsMissing(
             f"there is no file {str(path)!r}, where the weights of RAFT are looked for; download torchvision's "
             f"raft_large_C_T_SKHT_V2 ({RAFT_LARGE}) or, smaller, raft_small_C_T_V2 ({RAFT_SMALL}) to it"
         )

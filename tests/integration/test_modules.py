@@ -214,3 +214,16 @@ def test_a_fit_does_without_what_only_a_test_needs_and_says_so(
             make_trainer().predict(module, make_data())
     with pytest.raises(SoraError, match="i3f"):
         make_trainer(callbacks=[Evaluate(extractor="i3f(weights='absent.pt')")]).fit(make(), make_data())
+
+
+def test_a_validation_scores_its_gallery_by_the_networks_that_are_there(
+    make_trainer: Callable[..., pl.Trainer], caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["clip_score", "warping_error(weights='absent.pth')", "temporal_flickering"]
+    evaluate = Evaluate(names, clip_model="absent/clip")
+    trainer = make_trainer(max_steps=1, limit_val_batches=1.0, val_check_interval=1, callbacks=[evaluate])
+    trainer.fit(make_dit(prompts=["a red cube"]), make_data())
+    scored = {name for name in trainer.callback_metrics if name.removeprefix("val/") in evaluate.evaluation.metrics}  # type: ignore[union-attr]
+    assert scored == {"val/temporal_flickering"}
+    for lacking in ("absent/clip", "absent.pth"):
+        assert any(lacking in line and "will need it" in line for line in caplog.messages)

@@ -80,8 +80,8 @@ class Evaluate(pl.Callback):
                     f"{' and '.join(sides)} ones; leave {foreign[0]} out of evaluation.metrics"
                 )
             self.evaluation = evaluation
-            self.shown = evaluation.of_prompts()
             pl_module.awaited.make(evaluation.load, "test")
+            self.shown = evaluation.of_prompts()  # by those networks that are there
         data = pl_module.data_spec()
         if data is not None and data.crop is not None and stage in ("fit", "test"):
             self.evaluation.check_length(data.crop.size.frames, data.crop.fps)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models import inception
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, WeightsMissing
 from lightning_sora.metrics.digests import weights_sha256
 from lightning_sora.metrics.extractors.base import EXTRACTORS, Clip, Extractor, freeze
 from lightning_sora.metrics.extractors.i3d import legacy_bilinear
@@ -91,7 +91,7 @@ class InceptionExtractor(Extractor):
         part = "the extractor inception"
         path = Path(weights) if weights is not None else Path(torch.hub.get_dir()) / "checkpoints" / PUBLISHED
         if not os.path.isfile(path):
-            raise SoraError(
+            raise WeightsMissing(
                 f"{part} finds no weights at {str(path)!r}; download {DOWNLOAD} to that path, or give its path as "
                 "weights=..."
             )
