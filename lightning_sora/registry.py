@@ -128,7 +128,8 @@ class Registry(Generic[T]):
             known = ", ".join(self.list()) or "none"
             if none_is_offered():
                 known += "; parts of plugins are missing, as this is not installed: `pip install -e .` in its folder"
-            raise SoraError(f"unknown {self.kind} {name!r}; {hint}known: {known}")
+            own = "" if self.name is None else "; one of your own comes from its file, by --plugins FILE"
+            raise SoraError(f"unknown {self.kind} {name!r}; {hint}known: {known}{own}")
         return self._builders[name]
 
     def _has(self, name: str) -> bool:

@@ -22,7 +22,6 @@ from lightning_sora.metrics.results import Results
 from lightning_sora.metrics.set_metrics import SetDistance
 from lightning_sora.redaction import redacted
 from lightning_sora.sealing import seal_json, verify, write_whole
-from lightning_sora.specs import Spec
 from lightning_sora.writing import check_file, check_folder
 
 LEAST = 8  # clips, below which an interval cannot be made
@@ -148,8 +147,8 @@ def check(asked: Asked) -> None:
     Raises:
         SoraError: so.
     """
-    kinds: dict[str, Any] = {spec: METRICS.builder(Spec.parse(spec).name) for spec in asked.metrics}
-    sets = [Spec.parse(spec).name for spec, kind in kinds.items() if _is_set(kind)]
+    kinds: dict[str, Any] = {spec: METRICS.builder(METRICS.resolve(spec).name) for spec in asked.metrics}
+    sets = [METRICS.resolve(spec).name for spec, kind in kinds.items() if _is_set(kind)]
     if sets and asked.min_clips < LEAST:
         raise SoraError(
             f"--min-clips {asked.min_clips} must be at least {LEAST}: with fewer clips a distance has no "
@@ -195,7 +194,7 @@ def _is_set(kind: Any) -> bool:
 
 def _open(spec: str) -> set[str]:
     """The options that are to be given for all metrics at once, as this one leaves them out."""
-    asked = Spec.parse(spec)
+    asked = METRICS.resolve(spec)
     accepted = METRICS.options(asked.name)
     return {option for option in SHARED if option in accepted and accepted[option].default is None} - set(asked.options)
 

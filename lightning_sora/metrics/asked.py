@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from lightning_sora.errors import SoraError
 from lightning_sora.metrics import clip_score, fidelity, motion, set_metrics  # noqa: F401  # register
 from lightning_sora.metrics.base import METRICS, Side, VideoMetric
+from lightning_sora.metrics.extractors import EXTRACTORS
 from lightning_sora.specs import Spec
 
 #: What may be given for all metrics at once: their option, by the evaluation's.
@@ -20,8 +21,7 @@ def create_metric(spec: str, *, extractor: str | None = None, clip_model: str | 
     Raises:
         SoraError: unknown metric, or an option that it does not accept.
     """
-    asked = Spec.parse(spec)
-    METRICS.builder(asked.name)
+    asked = METRICS.resolve(spec)
     accepted, shared = METRICS.options(asked.name), {"extractor": extractor, "clip_model": clip_model}
     filled = {
         option: shared[given]
@@ -53,9 +53,9 @@ def named(metrics: Sequence[VideoMetric]) -> dict[str, VideoMetric]:
     times = Counter(metric.name for metric in metrics)
     found: dict[str, VideoMetric] = {}
     for metric in metrics:
-        name = metric.name or type(metric).__name__
+        name = metric.name
         if times[metric.name] > 1 and metric.needs.features is not None:
-            name = f"{name}_{Spec.parse(metric.needs.features).name}"
+            name = f"{name}_{EXTRACTORS.resolve(metric.needs.features).name}"
         if name in found:
             raise SoraError(f"the metric {name} is asked for more than once; name it once")
         found[name] = metric

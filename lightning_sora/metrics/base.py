@@ -30,7 +30,7 @@ from torchmetrics import Metric
 
 from lightning_sora import directions
 from lightning_sora.errors import SoraError
-from lightning_sora.metrics.clip_lists import ClipListMetric
+from lightning_sora.metrics.clip_lists import Rows
 from lightning_sora.metrics.extractors.base import Clip, Extractor
 from lightning_sora.registry import Registry
 
@@ -71,9 +71,21 @@ class Needs:
     min_frames: int = 1
 
 
+#: What a clip may lack, and how a metric asks for it.
+_DECLARED = {
+    "fps": "fps=True",
+    "caption": "captions=True",
+    "facts": "facts=True",
+    "real": "pairs=True",
+    "features": "features='dino'",
+}
+
+
 @dataclass(frozen=True)
 class Evaluated:
-    """One clip as a metric is given it. What the metric did not ask for by its ``needs`` may be None.
+    """One clip as a metric is given it.
+
+    What the metric did not ask for by its ``needs`` may not be there; to read it is an error that says what to declare.
 
     Attributes:
         id: of the clip, whatever process or batch it is in.
@@ -85,6 +97,7 @@ class Evaluated:
         features: what the extractor makes of it: [width] per clip, [frames width] per frame, float64.
         content: a digest of its pixels.
         shared: for what several metrics work out of one clip; see :meth:`once`.
+        metric: that it is given to.
 
     Example:
         >>> import torch, lightning_sora as ls
@@ -99,9 +112,21 @@ class Evaluated:
     caption: str | None = None
     facts: Mapping[str, Any] | None = None
     real: Clip | None = None
-    features: Any = None
+    features: Any = field(default=None, repr=False)
     content: str = ""
     shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    metric: VideoMetric | None = field(default=None, repr=False, compare=False)
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if value is None and name in _DECLARED:
+            metric = super().__getattribute__("metric")
+            if metric is not None and not getattr(metric.needs, _DECLARED[name].partition("=")[0]):
+                raise SoraError(
+                    f"{metric.name} reads video.{name}, which it does not ask for; declare "
+                    f"needs = Needs({_DECLARED[name]}) in its class"
+                )
+        return value
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """What ``make`` gives, made once for all metrics that ask for it by this name."""
@@ -160,7 +185,7 @@ class VideoMetric(ABC):
         higher_is_better: None where neither is.
         of: whose clips it looks at: "generated", or "reconstructed" by a VAE.
         automatic: the spec by which it is taken where a recipe names no metrics; empty for not at all.
-        name: that it is registered by.
+        name: that it is registered by; else that of the class.
 
     Example:
         >>> import lightning_sora as ls
@@ -174,6 +199,11 @@ class VideoMetric(ABC):
     automatic: ClassVar[str] = ""
     name: str = ""
     network: Extractor | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "name" not in vars(cls):  # of one that is not registered
+            cls.name = cls.__name__
 
     @property
     def sides(self) -> tuple[Side, ...]:
@@ -229,37 +259,6 @@ class VideoMetric(ABC):
         return {"definition": _summary(type(self))}
 
 
-class Rows(ClipListMetric):
-    """Scores of single clips, by hashed ids: no order, batch or number of processes changes what comes of them."""
-
-    def __init__(self, columns: int) -> None:
-        super().__init__()
-        self.add_list("ids", torch.zeros(0, dtype=torch.int64))
-        self.add_list("rows", torch.zeros((0, columns), dtype=torch.float64))
-
-    def update(self, ids: Sequence[str], rows: Tensor) -> None:
-        """Adds clips; NaN where a clip has no such score."""
-        if len(ids):
-            self.ids.append(self.hashes(ids))
-            self.rows.append(rows.double().to(self.device))
-
-    def compute(self) -> Tensor:
-        """The rows, in the order of the hashes.
-
-        Raises:
-            SoraError: clips given twice.
-        """
-        ids = self.collected("ids")
-        twice = len(ids) - len(ids.unique())
-        if twice:
-            raise SoraError(
-                f"{twice} of {len(ids)} clips were given more than once, which biases a mean: a distributed "
-                "sampler that "
-                "pads does this; use one that does not, and ids that tell clips apart"
-            )
-        return self.collected("rows")[ids.argsort()].cpu()
-
-
 class PerVideoMetric(VideoMetric):
     """A metric that scores each clip by itself; its value is the mean over clips, with its standard error.
 
@@ -293,9 +292,9 @@ class PerVideoMetric(VideoMetric):
     @property
     def _rows(self) -> dict[Side, Rows]:
         # Made on first use: subclasses need not call super().__init__().
-        if "rows" not in vars(self):
-            self.rows: dict[Side, Rows] = {side: Rows(1 + len(self.parts)) for side in self.sides}
-        return self.rows
+        if "_scores" not in vars(self):
+            self._scores: dict[Side, Rows] = {side: Rows(1 + len(self.parts)) for side in self.sides}
+        return self._scores
 
     def states(self) -> Iterator[Metric]:
         own = list(self._rows.values())

@@ -1,4 +1,4 @@
-"""A metric that keeps something of every clip, on any number of processes."""
+"""Metrics that keep something of every clip, on any number of processes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from lightning_sora.errors import SoraError
 from lightning_sora.metrics.frechet import clip_hash
 
 
@@ -46,3 +47,33 @@ class ClipListMetric(Metric):
             if isinstance(getattr(self, name), list) and not getattr(self, name):
                 setattr(self, name, [empty.to(self.device)])
         super()._sync_dist(dist_sync_fn, process_group)
+
+
+class Rows(ClipListMetric):
+    """Scores of single clips, by hashed ids: no order, batch or number of processes changes what comes of them."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.add_list("ids", torch.zeros(0, dtype=torch.int64))
+        self.add_list("rows", torch.zeros((0, columns), dtype=torch.float64))
+
+    def update(self, ids: Sequence[str], rows: Tensor) -> None:
+        """Adds clips; NaN where a clip has no such score."""
+        if len(ids):
+            self.ids.append(self.hashes(ids))
+            self.rows.append(rows.double().to(self.device))
+
+    def compute(self) -> Tensor:
+        """The rows, in the order of the hashes.
+
+        Raises:
+            SoraError: clips given twice.
+        """
+        ids = self.collected("ids")
+        twice = len(ids) - len(ids.unique())
+        if twice:
+            raise SoraError(
+                f"{twice} of {len(ids)} clips were given more than once, which biases a mean: a distributed "
+                "sampler that pads does this; use one that does not, and ids that tell clips apart"
+            )
+        return self.collected("rows")[ids.argsort()].cpu()

@@ -16,7 +16,7 @@ from torchmetrics import Metric, SumMetric
 from lightning_sora.errors import SoraError
 from lightning_sora.metrics.base import Evaluated, Needs, PerVideoMetric, Score, Side, register_metric
 from lightning_sora.metrics.extractors.base import EXTRACTORS, Extractor
-from lightning_sora.specs import Spec
+from lightning_sora.specs import SPEC, Spec, prefixed
 
 PAPER_SCALE = 2.5
 """Of CLIPScore (Hessel et al. 2021)."""
@@ -40,10 +40,12 @@ def spaced_frames(rows: Tensor, count: int | None) -> Tensor:
 
 def text_extractor(model: str) -> str:
     """The spec of the extractor that a model of captions names: a part's spec, or the name or directory of a CLIP."""
-    bare = model.split("(")[0].strip()
-    if bare in EXTRACTORS.list() and not os.path.isdir(model):
-        return "clip(captions=True)" if model == "clip" else model
-    return str(Spec("clip", {"weights": model, "captions": True}))
+    parted = prefixed(model)
+    bare = parted[0] if parted is not None else model.split("(")[0].strip()
+    if os.path.isdir(model) or (bare not in EXTRACTORS.list() and not model.startswith(SPEC)):
+        return str(Spec("clip", {"weights": model, "captions": True}))
+    asked = EXTRACTORS.resolve(model)
+    return "clip(captions=True)" if asked == Spec("clip") else model
 
 
 @register_metric("clip_score")

@@ -178,7 +178,7 @@ def _score(evaluation: Evaluation) -> Score:
 
 def _whole(spec: str) -> Score:
     """The score of all clips, given at once."""
-    return _known(spec, METRICS.builder(Spec.parse(spec).name))
+    return _known(spec, METRICS.builder(METRICS.resolve(spec).name))
 
 
 @lru_cache(maxsize=1)

@@ -23,7 +23,6 @@ from lightning_sora.metrics.reference import ReferenceStatistics
 from lightning_sora.metrics.results import Results
 from lightning_sora.metrics.seen import Seen, clip_digest, sizes_told
 from lightning_sora.metrics.set_metrics import SumsDistance
-from lightning_sora.specs import Spec
 
 
 class Evaluation:
@@ -72,7 +71,7 @@ class Evaluation:
         self.device, self.reference, self.protocol = torch.device(device), reference, dict(protocol or {})
         for one in self.metrics.values():
             if one.needs.features is not None:
-                EXTRACTORS.builder(Spec.parse(one.needs.features).name)
+                EXTRACTORS.builder(EXTRACTORS.resolve(one.needs.features).name)
         if reference is not None:
             self._take_reference(reference)
         self._networks: dict[str, Extractor] = {}
@@ -350,7 +349,7 @@ def _labels(specs: Sequence[str]) -> dict[str, str]:
     """Short names for networks: of their parts, numbered where one part is there with other options."""
     found: dict[str, str] = {}
     for spec in specs:
-        name = Spec.parse(spec).name
+        name = EXTRACTORS.resolve(spec).name
         same = sum(label.split(" ")[0] == name for label in found.values())
         found[spec] = name if not same else f"{name} {same + 1}"
     return found

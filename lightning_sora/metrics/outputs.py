@@ -30,12 +30,12 @@ class Outputs:
             )
         spec = needs.features
         if spec is None:
-            yield from (video for video in videos if len(video.clip) >= needs.min_frames)
+            yield from (replace(video, metric=metric) for video in videos if len(video.clip) >= needs.min_frames)
             return
         made = self._made(spec, needs.per, side)
         for i, video in enumerate(videos):
             if i in made and len(video.clip) >= needs.min_frames:
-                yield replace(video, features=made[i])
+                yield replace(video, features=made[i], metric=metric)
 
     def lacking(self, metric: VideoMetric, side: Side) -> list[str]:
         """What a metric needs of the clips of a side that is not told."""

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from lightning_sora.contracts import ContractViolation
 from lightning_sora.errors import SoraError
 from lightning_sora.metrics import motion
-from lightning_sora.metrics.base import METRICS, Evaluated, Needs, PerVideoMetric, Rows, Score, Side, VideoMetric
+from lightning_sora.metrics.base import METRICS, Evaluated, Needs, PerVideoMetric, Score, Side, VideoMetric
+from lightning_sora.metrics.clip_lists import Rows
 from lightning_sora.metrics.contract import CONTRACT
 
 #: What a metric must be told beside its name.

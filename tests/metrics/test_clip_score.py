@@ -104,6 +104,9 @@ def test_a_model_is_a_part_or_the_place_of_a_clip(tmp_path: Path, monkeypatch: p
     assert text_extractor("openai/clip-vit-base-patch32") == (
         "clip(captions=True, weights='openai/clip-vit-base-patch32')"
     )
+    assert text_extractor("spec:clip") == "clip(captions=True)"
+    with pytest.raises(SoraError, match=r"'clip:x': .*write 'clip\(weights=...\)'"):
+        text_extractor("clip:x")
     (tmp_path / "world").mkdir()  # a folder of that name is meant
     monkeypatch.chdir(tmp_path)
     assert text_extractor("world") == "clip(captions=True, weights='world')"
