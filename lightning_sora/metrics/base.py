@@ -54,6 +54,7 @@ class Needs:
         per: what one output is of: "clip" for a row a clip, "frame" for a row of each frame, or what else the
             extractor offers.
         min_frames: of a clip; shorter ones among longer are left out.
+        frames: evenly spaced ones of each clip that features are made of, where they are per frame; None for all.
 
     Example:
         >>> import lightning_sora as ls
@@ -69,6 +70,7 @@ class Needs:
     features: str | None = None
     per: str = "clip"
     min_frames: int = 1
+    frames: int | None = None
 
 
 #: What a clip may lack, and how a metric asks for it.

@@ -22,22 +22,6 @@ PAPER_SCALE = 2.5
 """Of CLIPScore (Hessel et al. 2021)."""
 
 
-def spaced_frames(rows: Tensor, count: int | None) -> Tensor:
-    """``count`` frames of a clip, each the middle of an equal share of it; None takes all.
-
-    Args:
-        rows: one per frame.
-
-    Raises:
-        SoraError: the clip has fewer.
-    """
-    if count is None:
-        return rows
-    if len(rows) < count:
-        raise SoraError(f"frames={count} of a clip of {len(rows)} cannot be scored; ask for at most {len(rows)}")
-    return rows[[(2 * i + 1) * len(rows) // (2 * count) for i in range(count)]]
-
-
 def text_extractor(model: str) -> str:
     """The spec of the extractor that a model of captions names: a part's spec, or the name or directory of a CLIP."""
     parted = prefixed(model)
@@ -61,7 +45,8 @@ class CLIPScore(PerVideoMetric):
         paper: the paper's scale, 2.5 max(cos, 0), for each frame, in [0, 2.5] (Hessel et al. 2021, arXiv:2104.08718).
 
     Raises:
-        SoraError: no model, ``frames`` below 1, or a model that embeds no captions.
+        SoraError: no model, ``frames`` below 1, or a model that embeds no captions, or no single frames where some
+            are asked for.
     """
 
     higher_is_better = True
@@ -77,11 +62,15 @@ class CLIPScore(PerVideoMetric):
         if frames is not None and frames < 1:
             raise SoraError(f"frames={frames} of the CLIP score must be at least 1, or None for all")
         self.frames, self.paper = frames, paper
-        self.needs = Needs(captions=True, features=text_extractor(model), min_frames=frames or 1)
+        self.needs = Needs(captions=True, features=text_extractor(model), min_frames=frames or 1, frames=frames)
 
     def bind(self, network: Extractor) -> None:
         if not network.text_per:
             raise SoraError(f"{network.title} embeds no captions; give clip_score a CLIP, or an extractor that does")
+        if self.frames is not None and network.text_per != "frame":
+            raise SoraError(
+                f"{network.title} embeds clips as wholes, of which frames={self.frames} chooses none; drop it"
+            )
         super().bind(network)
         self.needs = replace(self.needs, per=network.text_per)
         self.chance, self.truncated = ChanceCLIPScore(network.width), SumMetric()
@@ -101,7 +90,7 @@ class CLIPScore(PerVideoMetric):
 
     def _rows_of(self, video: Evaluated) -> Float[Tensor, "rows width"]:
         assert self.network is not None
-        return spaced_frames(self.network.text_rows(video.features).double().cpu(), self.frames)
+        return self.network.text_rows(video.features).double().cpu()
 
     def _text(self, video: Evaluated) -> Float[Tensor, " width"]:
         network = self.network

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
-from lightning_sora.metrics.clip_score import ChanceCLIPScore, CLIPScore, spaced_frames, text_extractor
+from lightning_sora.metrics.clip_score import ChanceCLIPScore, CLIPScore, text_extractor
 from lightning_sora.metrics.evaluation import Evaluation
 from lightning_sora.metrics.extractors import EXTRACTORS
+from lightning_sora.metrics.extractors.base import Clip
 from lightning_sora.metrics.extractors.clip import CLIPEncoder
+from lightning_sora.metrics.outputs import spaced_frames
 from tests.metrics.toys import Angle, scored
 
 WORDS = ["<start>", "<end>", "[UNK]", "a", "red", "blue", "circle", "moves", "right"]
@@ -57,6 +59,22 @@ def test_frames_are_spaced_evenly() -> None:
     assert found["value"] == pytest.approx(75)
 
 
+def test_only_the_frames_that_are_scored_are_embedded() -> None:
+    seen: list[int] = []
+
+    class Looking(Angle):
+        def outputs(self, clips: Sequence[Clip], *args: Any, **options: Any) -> list[Any]:
+            seen.extend(map(len, clips))
+            return super().outputs(clips, *args, **options)
+
+    with EXTRACTORS.temporary():
+        EXTRACTORS.register("looking")(Looking)
+        evaluation = Evaluation(["clip_score(frames=2)"], clip_model="looking")
+        evaluation.update(["a", "b"], generated=[clip_of(0, 0, 60, 60, 90), clip_of(0)], captions=["60", "60"])
+    assert seen == [2]  # the other is too short
+    assert evaluation.compute()["clip_score"].value == pytest.approx(75)
+
+
 def test_chance_is_that_of_the_captions_of_other_clips() -> None:
     degrees, captions = (0, 40, 170), ("10", "95", "200")
     clips = [clip_of(first, first + 5) for first in degrees]
@@ -79,6 +97,8 @@ def test_what_cannot_be_scored_is_refused() -> None:
     with pytest.raises(SoraError, match="embeds no captions; give clip_score a CLIP"):
         CLIPScore("random").bind(EXTRACTORS.create("random"))
     assert CLIPScore("angle", frames=3).needs.min_frames == 3
+    with pytest.raises(SoraError, match="embeds clips as wholes, of which frames=2 chooses none"):
+        CLIPScore("world", frames=2).bind(EXTRACTORS.create("world"))
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_sora.metrics.base import Evaluated, Score, VideoMetric
 from lightning_sora.metrics.extractors.base import Clip, Extractor
+from lightning_sora.metrics.outputs import spaced_frames
 
 
 class Angle(Extractor):
@@ -47,7 +48,8 @@ def scored(
     """
     if network is not None:
         metric.bind(network)
-    outputs = [None] * len(clips) if network is None else network.outputs(clips, per=metric.needs.per)
+    chosen = [spaced_frames(clip, metric.needs.frames) for clip in clips]
+    outputs = [None] * len(clips) if network is None else network.outputs(chosen, per=metric.needs.per)
     known = [{name: values[i] for name, values in told.items()} for i in range(len(clips))]
     videos = [
         Evaluated(str(i), clip, features=output, **more)
