@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_sora.metrics.base import Evaluated, Needs, PerVideoMetric, Score, Side, VideoMetric, register_metric
 from lightning_sora.testbench.adherence import PromptAdherence, asked_codes, judge, read_codes
-from lightning_sora.testbench.scores import world_scores, world_warping_error
+from lightning_sora.testbench.scores import world_scores, world_warping_errors
 
 READ = Needs(facts=True, fps=True, features="world", per="reading")
 
@@ -117,7 +117,5 @@ class WorldWarpingError(PerVideoMetric):
         assert video.real is not None
         if facts.get("cropped"):
             return None
-        return {
-            "value": world_warping_error(video.clip, facts, video.fps),
-            "real": world_warping_error(video.real, facts, video.fps),
-        }
+        made, real = world_warping_errors([video.clip, video.real], facts, video.fps)
+        return {"value": made, "real": real}

@@ -8,7 +8,7 @@ change break permanence and identity.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -204,11 +204,12 @@ def triangulate(
     return solution[:, 0].float()
 
 
-def world_warping_error(clip: Tensor, facts: Mapping[str, Any], fps: float) -> float:
-    """The warping error of a clip along the exact flow of the clip that the facts describe.
+def world_warping_errors(clips: Sequence[Tensor], facts: Mapping[str, Any], fps: float) -> list[float]:
+    """The warping error of each of some clips along the exact flow of the clip that the facts describe.
 
     Args:
-        clip: uint8 [frames height width 3], the described clip itself or what a VAE made of it.
+        clips: of one size, uint8 [frames height width 3]: the described clip itself, or what a VAE made of it.
     """
-    flow = exact_flow(Facts.from_dict(facts), len(clip), clip.shape[1], clip.shape[2], fps)
-    return float(warping_error(clip, flow.forward, visible=flow.valid))
+    frames, height, width = clips[0].shape[:3]
+    flow = exact_flow(Facts.from_dict(facts), frames, height, width, fps)
+    return [float(warping_error(clip, flow.forward, visible=flow.valid)) for clip in clips]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_sora.testbench.evaluator.reading import load_evaluator
-from lightning_sora.testbench.scores import trajectory_error, triangulate, world_scores, world_warping_error
+from lightning_sora.testbench.scores import trajectory_error, triangulate, world_scores, world_warping_errors
 from lightning_sora.world import Facts, World
 from lightning_sora.world.motion import camera_path, positions
 
@@ -151,6 +151,6 @@ def test_the_warping_error_of_the_truth_is_small_and_flicker_raises_it() -> None
     video = world.render(facts, 9, 48, 48, 8.0)
     noise = 10 * torch.randn(video.shape, generator=torch.Generator().manual_seed(0))
     noisy = (video + noise).round().clamp(0, 255).to(torch.uint8)
-    clean, rough = (world_warping_error(v, told(facts, world), 8.0) for v in (video, noisy))
+    clean, rough = world_warping_errors([video, noisy], told(facts, world), 8.0)
     assert clean < 5e-4
     assert rough - clean == pytest.approx(2 * (10 / 255) ** 2, rel=0.25)  # less where bilinear reading averages
