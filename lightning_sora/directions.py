@@ -38,7 +38,7 @@ def direction(metric: str) -> Mode | None:
     if len(groups) == 2 and name in READ:
         return "max"
     name = name.removeprefix("vae_")  # the same of what the VAE alone gives back
-    if any(name.endswith(f"_{end}") for end in BESIDE):
+    if name not in DIRECTIONS and any(name.endswith(f"_{end}") for end in BESIDE):
         return None
     stems = [stem for stem in DIRECTIONS if name == stem or name.startswith(f"{stem}_")]
     return DIRECTIONS[max(stems, key=len)] if stems else None

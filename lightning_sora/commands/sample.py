@@ -16,7 +16,9 @@ OWN = ("command", "ckpt", "prompt", "prompts")
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("sample", help="make videos from prompts", description=__doc__)
-    parser.add_argument("--ckpt", required=True, type=Path, help="checkpoint of a LitDiT run, or the run's folder")
+    parser.add_argument(
+        "--ckpt", required=True, type=Path, help="checkpoint of a LitDiT, its run's folder, or a saved model"
+    )
     parser.add_argument(
         "--prompt",
         action="append",

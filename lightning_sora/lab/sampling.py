@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lab.devices import usable_device
+from lightning_sora.lab.models import load
 from lightning_sora.plugins import load_packages, load_plugins
 from lightning_sora.redaction import redacted
 from lightning_sora.sealing import write_whole
@@ -61,7 +62,7 @@ def sample(
     """Makes a video per prompt, and writes each as MP4 and GIF, with a contact sheet of all.
 
     Args:
-        checkpoint: of a LitDiT, or the folder of its run.
+        checkpoint: of a LitDiT, the folder of its run, or one that ``save`` of a model wrote.
         frames, height, width, fps: None for as trained; sizes in pixels.
         seed: of the noise; the same seed gives the same videos.
         steps, guidance: None for those of the recipe; guidance is a scale, 1 is off, or a spec.
@@ -73,13 +74,13 @@ def sample(
         device: None for CUDA where there is one.
 
     Raises:
-        SoraError: no prompt, no such checkpoint, or a size that the model cannot have.
+        SoraError: no prompt, no such checkpoint, one of another model, or a size that the model cannot have.
     """
     if not prompts:
         raise SoraError("nothing to sample; give --prompt TEXT or --prompts FILE")
     place, asked = Path(checkpoint), list(prompts)
     if not os.path.exists(place):
-        raise SoraError(f"no checkpoint at {place}; give the path of a .ckpt file that `lightning-sora fit` wrote")
+        raise SoraError(f"no checkpoint at {place}; give a .ckpt file that `lightning-sora fit` wrote, or its folder")
     folder = _samples_of(place) if out is None else Path(out)
     check_folder("--out", folder)
 
@@ -87,9 +88,9 @@ def sample(
 
     from lightning_sora import media
     from lightning_sora.diffusion.guidance import guidance_of
-    from lightning_sora.lit.captioners import checkpoint_of
-    from lightning_sora.lit.dit import LitDiT
     from lightning_sora.lit.expander import create_expander
+    from lightning_sora.lit.generate import GenerativeModule
+    from lightning_sora.models.latent_diffusion import LatentDiffusion
 
     load_packages()
     load_plugins(plugins)
@@ -101,8 +102,11 @@ def sample(
         expander = create_expander(expand, str(usable_device(device)))
         expanded = expander.expand(asked, seed=seed)
         told |= {"expander": expand, "expander_fingerprint": expander.fingerprint()}
-    model = LitDiT.load(checkpoint_of(str(place)), usable_device(device))
-    rate = fps or model.native_fps
+    model = load(place, device)
+    if not isinstance(model, GenerativeModule | LatentDiffusion):
+        raise SoraError(f"{place} is of a {type(model).__name__}, which makes no videos of prompts; give a LitDiT's")
+    own = model if isinstance(model, LatentDiffusion) else model.model
+    rate = fps or own.seen_sizes.fps
     videos: list[Video] = []
     written: list[Path] = []
     for start in range(0, len(expanded), batch_size):
@@ -129,9 +133,9 @@ def sample(
     written.append(folder / "contact_sheet.png")
     media.contact_sheet(written[-1], videos, asked)
     written.append(folder / "samples.json")
-    drawn = model.model.sampling
-    told |= {"run_id": model.run_id, "size": list(videos[0].shape[:3]), "fps": rate}
-    told |= {"steps": steps or drawn.steps, "guidance": guidance or drawn.guidance}
+    told |= {"run_id": getattr(model, "run_id", None), "size": list(videos[0].shape[:3]), "fps": rate}
+    told |= {"steps": own.sampling.steps if steps is None else steps}
+    told |= {"guidance": own.sampling.guidance if guidance is None else guidance}
     told["prompts"] = [
         {"prompt": short, **({"expanded": rich} if expand else {})} for short, rich in zip(asked, expanded, strict=True)
     ]

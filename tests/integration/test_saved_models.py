@@ -1,5 +1,6 @@
 """Models from disk: checkpoints of earlier versions, and folders that need no Lightning."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 from lightning_sora import load
+from lightning_sora.errors import SoraError
+from lightning_sora.lab.sampling import sample
 from lightning_sora.lit import LitDiT, LitVAE
 from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.models.vae import ClipVAE
@@ -58,6 +61,13 @@ def test_what_was_trained_is_saved_with_its_average_and_opened_without_lightning
     assert (type(saved_vae), type(saved_dit)) == (ClipVAE, LatentDiffusion)
     assert torch.equal(saved_dit.sample("a red cube"), dit.sample("a red cube"))
     assert saved_dit.seen_sizes.state_dict() == dit.seen_sizes.state_dict()
+    samples = [sample(tmp_path / name, ["a red cube"], guidance=0, device="cpu") for name in ("dit.ckpt", "dit")]
+    assert torch.equal(samples[0].videos[0], samples[1].videos[0])
+    told = [json.loads(one.files[-1].read_text()) for one in samples]
+    assert [(one["guidance"], one["steps"], one["fps"]) for one in told] == [(0, dit.model.sampling.steps, 8.0)] * 2
+    for name in ("vae.ckpt", "vae"):
+        with pytest.raises(SoraError, match="VAE, which makes no videos of prompts"):
+            sample(tmp_path / name, ["a red cube"], device="cpu")
     clip = dit.sample("a red cube")
     assert torch.equal(saved_vae.encode(clip), vae.encode(clip))
     # The one that trains saves what it would be judged by.

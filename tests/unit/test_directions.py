@@ -40,6 +40,8 @@ def test_a_metric_of_ones_own_is_directed_as_it_declares(monkeypatch: pytest.Mon
     with METRICS.temporary():
         register_metric("unevenness")(Mine)
     assert (direction("val/unevenness"), direction("val/unevenness_stderr")) == ("min", None)
+    directions.declare("moving_clips", "max")  # whatever it ends in
+    assert (direction("val/moving_clips"), direction("val/moving_clips_real")) == ("max", None)
     directions.declare("lucidity", "max")
     with METRICS.temporary(), pytest.raises(SoraError, match="lucidity is known as a metric of which more is better"):
         register_metric("lucidity")(Mine)
