@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from lightning_sora.ablation.study import Study, Trial
 from lightning_sora.errors import SoraError
+from lightning_sora.tracking.flatten import ELSEWHERE
 
-#: Keys of a recipe that say where a run is kept, not what it is; the seed is the same within a pair.
-ELSEWHERE = (
-    "tracking.", "checkpoint.dirpath", "trainer.default_root_dir", "trainer.enable_progress_bar", "ckpt_path",
-)  # fmt: skip
-#: Follow from a budget that is met by steps.
+#: Keys of a recipe that follow from a budget that is met by steps.
 STEPS = ("trainer.max_steps", "trainer.val_check_interval")
 #: Follow from the factor whatever it is.
 COUNTS = ("parameters", "parameters_trained")
@@ -48,14 +45,18 @@ def undeclared_differences(study: Study) -> list[str]:
     return list(found)
 
 
+def is_declared(key: str, declared: Collection[str]) -> bool:
+    """Whether a key of a recipe is one of those that may differ, or lies within one."""
+    return any(key == one or key.startswith(f"{one}.") for one in declared)
+
+
 def _differences(trial: Trial, other: Trial, declared: set[str], metric: str) -> Iterator[str]:
     def say(kind: str, key: str, ours: Any, theirs: Any) -> str:
         return f"{kind} {key} of arm {trial.arm!r} is {_short(ours)}, of the baseline {_short(theirs)}"
 
     for key in sorted({*trial.params, *other.params}):
         free = key.startswith(ELSEWHERE) or key in COUNTS
-        known = any(key == d or key.startswith(f"{d}.") for d in declared)
-        if not free and not known and trial.params.get(key) != other.params.get(key):
+        if not free and not is_declared(key, declared) and trial.params.get(key) != other.params.get(key):
             yield say("recipe key", key, trial.params.get(key, "unset"), other.params.get(key, "unset"))
     options = set(map(_option, declared))
     # What judges is the same whatever the factor.

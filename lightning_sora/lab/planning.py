@@ -17,6 +17,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from lightning_sora.ablation.checks import STEPS, is_declared
 from lightning_sora.ablation.matching import DEPTH, HEADS, MLP, WIDTH, Cost, Match, match, total, validation_interval
 from lightning_sora.ablation.plan import Plan, Stage
 from lightning_sora.ablation.record import Design, PlannedArm, PlannedTrial
@@ -28,8 +29,6 @@ from lightning_sora.spacetime import SpacetimeBatch
 from lightning_sora.specs import SPEC
 from lightning_sora.tracking import provenance
 
-#: Set per arm where the number of steps meets the budget.
-STEPS = ("trainer.max_steps", "trainer.val_check_interval")
 TYPICAL = 24  # batches that stand for an epoch of mixed sizes
 CALIBRATION_STEPS, CALIBRATION_WARMUP, CALIBRATION_ROUNDS = 12, 4, 2
 
@@ -268,9 +267,8 @@ class Planner:
         declared = {self.plan.factor, *arm.adjusted, *STEPS}
         ours, theirs = recipe.identity(), baseline.identity()
         for key in sorted({*ours, *theirs}):
-            known = any(key == d or key.startswith(f"{d}.") for d in declared)
             adjusted_baseline = key in {k for m in self.matches.values() for k in m.adjusted}
-            if ours.get(key) != theirs.get(key) and not known and not adjusted_baseline:
+            if ours.get(key) != theirs.get(key) and not is_declared(key, declared) and not adjusted_baseline:
                 raise SoraError(
                     f"arm {arm.name!r} also differs in {key} ({ours.get(key)!r}, baseline {theirs.get(key)!r}), which "
                     f"the ablation does not declare: only {self.plan.factor} may; remove what ties {key} to it"

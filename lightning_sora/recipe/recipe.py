@@ -17,10 +17,7 @@ from lightning_sora.lit.module import LitModule
 from lightning_sora.recipe.classes import find_class
 from lightning_sora.recipe.files import quoted_spec
 from lightning_sora.recipe.parser import RecipeParser, parsing
-from lightning_sora.tracking.flatten import flatten
-
-#: Keys that say where a training runs and is kept, not what it is.
-ELSEWHERE = ("tracking.", "checkpoint.dirpath", "trainer.default_root_dir", "trainer.enable_progress_bar", "ckpt_path")
+from lightning_sora.tracking.flatten import ELSEWHERE, flatten
 
 
 @dataclass(frozen=True)

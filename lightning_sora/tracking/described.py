@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightning_sora.redaction import redact, redacted
+from lightning_sora.tracking.flatten import ELSEWHERE
 
 #: The tag that mlflow's pages show as a run's description; it reads markdown.
 DESCRIPTION = "mlflow.note.content"
 #: The tag that holds the changed keys, for the columns that ``lightning-sora ui`` shows.
 CHANGED = "recipe.changed"
-#: Flags that say where a run is kept or goes on from, not what it is.
-ELSEWHERE = ("config", "c", "plugins", "plugins+", "ckpt_path", "trainer.default_root_dir", "trainer.logger",
-             "trainer.enable_progress_bar", "trainer.enable_model_summary")  # fmt: skip
+#: Flags that are no keys of a recipe, or change nothing but what is told.
+BESIDE = ("config", "c", "plugins", "plugins+", "trainer.logger", "trainer.enable_model_summary")
 #: The picture of a gallery that a description shows.
 SHEET = "contact_sheet.png"
 NAME_LENGTH = 60
@@ -94,7 +94,7 @@ def changes(arguments: Sequence[str]) -> dict[str, str]:
         if argument.startswith("--") or argument == "-c":
             flag, equals, value = argument.lstrip("-").partition("=")
             flag = flag.replace(".init_args", "")
-            if flag in ELSEWHERE or flag.startswith("tracking."):
+            if flag in BESIDE or flag.startswith(ELSEWHERE):
                 flag = ""
             elif equals:
                 found[flag], flag = value, ""

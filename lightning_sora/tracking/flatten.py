@@ -9,6 +9,8 @@ from typing import Any
 
 from lightning_sora.redaction import redacted
 
+#: What keys begin with that say where a run is kept or goes on from, not what it is.
+ELSEWHERE = ("tracking.", "checkpoint.dirpath", "trainer.default_root_dir", "trainer.enable_progress_bar", "ckpt_path")
 KEY_LENGTH = 250
 VALUE_LENGTH = 500
 _NOT_ALLOWED = re.compile(r"[^\w\-. :/]")
