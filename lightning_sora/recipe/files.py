@@ -15,6 +15,7 @@ import tempfile
 import tokenize
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -240,16 +241,24 @@ def refuse_nulls(recipe: Mapping[str, Any], load: Callable[[str], Any]) -> None:
     """
     for place, name, options in _classes(recipe):
         made = load(name)
-        types = types_of(made)
-        for option, parameter in inspect.signature(made).parameters.items():
-            takes = types.get(option, Any)
-            free = takes in (Any, None) or type(None) in get_args(takes) or parameter.default is None
-            if option in options and options[option] is None and not free:
-                default = "" if parameter.default is parameter.empty else f", {parameter.default!r}"
-                raise SoraError(
-                    f"{place}.{option}=null, but {_short(name)} takes {described(takes)}; "
-                    + (f"leave it out for its default{default}" if default else "give one")
-                )
+        _refuse_nulls(place, made, options)
+        for option, group in types_of(made).items():
+            if is_dataclass(group) and isinstance(options.get(option), Mapping):
+                _refuse_nulls(f"{place}.{option}", group, options[option])
+
+
+def _refuse_nulls(place: str, made: Any, options: Mapping[str, Any]) -> None:
+    types = types_of(made)
+    for option, parameter in inspect.signature(made).parameters.items():
+        takes = types.get(option, Any)
+        free = takes in (Any, None) or type(None) in get_args(takes) or parameter.default is None
+        # Of a flag, the parser makes a text of it, which is no spec.
+        if option in options and options[option] in (None, "None") and not free:
+            default = "" if parameter.default is parameter.empty else f", {parameter.default!r}"
+            raise SoraError(
+                f"{place}.{option}=null, but {made.__name__} takes {described(takes)}; "
+                + (f"leave it out for its default{default}" if default else "give one")
+            )
 
 
 def _classes(section: Any, place: str = "") -> Iterator[tuple[str, str, Mapping[str, Any]]]:
