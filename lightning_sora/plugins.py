@@ -100,9 +100,10 @@ def _loading(entry: metadata.EntryPoint, module: str) -> Iterator[None]:
     except (Exception, SystemExit) as problem:
         _PACKAGES.discard(module)
         distribution = entry.dist.name if entry.dist is not None else "an installed package"
+        own = entry.value.partition(".")[0] == __name__.partition(".")[0]
+        remedy = "install it anew" if own else f"mend or uninstall {distribution}"
         raise SoraError(
-            f"the plugin {entry.name!r} of {distribution} cannot be loaded ({_where(problem, None)}); mend or "
-            f"uninstall {distribution}"
+            f"the plugin {entry.name!r} of {distribution} cannot be loaded ({_where(problem, None)}); {remedy}"
         ) from problem
 
 

@@ -153,6 +153,18 @@ TOLD = {
         "lightning-sora sample --expand hf:DIR ...",
         PARTS,
     ),
+    "caption_score": Told(
+        "Caption scores",
+        "What scores a captioner's texts, where facts of the clips are known. All that are registered are taken.",
+        "",
+        PARTS,
+    ),
+    "expansion_score": Told(
+        "Expansion scores",
+        "What scores an expander's texts, by their prompts. All that are registered are taken.",
+        "",
+        PARTS,
+    ),
     "engine": Told(
         "Engines",
         "Where the trainings of an ablation and the shards of a data job run.",

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 #: The registries of the package, by name: the module of each is imported when it is asked for.
 HOMES = {
     "attention": "lightning_sora.nn.attention",
+    "caption_score": "lightning_sora.metrics.texts",
     "captioner": "lightning_sora.lit.captioners",
     "engine": "lightning_sora.jobs.engines",
     "expander": "lightning_sora.lit.expander",
+    "expansion_score": "lightning_sora.metrics.texts",
     "extractor": "lightning_sora.metrics.extractors",
     "guidance": "lightning_sora.diffusion.guidance",
     "kernel": "lightning_sora.nn.attention",

@@ -42,8 +42,12 @@ class ExpansionScore(ABC):
 
 
 #: All that are registered are taken.
-CAPTION_SCORES: Registry[CaptionScore] = Registry("caption score", given=("text", "facts"), functions=True)
-EXPANSION_SCORES: Registry[ExpansionScore] = Registry("expansion score", given=("text", "prompt"), functions=True)
+CAPTION_SCORES: Registry[CaptionScore] = Registry(
+    "caption score", name="caption_score", given=("text", "facts"), functions=True
+)
+EXPANSION_SCORES: Registry[ExpansionScore] = Registry(
+    "expansion score", name="expansion_score", given=("text", "prompt"), functions=True
+)
 
 
 class TextScores(ClipMeans):

@@ -19,6 +19,8 @@ from lightning_sora.recipe.classes import find_class
 from lightning_sora.registry import Registry
 
 ITS_PARTS = {
+    "caption_score": {"facts"},
+    "expansion_score": {"facts"},
     "captioner": {"facts"},
     "extractor": {"world"},
     "metric": {

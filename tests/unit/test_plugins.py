@@ -86,7 +86,12 @@ def test_packages_offer_plugins_by_entry_points(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(plugins, "_offered", lambda: (Entry(),))
     monkeypatch.setattr(plugins, "_PACKAGES", set())
-    with pytest.raises(SoraError, match=r"'mine' of an installed package cannot be loaded.*it is broken"):
+    with pytest.raises(
+        SoraError, match=r"'mine' of an installed package cannot be loaded.*it is broken.*; mend or uninstall an"
+    ):
+        ATTENTION.list()
+    monkeypatch.setattr(Entry, "value", "lightning_sora.of_another_version")
+    with pytest.raises(SoraError, match=r"it is broken\); install it anew"):
         ATTENTION.list()
     monkeypatch.setattr(Entry, "load", lambda self: register_attention("of_a_package")(FullAttention))
     assert "of_a_package" in ATTENTION.list()
