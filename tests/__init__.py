@@ -1,6 +1,10 @@
 """What checks the shapes and types of signatures while tests run; in production nothing does."""
 
-from beartype import BeartypeConf, beartype
+import jaxtyping
 
-# An int is good enough where a float is asked for, as everywhere in Python.
-checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+from tests.annotations import checked, jaxtyped
+
+#: The import hook of jaxtyping (``--jaxtyping-packages``) decorates with this one.
+jaxtyping.jaxtyped = jaxtyped
+
+__all__ = ["checked"]

@@ -238,10 +238,10 @@ def merged(groups: Sequence[Moments]) -> Moments:
     """
     if not groups:
         raise SoraError("there are no clips to measure; add some to both sides")
-    total = groups[0]
+    count, total, outer = groups[0].count, groups[0].total, groups[0].outer
     for group in groups[1:]:
-        total = total + group
-    return total
+        count, total, outer = count + group.count, total + group.total, outer + group.outer
+    return Moments(count, total, outer)
 
 
 def _filled(groups: Sequence[Moments]) -> list[Moments]:
