@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,20 +10,33 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from lightning_sora.data import decode
 from lightning_sora.data.checking import check_files
 from lightning_sora.data.finding import find_media
 from lightning_sora.data.places import DecodeError
+from tests.unit.odd_toys import (
+    COUNT,
+    a_folder,
+    bomb,
+    changed,
+    clip,
+    flipped,
+    gif,
+    heic,
+    holding,
+    image,
+    link,
+    pipe,
+    sound,
+    turned,
+)
 from tests.unit.test_decode import HEIGHT, WIDTH, counted, encode, numbers
 
 PAGE = Path(__file__).parents[2] / "docs" / "odd_files.md"
-COUNT = 20
 LOADS = "loads"
 
 
@@ -48,240 +59,86 @@ class Odd:
     read: bool = True
 
 
-def _bytes(name: str, content: bytes) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        (folder / name).write_bytes(content)
-        return folder / name
-
-    return make
-
-
-def _changed(name: str, change: Callable[[bytes], bytes], **options: object) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        path = counted(folder / name, COUNT, **options)
-        path.write_bytes(change(path.read_bytes()))
-        return path
-
-    return make
-
-
-def _clip(name: str, **options: object) -> Callable[[Path], Path]:
-    return lambda folder: counted(folder / name, COUNT, **options)
-
-
-def _flipped(content: bytes) -> bytes:
-    draw, changed = random.Random(0), bytearray(content)
-    begin = content.find(b"mdat") + 8
-    for _ in range(200):
-        changed[draw.randrange(begin, len(changed))] ^= 1 << draw.randrange(8)
-    return bytes(changed)
-
-
-def _sound(name: str, picture: bool) -> Callable[[Path], Path]:
-    """Sound alone, or with a cover picture."""
-
-    def make(folder: Path) -> Path:
-        with av.open(str(folder / name), "w") as container:
-            stream = container.add_stream("aac", rate=44100)
-            cover = container.add_stream("mjpeg", rate=1) if picture else None
-            if cover is not None:
-                cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
-                cover.disposition = av.stream.Disposition.attached_pic
-            for _ in range(8):
-                frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono")
-                frame.sample_rate = 44100
-                container.mux(stream.encode(frame))
-            if cover is not None:
-                image = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), dtype=np.uint8), format="rgb24")
-                container.mux(cover.encode(image))
-                container.mux(cover.encode())
-            container.mux(stream.encode())
-        return folder / name
-
-    return make
-
-
-def _image(name: str, mode: str, size: tuple[int, int] = (WIDTH, HEIGHT), **options: object) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        Image.new(mode, size).save(folder / name, **options)
-        return folder / name
-
-    return make
-
-
-def _gif(folder: Path) -> Path:
-    frames = [Image.new("RGBA", (WIDTH, HEIGHT), (255, 0, 0, 255 if k % 2 else 0)) for k in range(4)]
-    frames[0].save(folder / "alpha.gif", save_all=True, append_images=frames[1:], duration=100, disposal=2)
-    return folder / "alpha.gif"
-
-
-def _link(target: str) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        (folder / "link.mp4").symlink_to(target)
-        return folder / "link.mp4"
-
-    return make
-
-
-def _pipe(folder: Path) -> Path:
-    os.mkfifo(folder / "pipe.mp4")
-    return folder / "pipe.mp4"
-
-
-def _folder(folder: Path) -> Path:
-    (folder / "folder.mp4").mkdir()
-    return folder / "folder.mp4"
-
-
-def _bomb(folder: Path) -> Path:
-    """A PNG of a few bytes that announces 60,000 x 60,000 pixels."""
-    import zlib
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
-    body = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
-    (folder / "bomb.png").write_bytes(body)
-    return folder / "bomb.png"
-
-
-def _box(kind: bytes, body: bytes, flags: int | None = None) -> bytes:
-    body = body if flags is None else struct.pack(">I", flags) + body
-    return struct.pack(">I4s", 8 + len(body), kind) + body
-
-
-def heic(path: Path, levels: list[int], side: int = 64) -> Path:
-    """A photo as telephones store it (ISO/IEC 23008-12): one HEVC picture, or a grid of several side by side."""
-    coded, header = [], b""
-    for level in levels:
-        # Several of which one is taken: of a lone picture libx265 was seen to tell no time.
-        film = encode(
-            path.with_suffix(".mp4"), [np.full((side, side, 3), level, np.uint8)] * 3, codec="libx265",
-            options={"x265-params": "log-level=none:bframes=0:keyint=1"},
-        )  # fmt: skip
-        with av.open(str(film)) as container:
-            stream = container.streams.video[0]
-            header = bytes(stream.codec_context.extradata or b"")
-            coded.append(next(bytes(packet) for packet in container.demux(stream) if packet.size))
-        film.unlink()
-    items = list(range(1, len(levels) + 1))
-    first = items[0] if len(items) == 1 else len(items) + 1  # the picture that is shown
-    kinds = dict.fromkeys(items, b"hvc1") | ({first: b"grid"} if first not in items else {})
-    grid = struct.pack(">BBBBHH", 0, 0, 0, len(items) - 1, side * len(items), side) if first not in items else b""
-    sizes = [_box(b"ispe", struct.pack(">II", side * n, side), 0) for n in (1, len(items))]
-    owned = b"".join(struct.pack(">HBBB", item, 2, 0x81, 2) for item in items)
-    owned += struct.pack(">HBB", first, 1, 3) if grid else b""
-    tiles = struct.pack(f">HH{len(items)}H", first, len(items), *items)
-    entries = [
-        _box(b"hdlr", struct.pack(">I4s12sB", 0, b"pict", b"", 0), 0),
-        _box(b"pitm", struct.pack(">H", first), 0),
-        _box(b"iinf", struct.pack(">H", len(kinds)) + b"".join(
-            _box(b"infe", struct.pack(">HH4sB", item, 0, kind, 0), 2 << 24) for item, kind in kinds.items()), 0),
-        _box(b"iref", _box(b"dimg", tiles), 0) if grid else b"",
-        _box(b"iprp", _box(b"ipco", _box(b"hvcC", header) + b"".join(sizes))
-             + _box(b"ipma", struct.pack(">I", len(kinds)) + owned, 0)),
-    ]  # fmt: skip
-    head, contents = _box(b"ftyp", b"heic\0\0\0\0mif1heic"), dict(zip(kinds, [*coded, grid], strict=False))
-
-    def index(begin: int) -> bytes:
-        places = b""
-        for item, content in contents.items():
-            places += struct.pack(">HHHII", item, 0, 1, begin, len(content))
-            begin += len(content)
-        return _box(
-            b"meta", b"".join(entries) + _box(b"iloc", struct.pack(">BBH", 0x44, 0, len(contents)) + places, 0), 0
-        )
-
-    whole = head + index(len(head) + len(index(0)) + 8) + _box(b"mdat", b"".join(contents.values()))
-    path.write_bytes(whole)
-    return path
-
-
-def _turned(degrees: int) -> Callable[[Path], Path]:
-    return lambda folder: counted(folder / "turned.mov", COUNT, rotation=degrees)
-
-
 FAST = {"g": "10", "deadline": "realtime", "cpu-used": "8"}
 STAMPS = [40 * k + (15 if k % 3 else 0) for k in range(COUNT)]
 SIDEWAYS = (COUNT, WIDTH, HEIGHT)
 KINDS: dict[str, Odd] = {
-    "turned by 90 degrees": Odd(_turned(90), size=SIDEWAYS, read=False),
-    "turned by 180 degrees": Odd(_turned(180), read=False),
-    "turned by 270 degrees": Odd(_turned(-90), size=SIDEWAYS, read=False),
-    "variable frame rate": Odd(_clip("vfr.mp4", stamps=STAMPS), fps=None),
-    "raw H.264 without times": Odd(_clip("raw.h264", format="h264"), fps=None, read=False),
+    "turned by 90 degrees": Odd(turned(90), size=SIDEWAYS, read=False),
+    "turned by 180 degrees": Odd(turned(180), read=False),
+    "turned by 270 degrees": Odd(turned(-90), size=SIDEWAYS, read=False),
+    "variable frame rate": Odd(clip("vfr.mp4", stamps=STAMPS), fps=None),
+    "raw H.264 without times": Odd(clip("raw.h264", format="h264"), fps=None, read=False),
     "one frame": Odd(lambda f: counted(f / "one.mp4", 1), size=(1, HEIGHT, WIDTH), fps=None),
-    "1 x 1 GIF": Odd(_image("dot.gif", "P", (1, 1)), size=(1, 1, 1), fps=None, read=False),
+    "1 x 1 GIF": Odd(image("dot.gif", "P", (1, 1)), size=(1, 1, 1), fps=None, read=False),
     "odd size, 37 x 53": Odd(
         lambda f: encode(f / "odd.mkv", [np.zeros((37, 53, 3), np.uint8)] * 6, codec="ffv1", pix_fmt="bgr0"),
         size=(6, 37, 53), read=False,
     ),
     "pixels that are not square": Odd(
-        _clip("wide.mp4", aspect=Fraction(2, 1)), size=(COUNT, HEIGHT, 2 * WIDTH), read=False
+        clip("wide.mp4", aspect=Fraction(2, 1)), size=(COUNT, HEIGHT, 2 * WIDTH), read=False
     ),
     "10-bit HEVC": Odd(
-        _clip("ten.mov", codec="libx265", pix_fmt="yuv420p10le", options={"x265-params": "log-level=none"})
+        clip("ten.mov", codec="libx265", pix_fmt="yuv420p10le", options={"x265-params": "log-level=none"})
     ),
-    "HEVC": Odd(_clip("hevc.mp4", codec="libx265", options={"x265-params": "log-level=none"})),
-    "VP8": Odd(_clip("vp8.webm", codec="libvpx", options=FAST)),
-    "VP9": Odd(_clip("vp9.webm", codec="libvpx-vp9", options=FAST)),
+    "HEVC": Odd(clip("hevc.mp4", codec="libx265", options={"x265-params": "log-level=none"})),
+    "VP8": Odd(clip("vp8.webm", codec="libvpx", options=FAST)),
+    "VP9": Odd(clip("vp9.webm", codec="libvpx-vp9", options=FAST)),
     "AV1": Odd(
         lambda f: encode(f / "av1.mp4", [np.full((64, 64, 3), 90, np.uint8)] * 8, codec="libsvtav1",
                          options={"preset": "12", "svtav1-params": "lp=1"}),
         size=(8, 64, 64), read=False,
     ),
-    "MPEG-4 in AVI": Odd(_clip("mpeg4.avi", codec="mpeg4")),
-    "MPEG-2": Odd(_clip("mpeg2.mpg", codec="mpeg2video")),
-    "motion JPEG": Odd(_clip("mjpeg.mkv", codec="mjpeg", pix_fmt="yuvj420p")),
-    "ProRes": Odd(_clip("prores.mov", codec="prores_ks", pix_fmt="yuv422p10le")),
-    "WMV": Odd(_clip("film.wmv", codec="wmv2"), fps=None),
-    "MXF": Odd(_clip("film.mxf", codec="mpeg2video")),
-    "DVD's VOB": Odd(_clip("film.vob", codec="mpeg2video")),
-    "camcorder's M2TS": Odd(_clip("film.m2ts", format="mpegts")),
-    "camcorder's MTS, in capitals": Odd(_clip("FILM.MTS", format="mpegts")),
-    "ASF": Odd(_clip("film.asf", codec="wmv2"), fps=None),
-    "F4V": Odd(_clip("film.f4v")),
-    "3G2": Odd(_clip("film.3g2", codec="mpeg4")),
-    "YUV4MPEG": Odd(_clip("film.y4m", codec="wrapped_avframe")),
-    "animated PNG": Odd(_clip("film.apng", codec="apng", pix_fmt="rgb24")),
-    "B-frames in AVI, without shown times": Odd(_clip("bframes.avi")),
-    "GIF with transparent parts": Odd(_gif, size=(4, HEIGHT, WIDTH), fps=10, read=False),
-    "PNG with transparent parts": Odd(_image("alpha.png", "RGBA"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
-    "PNG of a palette": Odd(_image("palette.png", "P"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
-    "JPEG in CMYK": Odd(_image("cmyk.jpg", "CMYK"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
-    "TIFF": Odd(_image("still.tiff", "RGB"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
-    "TIFF of 16 bits": Odd(_image("deep.tif", "I;16"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
-    "AVIF": Odd(_image("still.avif", "RGB"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
-    "JFIF": Odd(_image("still.jfif", "RGB", format="JPEG"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
-    "JPEG 2000": Odd(_image("still.jp2", "RGB"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
+    "MPEG-4 in AVI": Odd(clip("mpeg4.avi", codec="mpeg4")),
+    "MPEG-2": Odd(clip("mpeg2.mpg", codec="mpeg2video")),
+    "motion JPEG": Odd(clip("mjpeg.mkv", codec="mjpeg", pix_fmt="yuvj420p")),
+    "ProRes": Odd(clip("prores.mov", codec="prores_ks", pix_fmt="yuv422p10le")),
+    "WMV": Odd(clip("film.wmv", codec="wmv2"), fps=None),
+    "MXF": Odd(clip("film.mxf", codec="mpeg2video")),
+    "DVD's VOB": Odd(clip("film.vob", codec="mpeg2video")),
+    "camcorder's M2TS": Odd(clip("film.m2ts", format="mpegts")),
+    "camcorder's MTS, in capitals": Odd(clip("FILM.MTS", format="mpegts")),
+    "ASF": Odd(clip("film.asf", codec="wmv2"), fps=None),
+    "F4V": Odd(clip("film.f4v")),
+    "3G2": Odd(clip("film.3g2", codec="mpeg4")),
+    "YUV4MPEG": Odd(clip("film.y4m", codec="wrapped_avframe")),
+    "animated PNG": Odd(clip("film.apng", codec="apng", pix_fmt="rgb24")),
+    "B-frames in AVI, without shown times": Odd(clip("bframes.avi")),
+    "GIF with transparent parts": Odd(gif, size=(4, HEIGHT, WIDTH), fps=10, read=False),
+    "PNG with transparent parts": Odd(image("alpha.png", "RGBA"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
+    "PNG of a palette": Odd(image("palette.png", "P"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
+    "JPEG in CMYK": Odd(image("cmyk.jpg", "CMYK"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
+    "TIFF": Odd(image("still.tiff", "RGB"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
+    "TIFF of 16 bits": Odd(image("deep.tif", "I;16"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
+    "AVIF": Odd(image("still.avif", "RGB"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
+    "JFIF": Odd(image("still.jfif", "RGB", format="JPEG"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
+    "JPEG 2000": Odd(image("still.jp2", "RGB"), size=(1, HEIGHT, WIDTH), fps=None, read=False),
     "HEIC": Odd(lambda f: heic(f / "photo.heic", [90]), size=(1, 64, 64), fps=None, read=False),
     "HEIC of tiles": Odd(lambda f: heic(f / "tiles.heic", [90, 180]), "made of 2 tiles; convert it"),
     "name that is no UTF-8": Odd(lambda f: counted(f / os.fsdecode(b"caf\xe9.mp4"), COUNT)),
-    "unicode name": Odd(_clip("视频 é ☃.mp4")),
-    "very long name": Odd(_clip("n" * 251 + ".mp4")),
-    "name with colon, brackets and a line break": Odd(_clip("a: [b]\nc.mp4")),
-    "name that begins with a dash": Odd(_clip("-i.mp4")),
-    "link to a file": Odd(lambda f: _link(counted(f / "real.mp4", COUNT).name)(f)),
-    "dangling link": Odd(_link("nowhere.mp4"), "no such file"),
-    "link to itself": Odd(_link("link.mp4"), "symbolic links"),
-    "zero bytes": Odd(_bytes("empty.mp4", b""), "the file is empty"),
-    "zeros": Odd(_bytes("zeros.mp4", bytes(5000)), "damaged, incomplete or no video"),
-    "text named as video": Odd(_bytes("text.mp4", b"this is no video\n" * 50), "damaged, incomplete or no video"),
-    "text named as image": Odd(_bytes("text.png", b"this is no image\n"), "not an image"),
-    "head cut off": Odd(_changed("head.mp4", lambda c: c[len(c) // 2 :]), "damaged, incomplete or no video"),
-    "tail cut off, index at the end": Odd(_changed("tail.mp4", lambda c: c[: len(c) // 2]), "damaged, incomplete"),
+    "unicode name": Odd(clip("视频 é ☃.mp4")),
+    "very long name": Odd(clip("n" * 251 + ".mp4")),
+    "name with colon, brackets and a line break": Odd(clip("a: [b]\nc.mp4")),
+    "name that begins with a dash": Odd(clip("-i.mp4")),
+    "link to a file": Odd(lambda f: link(counted(f / "real.mp4", COUNT).name)(f)),
+    "dangling link": Odd(link("nowhere.mp4"), "no such file"),
+    "link to itself": Odd(link("link.mp4"), "symbolic links"),
+    "zero bytes": Odd(holding("empty.mp4", b""), "the file is empty"),
+    "zeros": Odd(holding("zeros.mp4", bytes(5000)), "damaged, incomplete or no video"),
+    "text named as video": Odd(holding("text.mp4", b"this is no video\n" * 50), "damaged, incomplete or no video"),
+    "text named as image": Odd(holding("text.png", b"this is no image\n"), "not an image"),
+    "head cut off": Odd(changed("head.mp4", lambda c: c[len(c) // 2 :]), "damaged, incomplete or no video"),
+    "tail cut off, index at the end": Odd(changed("tail.mp4", lambda c: c[: len(c) // 2]), "damaged, incomplete"),
     "tail cut off, index at the front": Odd(
-        _changed("fast.mp4", lambda c: c[: len(c) * 3 // 4], mux={"movflags": "faststart"}), "cut short"
+        changed("fast.mp4", lambda c: c[: len(c) * 3 // 4], mux={"movflags": "faststart"}), "cut short"
     ),
-    "200 flipped bits": Odd(_changed("flips.mp4", _flipped), "decoding fails|damaged"),
+    "200 flipped bits": Odd(changed("flips.mp4", flipped), "decoding fails|damaged"),
     "JPEG cut short": Odd(
-        lambda f: _bytes("cut.jpg", _image("whole.jpg", "RGB", (200, 200))(f).read_bytes()[:-400])(f), "damaged"
+        lambda f: holding("cut.jpg", image("whole.jpg", "RGB", (200, 200))(f).read_bytes()[:-400])(f), "damaged"
     ),
-    "sound alone": Odd(_sound("sound.mp4", False), "no video, only audio"),
-    "pipe": Odd(_pipe, "no regular file"),
-    "folder named as video": Odd(_folder, "folder"),
-    "decompression bomb": Odd(_bomb, "too large an image"),
+    "sound alone": Odd(sound("sound.mp4", False), "no video, only audio"),
+    "pipe": Odd(pipe, "no regular file"),
+    "folder named as video": Odd(a_folder, "folder"),
+    "decompression bomb": Odd(bomb, "too large an image"),
 }  # fmt: skip
 
 
