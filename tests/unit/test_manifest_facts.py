@@ -1,7 +1,5 @@
 """What manifests say that is odd, or not so: crops, rates, cuts, archives, lists; and `data check` on them."""
 
-# ruff: noqa: F811 (a fixture of another file)
-
 import json
 import os
 import shutil
@@ -21,18 +19,23 @@ from lightning_sora.data.places import DecodeError
 from lightning_sora.data.quarantine import read_quarantine, write_quarantine
 from lightning_sora.errors import SoraError
 from lightning_sora.spacetime import Crop, VideoSize
-from tests.unit.test_manifests import (  # noqa: F401
+from tests.unit.manifest_toys import (
     CAPTIONS,
     FPS,
     FRAMES,
     HEIGHT,
     WIDTH,
     cogvideox,
-    files,
     sources,
     table,
     webdataset,
+    write_files,
 )
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    return write_files(tmp_path)
 
 
 def test_a_crop_is_all_that_is_seen_of_a_file(tmp_path: Path) -> None:
