@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
 from lightning_sora.data.blend import CaptionBlend
@@ -166,7 +167,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
             if changes:
                 self._progress.begin_anew()
                 epoch, had = self._begun
-                log.warning(
+                rank_zero_only(log.warning)(
                     "changed since the checkpoint: %s; epoch %d, which has had %d clips, goes on with the others",
                     "; ".join(changes), epoch, len(had),
                 )  # fmt: skip
@@ -226,7 +227,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
         """Counts what is left out, in the log and in the record of the run."""
         usage = plan.usage
         for reason, ids in usage.dropped.items():
-            log.warning(
+            rank_zero_only(log.warning)(
                 "%d of %d clips of split %r are left out, %s: %s",
                 len(ids),
                 usage.clips,
@@ -236,7 +237,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
             )
         unkept = plan.unkept(plan.whole) if split == "train" else 0
         if unkept:
-            log.warning(
+            rank_zero_only(log.warning)(
                 "the shares in data.sizes leave out %d clips of the first epoch, others of the next ones", unkept
             )
         if self.trainer is not None and self.trainer.logger is not None and split == "train":
@@ -266,7 +267,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
                 "trainer.use_distributed_sampler=true would deal each rank's batches a second time; set it to false"
             )
         if self.side_by_side % trainer.world_size and len({grid.tokens for grid in plan.grids.values()}) > 1:
-            log.warning(
+            rank_zero_only(log.warning)(
                 "%d ranks do not divide data.side_by_side=%d, so that they wait for each other; set it to a multiple",
                 trainer.world_size, self.side_by_side,
             )  # fmt: skip

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
 from lightning_sora.errors import WeightsMissing
 
 log = logging.getLogger(__name__)
@@ -41,4 +43,6 @@ class Awaited:
             if command in commands:
                 raise problem
             if command == "fit":
-                log.warning("`fit` does without it, but `%s` will need it: %s", "` and `".join(commands), problem)
+                rank_zero_only(log.warning)(
+                    "`fit` does without it, but `%s` will need it: %s", "` and `".join(commands), problem
+                )

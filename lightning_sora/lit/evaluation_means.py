@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class EvaluationMeans:
         for name, mean in found.items():
             module.log(name, mean, prog_bar=name in prog_bar)
         if spoilt := [name for name, mean in found.items() if not math.isfinite(mean)]:
-            log.warning("not finite at step %d: %s", module.trainer.global_step, ", ".join(spoilt))
+            rank_zero_only(log.warning)("not finite at step %d: %s", module.trainer.global_step, ", ".join(spoilt))
         self.sums, self.divisions = {}, {}
         return found
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torchmetrics.utilities.prints import rank_zero_only
 
 from lightning_sora.errors import SoraError
 from lightning_sora.metrics.clip_lists import ClipListMetric
@@ -329,7 +330,7 @@ def _tell(estimate: FrechetEstimate | None, counts: tuple[int, int], needed: Seq
         why = f"the covariances of two halves have {kept:.0%} in common where {least:.0%} are needed"
         if max(counts) > EQUAL * min(counts):
             more = f"as many clips on both sides, or {more}"
-    log.warning(
+    rank_zero_only(log.warning)(
         "%d real and %d generated clips: the distance as defined is mostly bias, and what it is without bias cannot be "
         "told (%s); give %s",
         *counts,

@@ -78,6 +78,7 @@ class Evaluation:
         self._missing: dict[str, WeightsMissing] = {}  # of metrics whose networks were looked for
         self._seen: dict[Side, Seen] = {side: Seen() for one in self.metrics.values() for side in one.sides}
         self._clips: dict[str, dict[str, float]] = {}
+        self._given: set[str] = set()  # metrics that were told what they need of some clips
         self._loaded, self._lenient = False, False
 
     @classmethod
@@ -251,6 +252,8 @@ class Evaluation:
                     continue
                 if self._lenient and outputs.lacking(metric, side):
                     continue
+                if side == metric.of and len(ids):
+                    self._given.add(name)
                 some = list(outputs.of(name, metric, side))
                 scores = metric.add(some, side)
                 if scores and side == metric.of:
@@ -272,7 +275,9 @@ class Evaluation:
         with gathered([*states, *self._seen.values()], synchronize):
             scores = {name: score for name in self.metrics if (score := self._score(name)) is not None}
             clips = {name: dict(values) for name, values in self._clips.items()}
-            return Results(scores, self._card(), clips, self.metrics)
+            results = Results(scores, self._card(), clips, self.metrics)
+            results.left_out = {name: _wanted(self.metrics[name]) for name in sorted(self._given - set(scores))}
+            return results
 
     def _score(self, name: str) -> Score | None:
         score = self.metrics[name].compute()
@@ -343,6 +348,7 @@ class Evaluation:
         for part in parts:
             part.reset()
         self._clips.clear()
+        self._given.clear()
 
 
 def _labels(specs: Sequence[str]) -> dict[str, str]:
@@ -370,7 +376,7 @@ def _check_lengths(wanted: int, given: Mapping[str, Sequence[Any] | None]) -> No
 
 
 def _wanted(metric: VideoMetric) -> str:
-    needs = [f"at least {metric.needs.min_frames} frames"]
+    needs = [f"clips of at least {metric.needs.min_frames} frames"] if metric.needs.min_frames > 1 else []
     if metric.network is not None and metric.network.min_frames > 1:
         needs.append(f"clips that {metric.network.title} takes")
-    return "it needs " + " and ".join(needs)
+    return f"it needs {' and '.join(needs)}" if needs else "it has a score for none of them"

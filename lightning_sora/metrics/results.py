@@ -32,6 +32,7 @@ class Results(Shown, dict[str, Score]):
         clips: scores of single clips, by metric and id, of those that this process saw.
         titles: what each metric is called in tables.
         higher_is_better: of each metric; None where neither is.
+        left_out: metrics that could judge none of the clips, and why, of an evaluation that leaves out such.
         before: values of an earlier evaluation under the same protocol, to be set beside these.
 
     Example:
@@ -54,6 +55,7 @@ class Results(Shown, dict[str, Score]):
         self.card, self.clips = card, clips
         self.titles = {name: metrics[name].title for name in scores}
         self.higher_is_better = {name: metrics[name].higher_is_better for name in scores}
+        self.left_out: Mapping[str, str] = {}
         self.before: Mapping[str, float] = {}
         self._sets = {name for name in scores if metrics[name].needs.real}
 

@@ -139,6 +139,17 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_generated(
         make_trainer(callbacks=[Evaluate(**options)]).test(module, data(**changes), verbose=False)
 
 
+def test_a_test_says_which_metrics_its_clips_are_too_short_for(
+    make_trainer: Callable[..., pl.Trainer], caplog: pytest.LogCaptureFixture
+) -> None:
+    found = scores_of(make_trainer(), make_dit(), clips=2, frames=5)
+    assert "test/temporal_flickering" in found
+    assert "test/adherence" not in found
+    (line,) = (one for one in caplog.messages if "no clip of this test has a score" in one)
+    assert "adherence, depth_error, identity" in line
+    assert line.endswith(": it needs clips that FVD (world) takes")
+
+
 def test_validation_scores_the_prompts_that_the_gallery_shows(make_trainer: Callable[..., pl.Trainer]) -> None:
     module = make_dit(prompts=["a big red cube moves right", "a small green cone moves left"])
     trainer = make_trainer(limit_val_batches=1, max_steps=2, val_check_interval=1, callbacks=[Evaluate(**JUDGED)])

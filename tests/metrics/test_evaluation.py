@@ -294,6 +294,7 @@ def test_metrics_by_default_leave_out_what_clips_are_not_fit_for() -> None:
     evaluation = Evaluation.default(["generated"])
     assert set(evaluation.update(["a", "b"], generated=clips_of(2, 0))) == {"temporal_flickering", "motion_smoothness"}
     assert set(evaluation.compute()) == {"temporal_flickering", "motion_smoothness"}
+    assert not evaluation.compute().left_out  # of what they are not told
     evaluation.check_length(1, 8.0)
     world = World("simple")
     facts = [world.facts(i) for i in range(2)]
@@ -302,6 +303,12 @@ def test_metrics_by_default_leave_out_what_clips_are_not_fit_for() -> None:
     evaluation.reset()
     evaluation.update(["a", "b"], generated=clips, facts=told, fps=8)
     assert set(evaluation.compute()) == set(evaluation.metrics)
+    evaluation.reset()
+    evaluation.update(["a", "b"], generated=[clip[:4] for clip in clips], facts=told, fps=8)
+    short = evaluation.compute()
+    assert set(short) == {"temporal_flickering", "motion_smoothness"}
+    assert set(short.left_out) == set(evaluation.metrics) - set(short)
+    assert short.left_out["adherence"] == "it needs clips that FVD (world) takes"
 
 
 def test_videos_of_prompts_are_scored_by_what_needs_nothing_else(scratch: None) -> None:

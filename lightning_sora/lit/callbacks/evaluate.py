@@ -166,6 +166,11 @@ class Evaluate(pl.Callback):
             return None
         if self.results is None:
             self.results = self.evaluation.compute()
+            if pl_module.trainer.is_global_zero:
+                reasons = self.results.left_out
+                for reason in dict.fromkeys(reasons.values()):
+                    names = ", ".join(name for name in reasons if reasons[name] == reason)
+                    log.warning("no clip of this test has a score of %s: %s", names, reason)
             for name, score in self.results.items():
                 for figure, value in score.logged(f"test/{name}").items():
                     pl_module.log(figure, value)
