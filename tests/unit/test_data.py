@@ -42,6 +42,29 @@ def values(rows: Tensor) -> list[int]:
     return [int(v) for v in rows.float().mean(dim=(1, 2))]
 
 
+def test_a_source_of_an_earlier_version_is_told_what_changed() -> None:
+    with pytest.raises(
+        SoraError, match=r"Old.load cannot be called .*write def load\(self, index, crop, \*, generator\)"
+    ):
+
+        class Old(Source):
+            def load(self, index: int, frames: int, height: int, width: int, *, generator: Any, fps: Any) -> Clip:  # type: ignore[override]
+                raise NotImplementedError
+
+            def fingerprint(self) -> str:
+                return ""
+
+    with pytest.raises(SoraError, match=r"Prepared.prepare cannot .*'fps'.*write def prepare\(self, crops\)"):
+
+        class Prepared(Numbered):
+            def prepare(self, sizes: Any, fps: Any) -> None:  # type: ignore[override]
+                pass
+
+    class Wide(Numbered):
+        def load(self, *args: Any, **options: Any) -> Clip:
+            return super().load(*args, **options)
+
+
 def test_a_clip_that_cannot_be_read_is_replaced_by_the_next_and_reported() -> None:
     batch = dataset({1, 2}, "skip")[FIRST]
     assert values(batch.patches) == [0, 3, 3, 3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from lightning_sora.errors import SoraError
 from lightning_sora.randomness import coarse_generator
 from lightning_sora.registry import Registry, Spec
 from lightning_sora.spacetime import Crop, PatchSize
@@ -59,6 +61,10 @@ class Clip:
     alternatives: tuple[str, ...] = ()
 
 
+#: How methods of a source are called: what they are given in order, and by name.
+CALLS = {"load": (("index", "crop"), ("generator",)), "prepare": (("crops",), ()), "refusal": (("index", "crop"), ())}
+
+
 class Source(ABC):
     """A sequence of clips: cheap to describe, costly to load. :mod:`.contract` says what all must keep.
 
@@ -78,6 +84,18 @@ class Source(ABC):
     vae_hash: str | None = None
     vae_stride: PatchSize = PatchSize(1, 1, 1)
     unchanging: bool = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name, (names, given) in CALLS.items():
+            try:
+                inspect.signature(getattr(cls, name)).bind("self", *names, **dict.fromkeys(given))
+            except TypeError as problem:
+                wanted = ", ".join(("self", *names, *(("*", *given) if given else ())))
+                raise SoraError(
+                    f"{cls.__name__}.{name} cannot be called as every source is ({problem}); write "
+                    f"def {name}({wanted}), where a crop has size.frames, size.height, size.width and fps"
+                ) from problem
 
     def prepare(self, crops: Mapping[int, Crop]) -> None:  # noqa: B027 (most need none)
         """Does once what would slow down loading, if there is such a thing.
