@@ -19,7 +19,7 @@ from lightning_sora.data.processes import Served
 from lightning_sora.data.progress import StreamProgress, check_interval, place_in_stretch, settle, stretch
 from lightning_sora.data.reading import PlannedClips, start_reader
 from lightning_sora.data.sizes import SIZES, Limits, SizePolicy
-from lightning_sora.data.sources import SOURCES, Source
+from lightning_sora.data.sources import Source, create_source
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import coarse_generator
 from lightning_sora.spacetime import Crop, DataSpec, PatchSize, SpacetimeBatch, VideoSize
@@ -113,7 +113,7 @@ class SpacetimeDataModule(pl.LightningDataModule):
     def source(self, split: str) -> Source:
         """The source of a split, made on first use."""
         if split not in self._sources:
-            source = SOURCES.create(self.spec, root=self.root, split=split, seed=self.source_seed)
+            source = create_source(self.spec, split, self.source_seed, self.root)
             if not source.infos:
                 raise SoraError(f"source {self.spec!r} has no clips in split {split!r}; add files or change the split")
             self._sources[split] = source

@@ -13,7 +13,7 @@ from lightning_sora.data.reading import Read, batch_of, read_clip
 from lightning_sora.data.recaptions import is_table, merge_captions, write_captions
 from lightning_sora.data.records import SPLITS
 from lightning_sora.data.sizes import SIZES, Limits
-from lightning_sora.data.sources import SOURCES, DecodeError, Source
+from lightning_sora.data.sources import DecodeError, Source, create_source
 from lightning_sora.errors import SoraError
 from lightning_sora.jobs.engines import ENGINES
 from lightning_sora.jobs.shards import Shard, check_unchanged, claim, run_shards
@@ -224,7 +224,7 @@ def _source(spec: str, root: str | None, split: str, seed: int, fingerprint: str
 
 
 def _made_source(spec: str, root: str | None, split: str, seed: int) -> Source:
-    source = SOURCES.create(spec, root=root, split=split, seed=seed)
+    source = create_source(spec, split, seed, root)
     if source.space != "pixel":
         raise SoraError(
             f"source {spec!r} yields latents, and a captioner looks at pixels; give the source of the clips"

@@ -16,7 +16,7 @@ from lightning_sora.data.collection import open_collection
 from lightning_sora.data.plan import BatchPlan
 from lightning_sora.data.records import SPLITS
 from lightning_sora.data.sizes import SIZES, Limits, SizePolicy
-from lightning_sora.data.sources import SOURCES, ClipInfo, Source
+from lightning_sora.data.sources import ClipInfo, Source, create_source
 from lightning_sora.errors import SoraError
 from lightning_sora.plugins import load_packages
 from lightning_sora.shown import Shown
@@ -172,11 +172,11 @@ def inspect_data(
     load_packages("source")
     policy = SIZES.create(sizes, Limits(frames, height, width, PatchSize.of(patch), batch_size))
     spec, root = source_of(path, source, "inspect"), None if path is None else str(path)
-    sources = {"train": SOURCES.create(spec, root=root, split="train", seed=seed)}
+    sources = {"train": create_source(spec, "train", seed, root)}
     absent = {}
     for split in SPLITS[1:]:
         try:
-            sources[split] = SOURCES.create(spec, root=root, split=split, seed=seed)
+            sources[split] = create_source(spec, split, seed, root)
         except SoraError as reason:  # as of a cache that holds no test
             absent[split] = str(reason)
     train = sources["train"]

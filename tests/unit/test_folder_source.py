@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import shutil
+import tarfile
 from pathlib import Path
 
 import av
@@ -15,9 +16,11 @@ import torch
 from PIL import Image
 
 from lightning_sora import cli, media
+from lightning_sora.data.datamodule import SpacetimeDataModule
 from lightning_sora.data.sources import SOURCES, DecodeError
 from lightning_sora.data.sources.folder import FolderSource
 from lightning_sora.errors import SoraError
+from lightning_sora.lab.inspect import inspect_data
 from lightning_sora.spacetime import Crop, VideoSize
 
 
@@ -130,6 +133,24 @@ def table(path: Path, rows: list[dict[str, object]]) -> None:
         path.write_text("\n".join(json.dumps(row) for row in rows))
     else:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def test_a_folder_for_another_source_is_told_which(tmp_path: Path) -> None:
+    (tmp_path / "tars").mkdir()
+    clip(tmp_path / "a.mp4")
+    with tarfile.open(tmp_path / "tars" / "00000.tar", "w") as tar:
+        tar.add(tmp_path / "a.mp4", "a.mp4")
+    with pytest.raises(SoraError, match=r"tars holds no video or image by itself, .*set data\.source=manifest"):
+        FolderSource(root=str(tmp_path / "tars"))
+
+
+def test_a_spec_may_say_its_root_wherever_a_source_is_named(tmp_path: Path) -> None:
+    clip(tmp_path / "a.mp4")
+    spec = f"folder(root='{tmp_path}')"
+    data = SpacetimeDataModule(spec, frames=5, height=16, width=16, patch=(1, 8, 8), batch_size=1)
+    assert [info.id for info in data.source("train").infos] == ["a.mp4"]
+    found = inspect_data(source=spec, sizes="fixed", frames=5, height=16, width=16, patch=(1, 8, 8))
+    assert [info.id for info in found.infos["train"]] == ["a.mp4"]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from lightning_sora.data.collection import open_collection
 from lightning_sora.data.finding import find_media
 from lightning_sora.data.manifest.folder import Folder
 from lightning_sora.data.sources.base import SOURCES, Clip, ClipInfo
@@ -79,6 +80,11 @@ class FolderSource(ListedSource):
         style, self.root = Folder(captions), local_path(root)
         found = find_media(self.root)
         self.passed_over = found.passed_over
+        if not found.names and (reader := open_collection(self.root).source) != "folder":
+            raise SoraError(
+                f"{shown(str(self.root))} holds no video or image by itself, but what the source {reader!r} reads; set "
+                f"data.source={reader}"
+            )
         self.take(style.rows(found), shown(str(self.root)))
         # Where a name is no text, the id is another.
         self._names = {info.id: name for info in self.infos if (name := found.names[info.id]) != info.id}
