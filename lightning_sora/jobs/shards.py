@@ -88,7 +88,7 @@ def run_shards(
     label: str,
     logs: Path,
     threads: int = 1,
-    plugins: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
 ) -> int:
     """Makes the files that are not there yet.
 
@@ -114,7 +114,7 @@ def run_shards(
     jobs = []
     for shard in missing:
         told = {"function": path_of(function), "work": dict(shard.work), "path": str(shard.path.absolute())}
-        told["plugins"] = list(plugins)
+        told["plugins"] = [str(file) for file in plugins]
         jobs.append(Job.of(shard.path.name, make_shard, told, (logs / f"{shard.path.stem}.log").absolute(), threads))
     failures = []
     with tqdm(total=len(shards), initial=len(shards) - len(missing), desc=label, unit="shard", file=sys.stderr) as bar:

@@ -90,7 +90,7 @@ def cache_latents(
     shard_clips: int = 256,
     engine: str = "local(processes=1)",
     device: str = "cpu",
-    plugins: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
 ) -> LatentCache:
     """Encodes every clip of a recipe's data by a frozen VAE, at the size and window of its first visit.
 

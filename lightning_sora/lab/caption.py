@@ -84,7 +84,7 @@ def caption(
     retry_failed: bool = False,
     engine: str = "local(processes=1)",
     device: str = "cpu",
-    plugins: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
 ) -> CaptionTable:
     """Writes a table with a new caption for every clip; called again after an interruption, it goes on.
 

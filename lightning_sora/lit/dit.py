@@ -197,7 +197,8 @@ class LitDiT(GenerativeModule):
 
         ``loss`` is the objective's own; ``denoising_error`` is the mean squared error of the ``x_0`` that the
         prediction implies. Levels are even in ``t``, whatever timesteps the recipe trains on, and equal ``t``
-        is equal signal-to-noise ratio on every path: so the second can be compared between objectives.
+        is equal signal-to-noise ratio on every path: so the second can be compared between objectives. Of the
+        objective "x" under uniform weighting the two are one number.
         """
         with self.averaged():
             x_0 = self.latent_rows(batch)

@@ -1,17 +1,21 @@
 """Engines: outcomes, deaths, and that nothing outlives the one who asked."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lightning_sora.errors import SoraError
-from lightning_sora.jobs.engines import ENGINES
-from lightning_sora.jobs.job import Job, path_of
+from lightning_sora.jobs.engines import ENGINES, Engine
+from lightning_sora.jobs.job import Job, Outcome, path_of
+from lightning_sora.jobs.shards import Shard, run_shards
 
 TOY = "tests.unit.engine_toys:run"
 
@@ -118,3 +122,26 @@ def _alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().split(")")[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_plugins_of_a_shard_may_be_paths(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    told: list[str] = []
+
+    class Telling(Engine):
+        def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+            told.extend(job.to_json() for job in jobs)
+            yield from (Outcome(job, 0, 0.0) for job in jobs)
+
+    shards = [Shard(tmp_path / "one.parquet", {"first": 0})]
+    with ENGINES.temporary():
+        ENGINES.register("telling")(Telling)
+        made = run_shards(
+            shards, _write, engine="telling", intact=Path.is_file, label="telling", logs=tmp_path,
+            plugins=[tmp_path / "mine.py"],
+        )  # fmt: skip
+    assert made == 1
+    assert json.loads(told[0])["arguments"]["plugins"] == [str(tmp_path / "mine.py")]
+
+
+def _write(work: Mapping[str, Any], path: Path) -> None:
+    path.touch()

@@ -1,5 +1,6 @@
 """LatentDiffusion without Lightning: its terms, its costs, its folder, and its steps."""
 
+import inspect
 import json
 import random
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from lightning_sora import load
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.callbacks.summary import summary
+from lightning_sora.models.denoiser import SampleOptions
 from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.models.vae import VAES, ClipVAE
 from lightning_sora.randomness import initialize
@@ -178,3 +180,9 @@ def test_a_summary_tells_parts_with_parameters_and_no_flops() -> None:
     ]  # fmt: skip
     assert [line.endswith("frozen") for line in lines[1:4]] == [True, False, False]
     assert "FLOPs" not in text
+
+
+def test_what_a_sample_takes_is_named_alike_wherever_it_is_passed_on() -> None:
+    parameters = inspect.signature(LatentDiffusion.sample).parameters.values()
+    named = {one.name for one in parameters if one.kind is one.KEYWORD_ONLY}
+    assert named == set(SampleOptions.__annotations__)
