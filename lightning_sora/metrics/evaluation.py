@@ -77,6 +77,8 @@ class Evaluation:
         self._networks: dict[str, Extractor] = {}
         self._missing: dict[str, WeightsMissing] = {}  # of metrics whose networks were looked for
         self._seen: dict[Side, Seen] = {side: Seen() for one in self.metrics.values() for side in one.sides}
+        if any(one.needs.pairs for one in self.metrics.values()):
+            self._seen.setdefault("real", Seen())
         self._clips: dict[str, dict[str, float]] = {}
         self._given: set[str] = set()  # metrics that were told what they need of some clips
         self._loaded, self._lenient = False, False

@@ -206,6 +206,10 @@ def test_the_card_tells_real_sets_and_counts_apart_but_not_names() -> None:
     assert one.fields["sizes"] == {"generated": ["4x16x16", "4x20x20", "4x24x24"]}
     assert one.fields["metrics"]["fvd"] == {**METRICS.create("fvd", extractor=RANDOM).card(), "extractor": "random"}
     assert one.fields["extractors"]["random"]["verified"] is False
+    pairs = [evaluation_of("psnr") for _ in range(2)]
+    for evaluation, originals in zip(pairs, (real, [*real[:-1], 255 - real[-1]]), strict=True):
+        evaluation.update([str(i) for i in range(16)], generated=real, real=originals)
+    assert set(pairs[0].card().differences(pairs[1].card())) == {"real"}
 
 
 def test_the_card_tells_rates_and_extractors_of_one_part_apart() -> None:
