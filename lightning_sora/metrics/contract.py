@@ -316,6 +316,8 @@ def equal_clips_score_as_equal(spec: str) -> None:
     _add(evaluation, _all(evaluation), made=clips, real=clips)
     same = _score(evaluation)
     if metric.needs.real or metric.needs.pairs:
+        if metric.higher_is_better is None:
+            return
         other = _evaluation(spec)
         _add(other, _all(other), made=_set().negatives, real=clips)
         sign, far = 1 if metric.higher_is_better else -1, _score(other).value

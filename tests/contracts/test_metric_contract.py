@@ -103,7 +103,17 @@ class Apart(Brightness):
         return found and Score(abs(found.value - float(self.real.compute().mean())), found.clips)
 
 
-SOUND = (Brightness, BrightnessOfEach, Apart)
+class AsBright(PerVideoMetric):
+    """One less how far the brightness is from that of the real clip; it does not say that more is better."""
+
+    needs = Needs(pairs=True)
+
+    def score(self, video: Evaluated) -> float:
+        assert video.real is not None
+        return 1 - abs(float(video.clip.double().mean() - video.real.double().mean())) / 255
+
+
+SOUND = (Brightness, BrightnessOfEach, Apart, AsBright)
 
 
 @pytest.fixture
