@@ -35,13 +35,13 @@ def run(args: argparse.Namespace) -> int:
     """Scores the folders, prints the tables, and writes what is asked; returns 0."""
     from rich.console import Console
 
-    from lightning_sora.lab.score import Asked, metric_specs, scored, unverified
+    from lightning_sora.lab.score import metric_specs, score, unverified
     from lightning_sora.plugins import load_packages, load_plugins
 
     load_packages("metric")
     load_plugins(args.plugins)
     options = {name: value for name, value in vars(args).items() if name not in ("command", "plugins", "metrics")}
-    results = scored(Asked(**options, metrics=metric_specs(args.metrics)))
+    results = score(**options, metrics=metric_specs(args.metrics))
     if results is None:
         return 0
     console = Console()

@@ -59,7 +59,8 @@ def score(
 
     Args:
         generated, real: folders of videos, searched at any depth.
-        metrics: specs, as ``lightning-sora list metric`` shows them.
+        metrics: specs, as ``lightning-sora list metric`` shows them; one of your own is known once its file is
+            imported, or given to :func:`lightning_sora.plugins.load_plugins`.
         extractor: spec of the network of the distances that name none, such as "world" or "i3d(weights='PATH')".
         clip_model: name or directory of a CLIP, for ``clip_score``.
         frames, fps, offset: of each video, ``frames`` are taken, at ``fps`` per second or as they were recorded, from
@@ -83,7 +84,7 @@ def score(
         >>> ls.score("made", metrics=["temporal_flickering"])  # doctest: +SKIP
         >>> ls.score("made", "real", metrics=["fvd(extractor='world')"], frames=17)  # doctest: +SKIP
     """
-    return scored(
+    return _scored(
         Asked(
             generated, real, metrics=metrics, extractor=extractor, clip_model=clip_model, frames=frames, fps=fps,
             offset=offset, min_clips=min_clips, reference=reference, save_reference=save_reference, out=out,
@@ -92,8 +93,7 @@ def score(
     )  # fmt: skip
 
 
-def scored(asked: Asked) -> Results | None:
-    """Scores as asked; see :func:`score`."""
+def _scored(asked: Asked) -> Results | None:
     check(asked)
     protocol = ClipProtocol(asked.frames, asked.fps, asked.offset)
     earlier = read_scores(asked.compare) if asked.compare is not None else None

@@ -32,7 +32,8 @@ class Evaluation:
     what is asked for; :meth:`load`, or the first :meth:`update`, loads the networks.
 
     Args:
-        metrics: specs, as ``lightning-sora list metric`` shows them, or metrics that are made already.
+        metrics: specs, as ``lightning-sora list metric`` shows them, or metrics that are made already; one of your own
+            is known once its file is imported, or given to :func:`lightning_sora.plugins.load_plugins`.
         extractor: spec of the network of the distances that name none, such as "i3d(weights='PATH')".
         clip_model: name or directory of a CLIP, or spec of an extractor that embeds captions, for ``clip_score``.
         device: that networks run on.
