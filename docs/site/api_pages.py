@@ -28,7 +28,7 @@ PAGES = {
         "Metrics",
         "score Evaluation Results Score register_metric PerVideoMetric VideoMetric Needs Evaluated FVD KVD",
     ),
-    "experiments": ("Experiments", "Recipe fit test sample ablate compare Study Verdicts"),
+    "experiments": ("Experiments", "Recipe ablate compare Study Verdicts"),
     "registries": ("Registries", "registries SoraError"),
 }
 #: Of these, what a user calls; Lightning's own methods are of no use by hand.

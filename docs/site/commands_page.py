@@ -32,7 +32,7 @@ def text() -> str:
 def said(*command: str) -> str:
     """What a command prints under --help."""
     out, before = io.StringIO(), os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "96"
+    os.environ["COLUMNS"] = "90"
     try:
         with contextlib.redirect_stdout(out):
             status = main([*command, "--help"])

@@ -20,6 +20,7 @@ import recipes_page  # noqa: E402
 import registry_pages  # noqa: E402
 
 SHIM = re.compile(r"https://[\w.]+/iframe-worker/shim")
+LINK = re.compile(r"(\])\(([^()\s:#]+?)(#[^()\s]*)?\)")
 RESULTS = ROOT / "benchmarks" / "results"
 #: Where the site keeps what the repository keeps elsewhere.
 MOVED = {
@@ -35,8 +36,19 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     sections = {name: pages for entry in config.nav or [] for name, pages in entry.items() if isinstance(pages, list)}
     sections["Notebooks"] += [{told: f"notebooks/{name}.md"} for name, told in notebooks.NAMES.items()]
     sections["Parts"] += ["parts/index.md", *({kind: f"parts/{kind}.md"} for kind in registry_pages.kinds())]
-    sections["Measured"] += [f"results/{file.name}" for file in sorted(RESULTS.glob("*.md"))]
+    sections["Measured"] += _measured()
     return config
+
+
+def _measured() -> list[dict[str, str]]:
+    """The pages of results by their titles, and by their files where two have one title."""
+    files = sorted(RESULTS.glob("*.md"))
+    titles = [file.read_text().partition("\n")[0].lstrip("# ").replace("`", "") for file in files]
+    titles = [re.sub(r"^(\w+): (model|data)\.\w+$", r"Ablation: \1", title) for title in titles]
+    return [
+        {title if titles.count(title) == 1 else f"{title} ({file.stem.rpartition('_')[0]})": f"results/{file.name}"}
+        for title, file in zip(titles, files, strict=True)
+    ]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -72,7 +84,9 @@ def on_page_markdown(markdown: str, /, *, page: Page, config: MkDocsConfig, file
         there = MOVED.get(there, there.removeprefix("docs/"))
         return f"{link[1]}({up}{there}{anchor})"
 
-    return re.sub(r"(\])\(([^()\s:#]+?)(#[^()\s]*)?\)", turned, re.sub(r"<!-- .*? -->\n", "", markdown))
+    shown = re.split(r"(^ *```.*?^ *```$)", re.sub(r"<!-- .*? -->\n", "", markdown), flags=re.DOTALL | re.MULTILINE)
+    shown[::2] = [LINK.sub(turned, words) for words in shown[::2]]  # between them stands code
+    return "".join(shown)
 
 
 def on_post_page(output: str, /, *, page: Page, config: MkDocsConfig) -> str:

@@ -202,11 +202,11 @@ def page(kind: str) -> str:
     """The page of one registry."""
     told, registry = told_of(kind), registries()[kind]
     parts = [part(name, registry.builder(name), registry.options(name)) for name in registry.list()]
-    chosen = f"```text\n{told.chosen}\n```\n\n" if told.chosen else ""
+    chosen = f"```bash\n{told.chosen}\n```\n\n" if told.chosen else ""
     given = f" Each is given `{'`, `'.join(registry.given)}`." if registry.given else ""
     return (
         f"# {told.title}\n\n{told.what}\n\n{chosen}One of your own: {told.own}.{given}\n\n"
-        + "\n".join(parts)
+        + "\n\n".join(parts)
         + laws(kind, registry)
     )
 
@@ -220,7 +220,8 @@ def laws(kind: str, registry: Registry[Any]) -> str:
         for name, law in registry.contract.laws.items()
     ]
     return (
-        f"## What each must keep\n\n`lightning-sora list {kind} --check FILE` puts those of a file to these laws:\n\n"
+        "\n\n## What each must keep\n\n"
+        f"`lightning-sora list {kind} --check FILE` puts those of a file to these laws:\n\n"
         "| law | |\n|---|---|\n" + "\n".join(row.replace("\n", " ") for row in rows) + "\n"
     )
 
@@ -236,13 +237,20 @@ def part(name: str, builder: Any, options: Mapping[str, inspect.Parameter]) -> s
 
 
 def read(builder: Any) -> tuple[str, dict[str, str]]:
-    """What a docstring says of a part, and of each option."""
+    """What a docstring says of a part, and of each option; of options that it inherits, what its bases say."""
+    described = {name: told for base in getattr(builder, "__mro__", ())[:0:-1] for name, told in _said(base)[1].items()}
+    text, own = _said(builder)
+    return text, described | own
+
+
+def _said(builder: Any) -> tuple[str, dict[str, str]]:
     docstring = griffe.Docstring(plain(inspect.getdoc(builder) or ""))
     text, described = [], {}
+    explained = (griffe.DocstringSectionKind.parameters, griffe.DocstringSectionKind.attributes)
     for section in docstring.parse("google", warnings=False):
         if section.kind is griffe.DocstringSectionKind.text:
             text.append(section.value)
-        elif section.kind is griffe.DocstringSectionKind.parameters:
+        elif section.kind in explained:
             for parameter in section.value:
                 told = " ".join(parameter.description.split()).replace("|", r"\|")
                 described |= {name.strip(): told for name in parameter.name.split(",")}

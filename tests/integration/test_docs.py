@@ -265,3 +265,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path, monkeypatch: pytest.M
         assert not re.findall(r'<(?:script|img|link rel="stylesheet")[^>]+(?:src|href)="https?:', page.read_text()), (
             page
         )
+    attention = (tmp_path / "parts" / "attention.html").read_text()
+    assert re.search(r'<h2 id="what-each-must-keep">', attention), "laws have a heading of their own"
+    assert "laws[name](" in re.sub(r"<[^>]+>", "", (tmp_path / "notebooks" / "attention.html").read_text())
+    assert "../notebooks/&quot;" not in (tmp_path / "notebooks" / "attention.html").read_text(), "no link within code"
