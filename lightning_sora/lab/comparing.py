@@ -118,7 +118,7 @@ def compare(
     Args:
         what: a study; or the name or run of an ablation; or names or ids of runs; none for the newest ablation.
         uri: of the mlflow store; None for MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db.
-        metric, mode, baseline: instead of those of the ablation; of what is read from a store.
+        metric, mode, baseline: what to judge by, instead of what the ablation says; not where ``what`` is a study.
         level: of the intervals, between 0 and 1.
 
     Raises:
@@ -132,6 +132,8 @@ def compare(
     """
     if not 0 < level < 1:
         raise SoraError(f"level {level} must lie between 0 and 1, such as 0.95")
+    if isinstance(what, Study) and (metric, mode, baseline) != (None, None, None):
+        raise SoraError("a study is judged by its own metric, mode and baseline; give its name to have others read")
     study = what if isinstance(what, Study) else _read(resolve_uri(uri), what, metric, mode, baseline)
     refuse_incomparable(study.metric, study.factor)
     refuse_undeclared(study)

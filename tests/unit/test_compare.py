@@ -160,6 +160,11 @@ def changed(study: Study, **changes: Any) -> Study:
     return replace(study, trials=tuple(trials))
 
 
+def test_a_study_is_judged_by_its_own_metric(study: Study) -> None:
+    with pytest.raises(SoraError, match="give its name to have others read"):
+        compare(study, metric="val/loss")
+
+
 def test_arms_that_differ_in_the_factor_alone_are_compared(study: Study) -> None:
     assert undeclared_differences(study) == []
 
