@@ -323,7 +323,8 @@ class KernelVideoDistance(ClipSetMetric):
 def _tell(estimate: FrechetEstimate | None, counts: tuple[int, int], needed: Sequence[int | None]) -> None:
     """Warns that there are too few clips for more than the value as defined."""
     told = [count for count in needed if count is not None]
-    more = f"about {max(told)} clips a side" if len(told) == len(needed) else "more clips"
+    known = len(told) == len(needed) and max(told) > min(counts)
+    more = f"about {max(told)} clips a side" if known else "more clips"
     why = "there are too few"
     if estimate is not None:
         kept, least = min(estimate.reliability), estimate.least_reliability

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
-from lightning_sora.metrics.base import METRICS
+from lightning_sora.metrics.base import METRICS, Evaluated, PerVideoMetric
 from lightning_sora.metrics.evaluation import Evaluation
 from lightning_sora.metrics.extractors import EXTRACTORS
 from lightning_sora.metrics.frechet import Moments
@@ -143,6 +144,16 @@ def test_only_the_published_metric_has_its_name() -> None:
     for metric in evaluation.metrics.values():
         metric.network = I3D()
     assert [metric.title for metric in evaluation.metrics.values()] == ["FVD", "KVD", "i3d MMD as in JEDi"]
+
+
+def test_a_metric_that_nobody_registered_is_called_by_its_class() -> None:
+    class Redness(PerVideoMetric):
+        def score(self, video: Evaluated) -> float:
+            return float(video.clip[..., 0].double().mean())
+
+    evaluation = Evaluation([Redness()])
+    evaluation.update(["0"], generated=[torch.zeros(2, 4, 4, 3, dtype=torch.uint8)])
+    assert evaluation.compute().titles == {"Redness": "Redness"}
 
 
 def test_results_are_plain_values_for_files_and_tables() -> None:
