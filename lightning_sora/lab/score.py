@@ -20,6 +20,7 @@ from lightning_sora.metrics.protocol import ClipProtocol, ProtocolCard
 from lightning_sora.metrics.reference import ReferenceStatistics
 from lightning_sora.metrics.results import Results
 from lightning_sora.metrics.set_metrics import SetDistance
+from lightning_sora.plugins import load_plugins
 from lightning_sora.redaction import redacted
 from lightning_sora.sealing import seal_json, verify, write_whole
 from lightning_sora.writing import check_file, check_folder
@@ -53,7 +54,7 @@ def score(
     extractor: str | None = None, clip_model: str | None = None, frames: int = 16, fps: float | None = None,
     offset: str = "first", min_clips: int = 16, reference: str | Path | None = None,
     save_reference: str | Path | None = None, out: str | Path | None = None, compare: str | Path | None = None,
-    batch_size: int = 8, device: str | None = None,
+    batch_size: int = 8, device: str | None = None, plugins: Sequence[str | Path] = (),
 ) -> Results | None:  # fmt: skip
     """Scores a folder of generated videos, by itself and against one of real videos.
 
@@ -72,6 +73,7 @@ def score(
         compare: a file that an earlier ``out`` wrote; scores under another protocol are refused.
         batch_size: clips at once.
         device: "cpu", "cuda" ...; None for a GPU where there is one.
+        plugins: files that register parts, such as a metric of one's own.
 
     Returns:
         what was found, by metric; None where only a reference was to be kept.
@@ -84,6 +86,7 @@ def score(
         >>> ls.score("made", metrics=["temporal_flickering"])  # doctest: +SKIP
         >>> ls.score("made", "real", metrics=["fvd(extractor='world')"], frames=17)  # doctest: +SKIP
     """
+    load_plugins(plugins)
     return _scored(
         Asked(
             generated, real, metrics=metrics, extractor=extractor, clip_model=clip_model, frames=frames, fps=fps,
