@@ -97,7 +97,12 @@ class ClassifierFree(Guidance):
 @GUIDANCE.register("interval")
 @dataclass(frozen=True)
 class Interval(ClassifierFree):
-    """Guidance only where ``low < t <= high`` (Kynkäänniemi et al. 2024, arXiv:2404.07724, Eq. 6, in ``t``)."""
+    """Guidance only where ``low < t <= high`` (Kynkäänniemi et al. 2024, arXiv:2404.07724, Eq. 6, in ``t``).
+
+    Args:
+        low: the noise level above which guidance sets in, from 0.
+        high: the noise level up to which it stays, at most 1.
+    """
 
     low: float = 0.1
     high: float = 0.9

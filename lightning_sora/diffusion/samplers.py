@@ -131,6 +131,9 @@ class DiffusersSampler:
     """A scheduler of diffusers, by the name of its class, driven at the times that are asked for; needs
     ``lightning-sora[diffusers]``.
 
+    Args:
+        scheduler: such as ``"UniPCMultistepScheduler"``.
+
     Raises:
         SoraError: diffusers is not installed, or the scheduler is not one that can be driven so.
     """
@@ -163,7 +166,11 @@ class DiffusersSampler:
 
 @SAMPLERS.register("unipc")
 class UniPC(DiffusersSampler):
-    """UniPC of diffusers (Zhao et al. 2023, arXiv:2302.04867); one denoising a step."""
+    """UniPC of diffusers (Zhao et al. 2023, arXiv:2302.04867); one denoising a step.
+
+    Args:
+        order: of the method, from 1.
+    """
 
     def __init__(self, order: int = 2) -> None:
         super().__init__("UniPCMultistepScheduler")

@@ -74,7 +74,12 @@ class Uniform(TimestepSampler):
 @TIMESTEPS.register("logit_normal")
 @dataclass(frozen=True)
 class LogitNormal(TimestepSampler):
-    """``sigmoid(mean + std * z)``: a negative mean dwells near the data (Esser et al. 2024, Eq. 19)."""
+    """``sigmoid(mean + std * z)``: a negative mean dwells near the data (Esser et al. 2024, Eq. 19).
+
+    Args:
+        mean: of the normal variable, any number.
+        std: its standard deviation, above 0.
+    """
 
     mean: float = 0.0
     std: float = 1.0

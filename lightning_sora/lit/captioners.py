@@ -87,7 +87,14 @@ class TrainedCaptioner(ClipCaptioner):
 
 @CAPTIONERS.register("hf")
 class HuggingFaceCaptioner(ClipCaptioner):
-    """A local vision-language model of transformers; see :class:`VisionLanguageModel`."""
+    """A local vision-language model of transformers; see :class:`VisionLanguageModel`.
+
+    Args:
+        name: a local directory of an image-text-to-text model with its processor.
+        question: what it is asked; None asks for the content, the look, the motion and the camera.
+        frames: how many frames of a clip it sees, evenly spread.
+        max_tokens: of a caption.
+    """
 
     any_size = True
 

@@ -158,14 +158,23 @@ def _check_schedule(warmup: int, final: float = 0.0) -> None:
 
 @SCHEDULES.register("constant")
 def constant(total: int, *, warmup: int = 0) -> Schedule:
-    """Linear warm-up, then flat."""
+    """Linear warm-up, then flat.
+
+    Args:
+        warmup: steps of it.
+    """
     _check_schedule(warmup)
     return lambda step: _warm(step, warmup)
 
 
 @SCHEDULES.register("cosine")
 def cosine(total: int, *, warmup: int = 0, final: float = 0.0) -> Schedule:
-    """Linear warm-up, then half a cosine down to ``final`` times the peak (Loshchilov and Hutter 2017)."""
+    """Linear warm-up, then half a cosine down to ``final`` times the peak (Loshchilov and Hutter 2017).
+
+    Args:
+        warmup: steps of it.
+        final: where it ends, as a share of the peak.
+    """
     _check_schedule(warmup, final)
 
     def factor(step: int) -> float:
@@ -177,7 +186,13 @@ def cosine(total: int, *, warmup: int = 0, final: float = 0.0) -> Schedule:
 
 @SCHEDULES.register("trapezoid")
 def trapezoid(total: int, *, warmup: int = 0, cooldown: float = 0.3, final: float = 0.0) -> Schedule:
-    """Linear warm-up, flat, then linear down over the last ``cooldown`` of the run (Hägele et al. 2024)."""
+    """Linear warm-up, flat, then linear down over the last ``cooldown`` of the run (Hägele et al. 2024).
+
+    Args:
+        warmup: steps of it.
+        cooldown: the last part of the run, as a share of its steps.
+        final: where it ends, as a share of the peak.
+    """
     _check_schedule(warmup, final)
     if not 0 <= cooldown <= 1:
         raise SoraError(f"cooldown={cooldown} is a fraction of the run; it must lie in [0, 1]")

@@ -209,7 +209,15 @@ class _TextBlock(nn.Module):
 def frozen_transformer(
     name: str, *, max_tokens: int = 256, dtype: str = "float32", cache: str | None = None, memory: int = 4096
 ) -> TextEncoder:
-    """A :class:`lightning_sora.models.text_hf.FrozenTransformer`, whose options these are."""
+    """A :class:`lightning_sora.models.text_hf.FrozenTransformer`, whose options these are.
+
+    Args:
+        name: a local directory, or a name on the hub.
+        max_tokens: longer captions are cut, with one warning.
+        dtype: in which the encoder runs: float32, bfloat16 or float16. Embeddings come out in float32.
+        cache: directory of encoded captions, for later runs; made if absent.
+        memory: how many captions to keep in memory.
+    """
     from lightning_sora.models.text_hf import FrozenTransformer
 
     return FrozenTransformer(name, max_tokens=max_tokens, dtype=dtype, cache=cache, memory=memory)

@@ -98,14 +98,22 @@ class TorchvisionExtractor(Extractor):
 
 @EXTRACTORS.register("r3d_18")
 def r3d_18(weights: str | None = None) -> Extractor:
-    """ResNet3D-18 (Tran et al. 2018): 512 features at 112x112; see :class:`TorchvisionExtractor`."""
+    """ResNet3D-18 (Tran et al. 2018): 512 features at 112x112; see :class:`TorchvisionExtractor`.
+
+    Args:
+        weights: path of a state_dict of torchvision; None looks in torch's cache.
+    """
     return TorchvisionExtractor("r3d_18", title="R3D-FD", width=512, last="fc", min_frames=1, weights=weights)
 
 
 @EXTRACTORS.register("mvit")
 def mvit(weights: str | None = None) -> Extractor:
     """MViT-v2-S (Li et al. 2022): the class token's 768 features of exactly 16 frames; see
-    :class:`TorchvisionExtractor`."""
+    :class:`TorchvisionExtractor`.
+
+    Args:
+        weights: path of a state_dict of torchvision; None looks in torch's cache.
+    """
     return TorchvisionExtractor(
         "mvit_v2_s", title="MViT-FD", width=768, last="head", min_frames=16, frames=16, weights=weights
     )
@@ -113,12 +121,20 @@ def mvit(weights: str | None = None) -> Extractor:
 
 @EXTRACTORS.register("s3d")
 def s3d(weights: str | None = None) -> Extractor:
-    """S3D (Xie et al. 2018): 1024 features; see :class:`TorchvisionExtractor`."""
+    """S3D (Xie et al. 2018): 1024 features; see :class:`TorchvisionExtractor`.
+
+    Args:
+        weights: path of a state_dict of torchvision; None looks in torch's cache.
+    """
     # Time is halved three times, the last time rounding down, and the pool spans two of what is left.
     return TorchvisionExtractor("s3d", title="S3D-FD", width=1024, last="classifier", min_frames=13, weights=weights)
 
 
 @EXTRACTORS.register("swin3d")
 def swin3d(weights: str | None = None) -> Extractor:
-    """Video Swin-T (Liu et al. 2022): 768 features; see :class:`TorchvisionExtractor`."""
+    """Video Swin-T (Liu et al. 2022): 768 features; see :class:`TorchvisionExtractor`.
+
+    Args:
+        weights: path of a state_dict of torchvision; None looks in torch's cache.
+    """
     return TorchvisionExtractor("swin3d_t", title="Swin3D-FD", width=768, last="head", min_frames=1, weights=weights)

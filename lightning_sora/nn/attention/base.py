@@ -97,7 +97,8 @@ class AttentionBlock(nn.Module, ABC):
     Args:
         dim: width of the tokens.
         num_heads: divides ``dim``.
-        layer, depth: which layer of how many this is; blocks may alternate with it.
+        layer: which layer this is, from 0; blocks may alternate with it.
+        depth: how many layers there are.
 
     A subclass adds its options as keyword arguments, declares the ``kernels`` that can honour it, and
     implements ``attend``, ``receptive_field`` and ``pairs``. Most need less: a :class:`PartitionBlock` implements
@@ -213,7 +214,9 @@ ATTENTION: Registry[AttentionBlock] = Registry(
     contract="lightning_sora.nn.attention.contract",
 )
 register_attention = ATTENTION.register
+"""Files the class that it decorates under a name: ``@register_attention("mine")`` stands above the class."""
 list_attention = ATTENTION.list
+"""Returns the registered names that match a shell wildcard such as ``"t*"``, sorted."""
 
 
 def create_attention(
@@ -222,7 +225,8 @@ def create_attention(
     """Builds the block that a spec such as ``"window(size=(2, 4, 4))"`` asks for.
 
     Args:
-        layer, depth: which layer of how many it is; blocks may alternate with it.
+        layer: which layer it is, from 0; blocks may alternate with it.
+        depth: how many layers there are.
         kernel: how it is computed; None means the block's own first choice.
 
     Raises:
