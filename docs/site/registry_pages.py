@@ -65,7 +65,7 @@ TOLD = {
         "How softmax attention is computed, apart from who attends to whom. All give the same numbers up to rounding. "
         "A kernel that cannot do what a block asks for is an error.",
         "--model.dit.kernel=sdpa",
-        "A kernel is a function of `q, k, v, mask, pattern`; see `lightning_sora/nn/attention/kernels.py`",
+        "a function, as those of `lightning_sora/nn/attention/kernels.py`",
     ),
     "vae": Told(
         "VAEs",
@@ -128,21 +128,23 @@ TOLD = {
     ),
     "source": Told(
         "Sources",
-        "Where clips and captions come from.",
+        "Where clips and captions come from; see [Bring data of any format and size](../how_to/data.md).",
         "--data.source=folder --data.root=videos",
-        "[Bring data of any format and size](../how_to/data.md), [Add any other part](../how_to/parts.md)",
+        PARTS,
     ),
     "manifest": Told(
         "Manifest styles",
-        "Lists of clips in the formats of other projects. `style='auto'` finds out which.",
+        "Lists of clips in the formats of other projects. `style='auto'` finds out which; see "
+        "[Bring data of any format and size](../how_to/data.md).",
         "--data.source=manifest --data.root=PATH",
-        "[Bring data of any format and size](../how_to/data.md), [Add any other part](../how_to/parts.md)",
+        PARTS,
     ),
     "sizes": Told(
         "Size policies",
-        "At which size each clip is read, and how clips of several sizes make a batch.",
+        "At which size each clip is read, and how clips of several sizes make a batch; see "
+        "[Bring data of any format and size](../how_to/data.md#sizes).",
         "--data.sizes=packed",
-        "[Bring data of any format and size](../how_to/data.md), [Add any other part](../how_to/parts.md)",
+        PARTS,
     ),
     "captioner": Told(
         "Captioners", "What writes a caption for a clip.", "lightning-sora caption videos --captioner hf:DIR", PARTS
@@ -167,9 +169,10 @@ TOLD = {
     ),
     "engine": Told(
         "Engines",
-        "Where the trainings of an ablation and the shards of a data job run.",
+        "Where the trainings of an ablation and the shards of a data job run; see "
+        "[From laptop to cluster](../tutorials/cluster.md).",
         "lightning-sora ablate PLAN.yaml --engine 'local(processes=2)'",
-        "[From laptop to cluster](../tutorials/cluster.md)",
+        PARTS,
     ),
 }
 
@@ -191,7 +194,9 @@ def pages() -> dict[str, str]:
     rows = []
     for kind in kinds():
         told = told_of(kind)
-        rows.append(f"| [{told.title}]({kind}.md) | `{kind}` | {told.what.split('. ')[0].rstrip('.')} |")
+        rows.append(
+            f"| [{told.title}]({kind}.md) | `{kind}` | {told.what.split('. ')[0].partition('; see')[0].rstrip('.')} |"
+        )
     return {
         "parts/index.md": INDEX.format(rows="\n".join(rows)),
         **{f"parts/{kind}.md": page(kind) for kind in kinds()},
@@ -203,7 +208,9 @@ def page(kind: str) -> str:
     told, registry = told_of(kind), registries()[kind]
     parts = [part(name, registry.builder(name), registry.options(name)) for name in registry.list()]
     chosen = f"```bash\n{told.chosen}\n```\n\n" if told.chosen else ""
-    given = f" Each is given `{'`, `'.join(registry.given)}`." if registry.given else ""
+    given = (
+        f" It is given `{'`, `'.join(registry.given)}`; its other arguments are its options." if registry.given else ""
+    )
     return (
         f"# {told.title}\n\n{told.what}\n\n{chosen}One of your own: {told.own}.{given}\n\n"
         + "\n\n".join(parts)
@@ -253,7 +260,7 @@ def _said(builder: Any) -> tuple[str, dict[str, str]]:
         elif section.kind in explained:
             for parameter in section.value:
                 told = " ".join(parameter.description.split()).replace("|", r"\|")
-                described |= {name.strip(): told for name in parameter.name.split(",")}
+                described = {name.strip(): told for name in parameter.name.split(",")} | described
     return "\n\n".join(text), described
 
 

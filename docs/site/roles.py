@@ -9,7 +9,7 @@ import griffe
 
 import lightning_sora
 
-ROLE = re.compile(r":(?:meth|class|func|attr|mod|data|exc):`~?\.?([^`]+)`")
+ROLE = re.compile(r":(meth|class|func|attr|mod|data|exc):`~?\.?([^`]+)`")
 TOGETHER = re.compile(r"( +)([a-z_0-9]+(?:, [a-z_0-9]+)+): (.*)")
 PAPER = re.compile(r"\barXiv:(\d{4}\.\d{4,5})")
 
@@ -17,14 +17,15 @@ PAPER = re.compile(r"\barXiv:(\d{4}\.\d{4,5})")
 def plain(text: str) -> str:
     """Roles as code, double backticks as single ones, papers as links, and examples as what the parser calls them."""
     text = re.sub(r"^( *)Example:$", r"\1Examples:", text, flags=re.MULTILINE)
-    text = ROLE.sub(lambda found: _code(found[1].removeprefix("lightning_sora.")), text)
+    text = ROLE.sub(lambda found: _code(found[1], found[2].removeprefix("lightning_sora.")), text)
     return PAPER.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", text.replace("``", "`"))
 
 
-def _code(name: str) -> str:
-    """A name as code, which leads to its place where it is public."""
+def _code(role: str, name: str) -> str:
+    """A name as code; of a public class or function, as a link to its place."""
     place = name.rpartition(".")[2]
-    shown = place in lightning_sora.__all__ and (not place.isupper() or place in ("FVD", "KVD"))
+    public = place in lightning_sora.__all__ and (not place.isupper() or place in ("FVD", "KVD"))
+    shown = public and role in ("class", "func", "exc")
     return f"[`{name}`][lightning_sora.{place}]" if shown else f"`{name}`"
 
 

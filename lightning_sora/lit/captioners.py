@@ -87,7 +87,7 @@ class TrainedCaptioner(ClipCaptioner):
 
 @CAPTIONERS.register("hf")
 class HuggingFaceCaptioner(ClipCaptioner):
-    """A local vision-language model of transformers; see :class:`VisionLanguageModel`.
+    """A local vision-language model of transformers that is asked about some frames.
 
     Args:
         name: a local directory of an image-text-to-text model with its processor.

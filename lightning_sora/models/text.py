@@ -133,7 +133,9 @@ class BytesEncoder(JointEncoder):
 
     Args:
         max_bytes: a longer caption is cut at a character boundary, with one warning.
-        dim, depth, num_heads: see :class:`JointEncoder`.
+        dim: width of the vectors.
+        depth: number of layers of a small transformer over them.
+        num_heads: of its attention; divides ``dim``.
     """
 
     bos, eos = 256, 257
@@ -163,7 +165,9 @@ class WordsEncoder(JointEncoder):
     Args:
         rows: of the table; take many times the number of different words.
         max_words: a longer caption is cut, with one warning.
-        dim, depth, num_heads: see :class:`JointEncoder`.
+        dim: width of the vectors.
+        depth: number of layers of a small transformer over them.
+        num_heads: of its attention; divides ``dim``.
     """
 
     def __init__(
@@ -209,7 +213,7 @@ class _TextBlock(nn.Module):
 def frozen_transformer(
     name: str, *, max_tokens: int = 256, dtype: str = "float32", cache: str | None = None, memory: int = 4096
 ) -> TextEncoder:
-    """A :class:`lightning_sora.models.text_hf.FrozenTransformer`, whose options these are.
+    """The last hidden states of a pretrained encoder of transformers, frozen: T5, BERT, CLIP's text tower ...
 
     Args:
         name: a local directory, or a name on the hub.

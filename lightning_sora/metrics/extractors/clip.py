@@ -130,7 +130,9 @@ class CLIPExtractor(Extractor):
     """CLIP's image embeddings, averaged over frames: what is shown, blind to the order of frames.
 
     Args:
-        weights, antialias, sha256: as for :class:`CLIPEncoder`.
+        weights: a local directory of a CLIPModel and, for captions, its tokenizer; or a name on the hub.
+        antialias: of the bicubic resizing; OpenAI's CLIP, which resizes with PIL, has it, VBench has not.
+        sha256: digest that the weights must have; without it they count as not verified.
         captions: whether captions will be embedded too: the tokenizer is loaded then.
 
     Raises:

@@ -78,8 +78,8 @@ class I3DExtractor(Extractor):
     """DeepMind's I3D of Kinetics-400, trained from scratch: the only features whose Fréchet distance is FVD.
 
     Args:
-        weights: path of the public weights (see :func:`load_i3d`); None reads the variable LIGHTNING_SORA_I3D.
-        protocol: whose preprocessing, a name of ``PRESETS``.
+        weights: path of the public weights; None reads the variable LIGHTNING_SORA_I3D.
+        protocol: whose preprocessing: "tf-original", "stylegan-v", "cd-fvd" or "center-crop".
         table: checksums of other weights, which are then reported as not verified and not called FVD.
 
     Raises:

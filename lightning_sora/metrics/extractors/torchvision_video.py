@@ -98,7 +98,7 @@ class TorchvisionExtractor(Extractor):
 
 @EXTRACTORS.register("r3d_18")
 def r3d_18(weights: str | None = None) -> Extractor:
-    """ResNet3D-18 (Tran et al. 2018): 512 features at 112x112; see :class:`TorchvisionExtractor`.
+    """ResNet3D-18 (Tran et al. 2018): 512 features at 112x112.
 
     Args:
         weights: path of a state_dict of torchvision; None looks in torch's cache.
@@ -108,8 +108,7 @@ def r3d_18(weights: str | None = None) -> Extractor:
 
 @EXTRACTORS.register("mvit")
 def mvit(weights: str | None = None) -> Extractor:
-    """MViT-v2-S (Li et al. 2022): the class token's 768 features of exactly 16 frames; see
-    :class:`TorchvisionExtractor`.
+    """MViT-v2-S (Li et al. 2022): the class token's 768 features of exactly 16 frames.
 
     Args:
         weights: path of a state_dict of torchvision; None looks in torch's cache.
@@ -121,7 +120,7 @@ def mvit(weights: str | None = None) -> Extractor:
 
 @EXTRACTORS.register("s3d")
 def s3d(weights: str | None = None) -> Extractor:
-    """S3D (Xie et al. 2018): 1024 features; see :class:`TorchvisionExtractor`.
+    """S3D (Xie et al. 2018): 1024 features.
 
     Args:
         weights: path of a state_dict of torchvision; None looks in torch's cache.
@@ -132,7 +131,7 @@ def s3d(weights: str | None = None) -> Extractor:
 
 @EXTRACTORS.register("swin3d")
 def swin3d(weights: str | None = None) -> Extractor:
-    """Video Swin-T (Liu et al. 2022): 768 features; see :class:`TorchvisionExtractor`.
+    """Video Swin-T (Liu et al. 2022): 768 features.
 
     Args:
         weights: path of a state_dict of torchvision; None looks in torch's cache.

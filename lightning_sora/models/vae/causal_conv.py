@@ -99,7 +99,7 @@ class Decoder(nn.Module):
 
 @VAES.register("causal_conv")
 class CausalConvVAE(VideoVAE):
-    """The trainable VAE.
+    """A VAE of 3D convolutions that never look at a later frame.
 
     Args:
         stride: pixels per latent position along (frames, height, width), each a power of two.

@@ -106,7 +106,7 @@ class Refine(nn.Module):
 
 @VAES.register("vit")
 class ViTVAE(VideoVAE):
-    """The transformer VAE.
+    """A VAE of two transformers over patches of pixels.
 
     Args:
         stride: pixels per latent position along (frames, height, width).
