@@ -21,6 +21,8 @@ import registry_pages  # noqa: E402
 
 SHIM = re.compile(r"https://[\w.]+/iframe-worker/shim")
 LINK = re.compile(r"(\])\(([^()\s:#]+?)(#[^()\s]*)?\)")
+CODE = re.compile(r"<code\b.*?</code>", re.DOTALL)
+FLAG = re.compile(r"(?<![\w-])(--[a-z][\w.-]*|lightning-sora)")
 RESULTS = ROOT / "benchmarks" / "results"
 #: Where the site keeps what the repository keeps elsewhere.
 MOVED = {
@@ -91,7 +93,14 @@ def on_page_markdown(markdown: str, /, *, page: Page, config: MkDocsConfig, file
 
 def on_post_page(output: str, /, *, page: Page, config: MkDocsConfig) -> str:
     """Takes the script that search needs, when it is read from the disk, from the site and not from the network."""
-    return SHIM.sub(f"{'../' * page.url.count('/')}iframe-worker.js", output)
+    return CODE.sub(_whole_flags, SHIM.sub(f"{'../' * page.url.count('/')}iframe-worker.js", output))
+
+
+def _whole_flags(code: re.Match[str]) -> str:
+    """Code whose flags no line breaks after their hyphens."""
+    words = re.split(r"(<[^>]*>)", code[0])
+    words[::2] = [FLAG.sub(r'<span class="flag">\1</span>', word) for word in words[::2]]
+    return "".join(words)
 
 
 def on_post_template(output: str, /, *, template_name: str, config: MkDocsConfig) -> str:
