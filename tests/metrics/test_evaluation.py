@@ -254,6 +254,8 @@ def test_a_metric_is_given_what_it_asks_for(scratch: None) -> None:
         assert torch.equal(video.real, other)
         assert video.content == clip_digest(clip)
         torch.testing.assert_close(video.features, network([frame[None] for frame in clip]))
+
+
 # By seconds.
 
 
