@@ -16,6 +16,7 @@ import lightning_sora as ls
 from lightning_sora.ablation.reader import read_study
 from lightning_sora.ablation.study import Study
 from lightning_sora.cli import main
+from tests.toys import start_no_workers
 
 BASE = Path(__file__).parents[2] / "recipes" / "world_pixels.yaml"
 TINY = {
@@ -155,8 +156,11 @@ def test_changed_code_is_refused_and_named(
     assert "code lightning_sora/nn/attention/full.py" in capfd.readouterr().err
 
 
-def test_a_failing_arm_stops_no_other_and_is_reported(inside: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_arm_stops_no_other_and_is_reported(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """One arm diverges into an error; an arm and a seed that are new are trained, the old ones are not repeated."""
+    start_no_workers(monkeypatch)
     plugin = inside / "breaks.py"
     plugin.write_text(
         "from lightning_sora.nn.attention import register_attention\n"

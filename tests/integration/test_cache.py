@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,7 @@ from lightning_sora import media
 from lightning_sora.cli import main
 from lightning_sora.data.datamodule import SpacetimeDataModule
 from lightning_sora.errors import SoraError
-from lightning_sora.jobs.engines import ENGINES, Engine
-from lightning_sora.jobs.job import Job, Outcome
-from lightning_sora.jobs.running import run_job
+from lightning_sora.jobs.engines import ENGINES
 from lightning_sora.lit import LitVAE
 from lightning_sora.models.text import TEXT_ENCODERS
 from lightning_sora.spacetime import Crop, VideoSize
@@ -75,15 +73,6 @@ def command(recipe: Path, out: Path, *more: str) -> list[str]:
         "inline",
         *more,
     ]
-
-
-class InThisProcess(Engine):
-    """Starting a process takes longer than all else here; one test does."""
-
-    def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
-        for job in jobs:
-            status, message = run_job(job)
-            yield Outcome(job, status, 0.0, message)
 
 
 @pytest.fixture(scope="module", autouse=True)

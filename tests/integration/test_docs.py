@@ -24,11 +24,10 @@ from lightning_sora import media
 from lightning_sora.ablation.reader import read_study
 from lightning_sora.cli import main
 from lightning_sora.data.quarantine import read_quarantine
-from lightning_sora.jobs.engines import ENGINES
 from tests.annotations import plain_annotations
 from tests.integration.conftest import VAE
 from tests.integration.test_ablate import TINY
-from tests.integration.test_cache import InThisProcess
+from tests.toys import start_no_workers
 from tests.unit.test_captioner_hf import model  # noqa: F401
 
 pytestmark = pytest.mark.slow
@@ -199,7 +198,8 @@ def test_first_run(lab: Path) -> None:
     assert module.decode(found["latent"]).shape == found["video"].shape
 
 
-def test_a_block_of_ones_own(lab: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_block_of_ones_own(lab: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    start_no_workers(monkeypatch)
     run_page("tutorials/block.md", lab)
     printed = capfd.readouterr().out
     assert "16 checks" in printed
@@ -219,8 +219,7 @@ def test_ones_own_videos(
 ) -> None:
     """On real clips of several codecs, one of which is corrupt, where there are any."""
     shutil.copytree(model, lab / "LOCAL_MODEL")
-    # A process takes longer to start than its work.
-    monkeypatch.setitem(ENGINES._builders, "local", lambda processes=1: InThisProcess())
+    start_no_workers(monkeypatch)
     real = os.environ.get("LIGHTNING_SORA_TEST_DATA")
     if real:
         shutil.copytree(Path(real) / "clips", lab / "videos")

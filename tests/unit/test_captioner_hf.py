@@ -11,7 +11,7 @@ from lightning_sora.lit.captioners import create_captioner
 from lightning_sora.models.captioner_hf import VisionLanguageModel
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenLayout
 from lightning_sora.spacetime.grid import TokenGrid
-from tests.integration.test_cache import InThisProcess
+from tests.toys import InThisProcess
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
