@@ -189,9 +189,14 @@ def _terminal_may_be_gone() -> Iterator[None]:
 def _variables() -> Iterable[tuple[str, str, bool]]:
     """(name, value, whether the name says that it is a secret) of what may not be shown."""
     for name, value in os.environ.items():
-        secret = _SECRET_VARIABLE.search(name) is not None
+        secret = _names_a_secret(name)
         if len(value) >= (SECRET_LENGTH if secret else INTERPOLATED_LENGTH) and (secret or name in _interpolated):
             yield name, value, secret
+
+
+@functools.lru_cache(maxsize=1024)
+def _names_a_secret(variable: str) -> bool:
+    return _SECRET_VARIABLE.search(variable) is not None
 
 
 @functools.lru_cache(maxsize=8)

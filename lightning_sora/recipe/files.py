@@ -187,6 +187,7 @@ def check_recipe(files: Sequence[Path], arguments: Sequence[str], accepted: Acce
     Raises:
         SoraError: with the file or flag, near matches and the names that are accepted.
     """
+    accepted = functools.cache(accepted)  # each name of a recipe asks for those beside it
     recipes = [(str(file), read_recipe(file)) for file in files]
     classes: dict[str, str] = {}
     for place, recipe in [*recipes, *_flag_classes(arguments)]:
