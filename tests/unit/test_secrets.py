@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_sora.cli import main
 from lightning_sora.errors import SoraError
 from lightning_sora.recipe.secrets import refuse_hidden, without_secrets
 from lightning_sora.redaction import RedactedStream, from_environment, in_environment, redact, remember_interpolations
@@ -118,8 +119,8 @@ tracking: {{tags: {{api_key: {literal}, mirror: "https://ann:{literal}@mirror"}}
 
 
 @pytest.fixture
-def sora(tmp_path):
-    """Runs the command in a process of its own; what it printed."""
+def sora(tmp_path, monkeypatch, capfd):
+    """Runs the command, in a process of its own or ``here``: the status that it ended with, and what it printed."""
     word = "".join(["Sen", "ti", "nel"])  # this file may be a part of the patch that a run records
     literal, variables = f"{word}-One!1", {"STORE_PASS": f"{word}/Two+2", "PLAIN": f"{word}Three3"}
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(literal=literal))
@@ -128,9 +129,20 @@ def sora(tmp_path):
     environment = {**os.environ, **variables, "PYTHONPATH": paths}
     environment.pop("MLFLOW_TRACKING_URI", None)
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-        command = [sys.executable, "-m", "lightning_sora.cli", *(a.replace("SECRET", literal) for a in arguments)]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=300, check=False)
+    def run(*arguments: str, here: bool = False) -> subprocess.CompletedProcess[bytes]:
+        words = [a.replace("SECRET", literal) for a in arguments]
+        if here:
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "environ", dict(environment))
+                patch.syspath_prepend(str(Path(__file__).parent))
+                patch.chdir(tmp_path)
+                capfd.readouterr()
+                status = main(words)
+                printed = capfd.readouterr()
+            done = subprocess.CompletedProcess(words, status, printed.out.encode(), printed.err.encode())
+        else:
+            command = [sys.executable, "-m", "lightning_sora.cli", *words]
+            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=300, check=False)
         given = (tmp_path / "recipe.yaml", tmp_path / "part.py")
         written = [p for p in tmp_path.rglob("*") if p.is_file() and p not in given and "__pycache__" not in p.parts]
         for word in (literal, *variables.values()):
@@ -176,7 +188,8 @@ def test_nothing_that_a_fit_leaves_holds_a_secret(sora, tmp_path):
     ids=lambda arguments: " ".join(arguments),
 )
 def test_no_error_shows_a_secret(sora, arguments):
-    done = sora(*arguments)
+    """A bug's traceback is shown by the end of a process, and `ui` serves; a user's mistake is told in any."""
+    done = sora(*arguments, here=arguments[0] != "ui" and "--model.fail_at=1" not in arguments)
     assert done.returncode != 0 or arguments[0] == "ui"
     assert done.stdout + done.stderr
 
