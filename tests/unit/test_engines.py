@@ -68,6 +68,7 @@ def test_as_many_processes_as_asked_for_work_side_by_side(tmp_path: Path) -> Non
     assert len({first_line(tmp_path / f"w{i}.log") for i in range(4)}) == 2
 
 
+@pytest.mark.slow
 def test_threads_are_set_before_torch_is_loaded(tmp_path: Path) -> None:
     (outcome,) = ENGINES.create("local").run([job(tmp_path, "t", "OMP_NUM_THREADS", threads=3)])
     assert outcome.message == "3"
