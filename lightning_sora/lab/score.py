@@ -61,7 +61,7 @@ def score(
     Args:
         generated, real: folders of videos, searched at any depth.
         metrics: specs, as ``lightning-sora list metric`` shows them; one of your own is known once its file is
-            imported, or given to :func:`lightning_sora.plugins.load_plugins`.
+            imported, or given by ``plugins``.
         extractor: spec of the network of the distances that name none, such as "world" or "i3d(weights='PATH')".
         clip_model: name or directory of a CLIP, for ``clip_score``.
         frames, fps, offset: of each video, ``frames`` are taken, at ``fps`` per second or as they were recorded, from
