@@ -26,9 +26,9 @@ BUGGY_METRIC = """import lightning_sora as ls
 
 @ls.register_metric("metric_with_a_bug")
 class Buggy(ls.PerVideoMetric):
-    \"\"\"Words of a caption, for which it did not ask.\"\"\"
+    \"\"\"The words of a clip, which has none.\"\"\"
     def score(self, video):
-        return len(video.caption.split())
+        return len(video.clip.words)
 """
 
 
@@ -51,9 +51,18 @@ def test_a_bug_in_a_metric_is_told_once_with_its_file_and_line(tmp_path: Path) -
     file.write_text(BUGGY_METRIC)
     load_plugins([file])
     problems = [found.problem for found in METRIC_CONTRACT.findings("metric_with_a_bug") if found.problem]
-    said = "AttributeError: 'NoneType' object has no attribute 'split'"
+    said = "AttributeError: 'Tensor' object has no attribute 'words'"
     assert problems[0] == f"{file}, line 7, in score: {said}"
     assert set(problems[1:]) == {"the same as of 'gives a finite score'"}
+
+
+def test_a_metric_that_reads_what_it_does_not_ask_for_is_told_what_to_declare(tmp_path: Path) -> None:
+    file = tmp_path / "curious_metric.py"
+    file.write_text(BUGGY_METRIC.replace("with_a_bug", "curious").replace("clip.words", "caption"))
+    load_plugins([file])
+    problems = [found.problem for found in METRIC_CONTRACT.findings("metric_curious") if found.problem]
+    assert problems[0] is not None
+    assert problems[0].endswith("which it does not ask for; declare needs = Needs(captions=True) in its class")
 
 
 def test_what_is_no_fault_of_a_users_file_names_none() -> None:
