@@ -36,11 +36,8 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from lightning_sora.lab.score import metric_specs, score, unverified
-    from lightning_sora.plugins import load_packages, load_plugins
 
-    load_packages("metric")
-    load_plugins(args.plugins)
-    options = {name: value for name, value in vars(args).items() if name not in ("command", "plugins", "metrics")}
+    options = {name: value for name, value in vars(args).items() if name not in ("command", "metrics")}
     results = score(**options, metrics=metric_specs(args.metrics))
     if results is None:
         return 0

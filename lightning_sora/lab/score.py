@@ -20,7 +20,7 @@ from lightning_sora.metrics.protocol import ClipProtocol, ProtocolCard
 from lightning_sora.metrics.reference import ReferenceStatistics
 from lightning_sora.metrics.results import Results
 from lightning_sora.metrics.set_metrics import SetDistance
-from lightning_sora.plugins import load_plugins
+from lightning_sora.plugins import load_packages, load_plugins
 from lightning_sora.redaction import redacted
 from lightning_sora.sealing import seal_json, verify, write_whole
 from lightning_sora.writing import check_file, check_folder
@@ -86,6 +86,7 @@ def score(
         >>> ls.score("made", metrics=["temporal_flickering"])  # doctest: +SKIP
         >>> ls.score("made", "real", metrics=["fvd(extractor='world')"], frames=17)  # doctest: +SKIP
     """
+    load_packages("metric")
     load_plugins(plugins)
     return _scored(
         Asked(

@@ -215,7 +215,7 @@ class VideoMetric(ABC):
     @property
     def title(self) -> str:
         """What it is called in tables; what is not the published metric must not have its name."""
-        return (self.name or type(self).__name__).replace("_", " ")
+        return self.name.replace("_", " ")
 
     def load(self) -> None:  # noqa: B027 (most have none)
         """Loads networks of its own, once, before clips come; that of its needs comes by :meth:`bind`.
