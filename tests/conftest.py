@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,17 @@ def _plugins_of_one_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         for part in set(parts._builders) - before.get(name, set()):
             if not parts._builders[part].__module__.startswith("lightning_sora."):
                 del parts._builders[part]
+
+
+@pytest.fixture(autouse=True)
+def _process_of_one_test() -> Iterator[None]:
+    """Commands that are run in this process set variables and hooks of it, which end with a process of their own."""
+    variables, hook = dict(os.environ), sys.excepthook
+    yield
+    sys.excepthook = hook
+    if os.environ != variables:
+        os.environ.clear()
+        os.environ.update(variables)
 
 
 @pytest.fixture(scope="session")

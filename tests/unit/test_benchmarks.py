@@ -23,7 +23,13 @@ def _threads() -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["frechet", "frechet_world", "muon", "operators", "transformer", "vae"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(long, marks=pytest.mark.release) for long in ("frechet", "operators")),
+        *("frechet_world", "muon", "transformer", "vae"),
+    ],
+)
 def test_each_benchmark_writes_a_page_with_its_origin(name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "pages" / f"{name}.md"
     importlib.import_module(f"benchmarks.{name}").main(["--quick", "--out", str(out)])
