@@ -31,6 +31,7 @@ from lightning_sora.lit import LitVAE
 from lightning_sora.models.text import TEXT_ENCODERS
 from lightning_sora.spacetime import Crop, VideoSize
 from tests.integration.conftest import VAE, make_dit, make_vae
+from tests.toys import InThisProcess
 from tests.unit.test_text import folders  # noqa: F401
 
 DATA = {

@@ -250,8 +250,8 @@ def test_every_command_reads_a_path_by_the_same_source(
 ) -> None:
     asked: list[tuple[str, str]] = []
 
-    def create(spec: str, *, root: str, **_: Any) -> Source:
-        asked.append((root, spec))
+    def create(spec: Any, *, root: str, **_: Any) -> Source:
+        asked.append((root, str(spec)))
         raise SoraError("seen")
 
     expected = _paths(files)
