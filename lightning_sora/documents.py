@@ -49,11 +49,11 @@ class _Loader(yaml.SafeLoader):
             raise SoraError(f"its references to its own parts make more than {LARGEST:,} parts of it")
 
 
-def parse_yaml(text: str, place: object) -> Any:
+def parse_yaml(text: str, origin: object) -> Any:
     """What a YAML text holds.
 
     Args:
-        place: where it is from, for the message.
+        origin: where it is from, for the message.
 
     Raises:
         SoraError: it is not YAML, nested without end, or grows without bounds where its references are followed.
@@ -63,10 +63,10 @@ def parse_yaml(text: str, place: object) -> Any:
         loader = _Loader(text)
         return loader.get_single_data()
     except SoraError as problem:
-        raise SoraError(f"{place} cannot be read as YAML: {problem}; write it plainly") from None
+        raise SoraError(f"{origin} cannot be read as YAML: {problem}; write it plainly") from None
     except UNREADABLE as problem:
         kind = "" if isinstance(problem, yaml.YAMLError | ValueError) else f"{type(problem).__name__} "
-        raise SoraError(f"{place} is not readable YAML: {kind}{problem}") from problem
+        raise SoraError(f"{origin} is not readable YAML: {kind}{problem}") from problem
     finally:
         if loader is not None:
             loader.dispose()
@@ -81,7 +81,7 @@ def read_yaml(path: Path) -> Any:
     return parse_yaml(read_text(path), path)
 
 
-def refuse_unbounded(text: str, place: object) -> None:
+def refuse_unbounded(text: str, origin: object) -> None:
     """Refuses YAML that is nested without end or grows without bounds; other mistakes are its reader's to tell.
 
     Raises:
@@ -93,7 +93,7 @@ def refuse_unbounded(text: str, place: object) -> None:
     try:
         loader.get_single_node()
     except SoraError as problem:
-        raise SoraError(f"{place}: {problem}; write it plainly") from None
+        raise SoraError(f"{origin}: {problem}; write it plainly") from None
     except yaml.YAMLError:
         return
     finally:

@@ -67,18 +67,18 @@ def is_whole(content: bytes) -> bool | None:
     return sealed
 
 
-def verify(content: bytes, place: object, remedy: str) -> bytes:
+def verify(content: bytes, origin: object, remedy: str) -> bytes:
     """Returns content that is what was sealed, or that carries no digest: what others wrote is taken as it is.
 
     Args:
-        place: where it is from, for the message.
+        origin: where it is from, for the message.
         remedy: what to do about damage.
 
     Raises:
         SoraError: it is damaged.
     """
     if is_whole(content) is False:
-        raise SoraError(f"{place} is damaged: its bytes are not those that were written (SHA-256); {remedy}")
+        raise SoraError(f"{origin} is damaged: its bytes are not those that were written (SHA-256); {remedy}")
     return content
 
 
@@ -88,18 +88,18 @@ def seal_json(value: Mapping[str, Any]) -> bytes:
     return seal(f"{text}\n".encode())
 
 
-def read_json(content: bytes, place: object, remedy: str) -> dict[str, Any]:
+def read_json(content: bytes, origin: object, remedy: str) -> dict[str, Any]:
     """The object that :func:`seal_json` wrote, or one that carries no digest.
 
     Raises:
         SoraError: it is damaged, or no JSON object.
     """
     try:
-        value = json.loads(verify(content, place, remedy))
+        value = json.loads(verify(content, origin, remedy))
     except (ValueError, RecursionError) as problem:
-        raise SoraError(f"{place} is damaged: it is no JSON ({problem}); {remedy}") from problem
+        raise SoraError(f"{origin} is damaged: it is no JSON ({problem}); {remedy}") from problem
     if not isinstance(value, dict):
-        raise SoraError(f"{place} is damaged: it holds no JSON object; {remedy}")
+        raise SoraError(f"{origin} is damaged: it holds no JSON object; {remedy}")
     value.pop(KEY, None)
     return value
 

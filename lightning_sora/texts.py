@@ -15,7 +15,7 @@ MARK = "\ufeff"
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def decoded(content: bytes, place: object) -> str:
+def decoded(content: bytes, origin: object) -> str:
     """The text of a file without its byte-order marks: UTF-8, or UTF-16 where a mark says so.
 
     Files that were put together of several have marks inside too.
@@ -26,7 +26,7 @@ def decoded(content: bytes, place: object) -> str:
     try:
         text = content.decode("utf-16" if content.startswith(_UTF16) else "utf-8")
     except UnicodeDecodeError as problem:
-        raise SoraError(f"{place}: not UTF-8 text ({problem.reason}); save it as UTF-8") from problem
+        raise SoraError(f"{origin}: not UTF-8 text ({problem.reason}); save it as UTF-8") from problem
     return text.replace(MARK, "")
 
 
@@ -45,7 +45,7 @@ def read_text(path: Path) -> str:
     return decoded(content, path)
 
 
-def parsed_json(text: str, place: object, line: int | None = None) -> Any:
+def parsed_json(text: str, origin: object, line: int | None = None) -> Any:
     """The value of a JSON text.
 
     Args:
@@ -54,16 +54,16 @@ def parsed_json(text: str, place: object, line: int | None = None) -> Any:
     Raises:
         SoraError: it is none, or nested beyond reading.
     """
-    where = f"{place}, line {line}" if line is not None else f"{place}"
+    at = f"{origin}, line {line}" if line is not None else f"{origin}"
     try:
         return json.loads(text)
     except json.JSONDecodeError as problem:
-        where = where if line is not None else f"{place}, line {problem.lineno}"
-        raise SoraError(f"{where}: not JSON ({problem.msg})") from problem
+        at = at if line is not None else f"{origin}, line {problem.lineno}"
+        raise SoraError(f"{at}: not JSON ({problem.msg})") from problem
     except RecursionError:
-        raise SoraError(f"{where}: its values are nested too deeply to be read; write them flat") from None
+        raise SoraError(f"{at}: its values are nested too deeply to be read; write them flat") from None
     except ValueError as problem:  # a number of thousands of digits
-        raise SoraError(f"{where}: a value cannot be read ({str(problem).partition(';')[0]})") from problem
+        raise SoraError(f"{at}: a value cannot be read ({str(problem).partition(';')[0]})") from problem
 
 
 def brief(value: object) -> str:
