@@ -168,7 +168,7 @@ class LitVAE(LitModule):
         """
         both: Any = self.optimizers()
         schedules: Any = self.lr_schedulers()
-        (optimizer, judge), (schedule, judge_schedule) = both, schedules
+        (optimizer, discriminator_optimizer), (schedule, discriminator_schedule) = both, schedules
         self.toggle_optimizer(optimizer)
         optimizer.zero_grad()
         self.manual_backward(loss)
@@ -178,22 +178,22 @@ class LitVAE(LitModule):
         self.update_average()
         if self.loss.adversarial(step):
             # Lightning would count this one too, and end the run at half of max_steps.
-            judge._on_before_step = judge._on_after_step = lambda: None
-            self.toggle_optimizer(judge)
+            discriminator_optimizer._on_before_step = discriminator_optimizer._on_after_step = lambda: None
+            self.toggle_optimizer(discriminator_optimizer)
             clips = sum(len(video) for video, _ in pairs)
             terms: dict[str, Tensor] = {}
             for video, made in pairs:
                 for name, value in self.loss.discriminator_loss(video, made).items():
                     terms[name] = terms.get(name, 0) + len(video) / clips * value
-            judge.zero_grad()
+            discriminator_optimizer.zero_grad()
             self.manual_backward(terms["loss"])
-            judge.step()
-            self.untoggle_optimizer(judge)
+            discriminator_optimizer.step()
+            self.untoggle_optimizer(discriminator_optimizer)
             for name, value in terms.items():
                 self.log(f"train/discriminator_{name}", value.detach(), batch_size=clips)
         with warnings.catch_warnings():  # before the first step of the discriminator torch takes this for a slip
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-            judge_schedule.step()
+            discriminator_schedule.step()
 
     def configure_optimizers(self) -> Any:
         def optimizer(prefix: str) -> Any:

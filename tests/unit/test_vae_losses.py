@@ -64,19 +64,19 @@ def test_the_adaptive_weight_is_the_ratio_of_gradient_norms_at_the_last_layer() 
 
 @pytest.mark.parametrize("temporal", [True, False])
 def test_the_discriminator_judges_neighbourhoods_of_videos_and_images(temporal: bool) -> None:
-    judge = PatchDiscriminator(dim=4, levels=2, temporal=temporal)
-    initialize(judge, 0)
-    assert judge(video_of(9, 16)).shape == (2, 3 if temporal else 9, 4, 4)
-    assert judge(video_of(1, 16)).shape == (2, 1, 4, 4)
+    discriminator = PatchDiscriminator(dim=4, levels=2, temporal=temporal)
+    initialize(discriminator, 0)
+    assert discriminator(video_of(9, 16)).shape == (2, 3 if temporal else 9, 4, 4)
+    assert discriminator(video_of(1, 16)).shape == (2, 1, 4, 4)
     video = video_of(9, 16)
     changed = video.clone()
     changed[:, :, 4] += 0.5
-    moved = (judge(changed) - judge(video)).abs().amax(dim=(0, 2, 3)) > 0
+    moved = (discriminator(changed) - discriminator(video)).abs().amax(dim=(0, 2, 3)) > 0
     if temporal:  # it looks both ways: the frame reaches the first logits too
         assert moved.all()
     else:
         assert moved.tolist() == [frame == 4 for frame in range(9)]
-    torch.testing.assert_close(judge(video[:1]), judge(video)[:1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(discriminator(video[:1]), discriminator(video)[:1], atol=1e-6, rtol=0)
 
 
 def synthetic_vgg() -> tuple[nn.Sequential, Mapping[str, Tensor]]:
