@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.judge import FPS, FRAMES, blurred, frozen, noisy, recoloured
+from benchmarks.evaluator import FPS, FRAMES, blurred, frozen, noisy, recoloured
 from benchmarks.measure import command_line, markdown_table, page, write_page
 from lightning_sora.metrics.distances import GROUPS
 from lightning_sora.metrics.extractors import EXTRACTORS

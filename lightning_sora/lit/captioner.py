@@ -128,7 +128,7 @@ class LitCaptioner(LitModule):
     def protocol(self, split: str) -> dict[str, Any]:
         told = {"decoding": "greedy"}
         if self.facts is not None:
-            told["judge"] = ", ".join(score.judge for score in self.facts.scores if isinstance(score, CaptionScore))
+            told["judge"] = ", ".join(score.method for score in self.facts.scores if isinstance(score, CaptionScore))
         return super().protocol(split) | told
 
     def validation_step(self, batch: SpacetimeBatch, batch_idx: int) -> None:

@@ -18,12 +18,12 @@ class CaptionScore(ABC):
     Attributes:
         names: of its scores.
         each: those of them that are recorded of every clip.
-        judge: how it judges, as a protocol says it.
+        method: how it scores, as a protocol says it.
     """
 
     names: ClassVar[tuple[str, ...]]
     each: ClassVar[tuple[str, ...]] = ()
-    judge: ClassVar[str] = ""
+    method: ClassVar[str] = ""
 
     @abstractmethod
     def __call__(self, text: str, facts: Mapping[str, Any]) -> Mapping[str, float]:

@@ -206,8 +206,8 @@ class LatentDiffusion(nn.Module):
             ) from problem
         for name in ("vae", "text", "dit"):
             saved.fill(name, getattr(model, name))
-        model.seen_sizes.load_state_dict(saved.told["clips"])
-        model.vae_hash = saved.told["vae_hash"]
+        model.seen_sizes.load_state_dict(saved.metadata["clips"])
+        model.vae_hash = saved.metadata["vae_hash"]
         return model.to(device).eval().requires_grad_(False)
 
     # From pixels to rows of latents and back.

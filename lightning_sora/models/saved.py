@@ -36,14 +36,14 @@ class Saved:
     Attributes:
         kind: such as "latent_diffusion" or "vae".
         config: what builds it.
-        told: what else is known of it.
+        metadata: what else is known of it.
         weights: of each part.
     """
 
     path: Path
     kind: str
     config: Mapping[str, Any]
-    told: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     weights: Mapping[str, Mapping[str, Tensor]]
 
     def fill(self, part: str, module: nn.Module) -> None:
@@ -52,7 +52,7 @@ class Saved:
         Raises:
             SoraError: they are not those of this module.
         """
-        module.to(getattr(torch, self.told["dtype"]))
+        module.to(getattr(torch, self.metadata["dtype"]))
         try:
             module.load_state_dict(dict(self.weights[part]))
         except (KeyError, RuntimeError) as problem:
@@ -68,14 +68,14 @@ def is_saved(path: str | Path) -> bool:
 
 
 def save_model(
-    folder: str | Path, kind: str, config: Mapping[str, Any], parts: Mapping[str, nn.Module], **told: Any
+    folder: str | Path, kind: str, config: Mapping[str, Any], parts: Mapping[str, nn.Module], **metadata: Any
 ) -> Path:
     """Writes a model; what is there of another one is replaced.
 
     Args:
         config: what builds it, as JSON.
         parts: whose weights are written, by name.
-        told: what else is to be known of it, as JSON.
+        metadata: what else is to be known of it, as JSON.
 
     Returns:
         the folder.
@@ -89,7 +89,7 @@ def save_model(
         content = seal(save(tensors, metadata={"lightning_sora": BLANK}))
         write_whole(place / f"{name}.safetensors", content)
         digests[name] = hashlib.sha256(content).hexdigest()
-    header = {"schema": SCHEMA, "kind": kind, "config": dict(config), "weights": digests, **told}
+    header = {"schema": SCHEMA, "kind": kind, "config": dict(config), "weights": digests, **metadata}
     write_whole(place / FILE, seal_json(header))  # last: a folder without it is not finished
     return place
 
@@ -126,8 +126,8 @@ def read_model(folder: str | Path, kind: str) -> Saved:
         except SafetensorError as problem:
             raise SoraError(f"{file} is damaged ({' '.join(str(problem).split())}); {REMEDY}") from problem
     known = {"schema", "kind", "config", "weights"}
-    told = {key: value for key, value in header.items() if key not in known}
-    return Saved(path, kind, header["config"], told, weights)
+    metadata = {key: value for key, value in header.items() if key not in known}
+    return Saved(path, kind, header["config"], metadata, weights)
 
 
 def _header(path: Path) -> dict[str, Any]:

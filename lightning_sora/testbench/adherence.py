@@ -49,7 +49,7 @@ def asked_codes(facts: Sequence[Mapping[str, Any]]) -> Codes:
     return asked
 
 
-def judge(found: Codes, asked: Codes) -> Float[Tensor, "clips facts"]:
+def agreement(found: Codes, asked: Codes) -> Float[Tensor, "clips facts"]:
     """The share of each fact that is as asked, in [0, 1]; facts in the order of ``FACTS``."""
     rows = [_judge_one(f, a) for f, a in zip(found, asked, strict=True)]
     return torch.tensor(rows, dtype=torch.float64).reshape(-1, len(FACTS))
@@ -104,11 +104,11 @@ class PromptAdherence(ClipListMetric):
         rates = {"clips": torch.tensor(float(clips))}
         if not clips:
             return rates
-        scores = judge(found, asked)
+        scores = agreement(found, asked)
         rates |= {name: scores[:, i].mean() for i, name in enumerate(FACTS)}
         rates |= {"mean": scores.mean(), "all": (scores == 1).all(dim=1).double().mean()}
         if clips > 1:
             turns = torch.linspace(1, clips - 1, min(SHUFFLES, clips - 1)).round().long().tolist()
-            shuffled = torch.cat([judge(found, asked.roll(turn, 0)) for turn in turns])
+            shuffled = torch.cat([agreement(found, asked.roll(turn, 0)) for turn in turns])
             rates |= {f"{name}_shuffled": shuffled[:, i].mean() for i, name in enumerate(FACTS)}
         return rates

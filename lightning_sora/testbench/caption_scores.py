@@ -15,7 +15,7 @@ class RecoveredFacts(CaptionScore):
 
     names = tuple(f"fact_{name}" for name in (*FACTS, "all"))
     each = ("fact_all",)
-    judge = "facts read back from words"
+    method = "facts read back from words"
 
     def __call__(self, text: str, facts: Mapping[str, Any]) -> Mapping[str, float]:
         if "objects" not in facts:

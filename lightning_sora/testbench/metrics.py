@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_sora.metrics.base import Evaluated, Needs, PerVideoMetric, Score, Side, VideoMetric, register_metric
-from lightning_sora.testbench.adherence import PromptAdherence, asked_codes, judge, read_codes
+from lightning_sora.testbench.adherence import PromptAdherence, agreement, asked_codes, read_codes
 from lightning_sora.testbench.scores import world_scores, world_warping_errors
 
 READ = Needs(facts=True, fps=True, features="world", per="reading")
@@ -33,7 +33,7 @@ class Adherence(VideoMetric):
             return {}
         readings, facts, ids = zip(*((v.features, v.facts, v.id) for v in videos), strict=True)
         self.state.update(readings, facts, ids)
-        rows = judge(read_codes(readings), asked_codes(facts)).mean(dim=1)
+        rows = agreement(read_codes(readings), asked_codes(facts)).mean(dim=1)
         return dict(zip(ids, rows.tolist(), strict=True))
 
     def compute(self) -> Score | None:

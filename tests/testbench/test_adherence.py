@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_sora.testbench.adherence import FACTS, PromptAdherence, asked_codes, judge, read_codes
+from lightning_sora.testbench.adherence import FACTS, PromptAdherence, agreement, asked_codes, read_codes
 from lightning_sora.testbench.evaluator.reading import load_evaluator
 from lightning_sora.world import Facts, World
 
@@ -84,7 +84,7 @@ def test_objects_of_one_clip_are_matched_by_colour() -> None:
     asked = asked_codes([{**both.as_dict(), "config": vars(world.config)}])
     turned = asked_codes([{**replace(both, objects=both.objects[::-1]).as_dict(), "config": vars(world.config)}])
     assert torch.equal(asked, turned)  # objects have no order
-    assert judge(asked, asked).tolist() == [[1.0] * len(FACTS)]
+    assert agreement(asked, asked).tolist() == [[1.0] * len(FACTS)]
     exchanged = replace(
         both,
         objects=(
@@ -92,7 +92,7 @@ def test_objects_of_one_clip_are_matched_by_colour() -> None:
             replace(both.objects[1], color=both.objects[0].color),
         ),
     )
-    swapped = judge(asked_codes([{**exchanged.as_dict(), "config": vars(world.config)}]), asked)[0]
+    swapped = agreement(asked_codes([{**exchanged.as_dict(), "config": vars(world.config)}]), asked)[0]
     row = dict(zip(FACTS, swapped.tolist(), strict=True))
     assert row["color"] == row["count"] == 1.0
     assert row["shape"] == float(both.objects[0].shape == both.objects[1].shape)

@@ -29,12 +29,12 @@ class ReadingAccuracy(Metric):
     higher_is_better = True
     full_state_update = False
     right: Tensor
-    judged: Tensor
+    counted: Tensor
 
     def __init__(self, groups: tuple[str, ...]) -> None:
         super().__init__()
         self.groups = groups
-        for name in ("right", "judged"):
+        for name in ("right", "counted"):
             zeros = torch.zeros((len(groups), len(READ)), dtype=torch.float64)
             self.add_state(name, default=zeros, dist_reduce_fx="sum")
 
@@ -54,7 +54,7 @@ class ReadingAccuracy(Metric):
         for number, name in enumerate(READ):
             right, of_clip = hits[name]
             self.right[:, number].index_add_(0, group[of_clip].to(self.device), right.double().to(self.device))
-            self.judged[:, number].index_add_(
+            self.counted[:, number].index_add_(
                 0, group[of_clip].to(self.device), torch.ones(len(right), device=self.device).double()
             )
 
@@ -69,10 +69,10 @@ class ReadingAccuracy(Metric):
         return (read[a] < read[b]) == (mean[a] < mean[b]), clip[a]
 
     def compute(self) -> dict[str, Tensor]:
-        """In [0, 1]: ``GROUP/FACT``, of what was judged."""
+        """In [0, 1]: ``GROUP/FACT``, of what was counted."""
         return {
-            f"{group}/{name}": self.right[i, j] / self.judged[i, j]
+            f"{group}/{name}": self.right[i, j] / self.counted[i, j]
             for i, group in enumerate(self.groups)
             for j, name in enumerate(READ)
-            if self.judged[i, j] > 0
+            if self.counted[i, j] > 0
         }

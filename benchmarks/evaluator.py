@@ -1,6 +1,6 @@
 """What the world's evaluator sees when clips are broken on purpose: every score must fall where it should.
 
-    python benchmarks/judge.py [PAGE.md]
+    python benchmarks/evaluator.py [PAGE.md]
 
 Renders held-out clips, corrupts them, and prints two tables: FVD (world) against the degree of corruption, and the
 scores of consistency and adherence under each corruption. Two minutes on one core.
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from lightning_sora.metrics.distances import FrechetVideoDistance
 from lightning_sora.metrics.extractors import EXTRACTORS
-from lightning_sora.testbench.adherence import FACTS, asked_codes, judge, read_codes
+from lightning_sora.testbench.adherence import FACTS, agreement, asked_codes, read_codes
 from lightning_sora.testbench.evaluator.reading import load_evaluator
 from lightning_sora.testbench.scores import WORLD_SCORES, world_scores
 from lightning_sora.world import Facts, World
@@ -128,7 +128,7 @@ def controls(level: str, side: int, count: int = 96) -> list[tuple[str, dict[str
             values = torch.tensor([s[score] for s in scores if score in s])
             if len(values):
                 row[score] = float(values.median() if score.endswith("error") else values.mean())
-        rates = judge(read_codes(readings), asked_codes(told)).mean(0)
+        rates = agreement(read_codes(readings), asked_codes(told)).mean(0)
         rows.append((name, row | {f"{fact} as asked": float(rate) for fact, rate in zip(FACTS, rates, strict=True)}))
     return rows
 
