@@ -75,9 +75,9 @@ class TextScores(ClipMeans):
         for score in self.scores:
             rows = [(name, score(text, by)) for name, text, by in zip(ids, texts, against, strict=True)]
             for name in score.names:
-                values = {place: row[name] for place, (_, row) in enumerate(rows) if name in row}
+                values = {index: row[name] for index, (_, row) in enumerate(rows) if name in row}
                 if values:
                     self.add({name: torch.tensor([float(value) for value in values.values()])})
                 if name in score.each:
-                    each[name] = [rows[place][0] for place in values], [float(value) for value in values.values()]
+                    each[name] = [rows[index][0] for index in values], [float(value) for value in values.values()]
         return each

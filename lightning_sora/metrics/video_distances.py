@@ -36,7 +36,7 @@ class _Numbered(ClipSetMetric):
         if ids is None:
             side = "real" if real else "generated"
             begin = sum(len(part) for part in getattr(self, f"{side}_ids"))
-            ids = [f"{side} {begin + place}" for place in range(len(clips))]
+            ids = [f"{side} {begin + index}" for index in range(len(clips))]
         rates = [float(fps)] * len(clips) if isinstance(fps, int | float) else fps
         super().update(clips, ids, real=real, fps=rates)
 

@@ -127,15 +127,15 @@ class SpacetimeBatch:
         return replace(self, content=content, layout=layout, skipped=(), **chosen)
 
     def split_by_grid(self) -> Iterator[tuple[list[int], SpacetimeBatch]]:
-        """Yields the parts of one grid each, which networks over whole pictures take at once, with clips' places."""
-        places: dict[TokenGrid, list[int]] = {}
-        for place, grid in enumerate(self.layout.grids):
-            places.setdefault(grid, []).append(place)
-        if len(places) == 1:
+        """Yields the parts of one grid each, which networks over whole pictures take at once, with indices of clips."""
+        members: dict[TokenGrid, list[int]] = {}
+        for index, grid in enumerate(self.layout.grids):
+            members.setdefault(grid, []).append(index)
+        if len(members) == 1:
             yield list(range(len(self))), self
             return
-        for members in places.values():
-            yield members, self.select(members)
+        for indices in members.values():
+            yield indices, self.select(indices)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SpacetimeBatch:
         return replace(self, content=self.content.to(device, non_blocking=non_blocking))

@@ -243,3 +243,29 @@ def test_no_parsed_arguments_leave_the_command_line() -> None:
         path for path in FILES if room_of(path) not in ("commands", "cli") and "argparse" in imported_modules(path)
     ]
     assert not wrong
+
+
+#: Names that meant several things, and what is said now; the rooms in brackets keep the one meaning that is left.
+GONE: dict[str, tuple[str, set[str]]] = {
+    "judge": ("evaluation, agreement, method or discriminator; a verdict judges", {"ablation"}),
+    "judged": ("counted or scored", {"ablation", "lab"}),
+    "real_floor": ("real_vs_real", set()),
+    "untrained": ("spec", set()),
+}
+
+
+def identifiers(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        for field in ("id", "attr", "arg", "name"):
+            if isinstance(found := getattr(node, field, None), str):
+                yield found
+
+
+def test_words_that_are_gone_do_not_come_back() -> None:
+    wrong = {
+        f"{path.relative_to(PACKAGE)}: {name}; say {GONE[name][0]}"
+        for path in FILES
+        for name in identifiers(path)
+        if name in GONE and room_of(path) not in GONE[name][1]
+    }
+    assert not wrong

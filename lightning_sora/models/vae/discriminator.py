@@ -16,7 +16,7 @@ from lightning_sora.errors import SoraError
 class PatchDiscriminator(nn.Module):
     """PatchGAN (Isola et al. 2017) over videos: one logit per neighbourhood.
 
-    Not causal: a discriminator may look ahead. Each level halves height and width, and time too if ``temporal`` (rounding
+    Not causal: it may look ahead. Each level halves height and width, and time too if ``temporal`` (rounding
     up, so that an image, a clip of one frame, is judged as well). There are no batch statistics: a clip's logits
     depend on that clip alone.
 

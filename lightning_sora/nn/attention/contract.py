@@ -173,8 +173,8 @@ def order_of_clips_has_no_say(spec: str) -> None:
     other = TokenLayout.pack([MIXED[i] for i in order])
     before = layout.split(block(layout.join(parts), layout, rope_of(layout)))
     after = other.split(block(other.join([parts[i] for i in order]), other, rope_of(other)))
-    for place, i in enumerate(order):
-        require_close(after[place], before[i], f"clip {i} changes with its place in a pack")
+    for position, i in enumerate(order):
+        require_close(after[position], before[i], f"clip {i} changes with its place in a pack")
 
 
 @CONTRACT.law
