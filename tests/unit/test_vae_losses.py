@@ -138,6 +138,7 @@ def small_vae() -> CausalConvVAE:
 def test_the_discriminators_gradient_in_half_precision_is_that_in_single(autocast: bool) -> None:
     """Two frames are left under a kernel of three."""
     single, half = PatchDiscriminator(8), PatchDiscriminator(8)
+    initialize(single, 0)
     half.load_state_dict(single.state_dict())
     video = video_of()
     hinge_discriminator_loss(single(video), single(-video)).backward()
