@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from lightning_sora.metrics.video_distances import KVD as KVD
     from lightning_sora.models.configs import DiTConfig as DiTConfig
     from lightning_sora.models.configs import SamplingConfig as SamplingConfig
+    from lightning_sora.models.given import Given as Given
     from lightning_sora.models.latent_diffusion import LatentDiffusion as LatentDiffusion
     from lightning_sora.models.text import TEXT_ENCODERS as TEXT_ENCODERS
     from lightning_sora.models.vae import VAES as VAES
@@ -85,6 +86,11 @@ if TYPE_CHECKING:
     from lightning_sora.spacetime import VideoSize as VideoSize
     from lightning_sora.spacetime import patchify as patchify
     from lightning_sora.spacetime import unpatchify as unpatchify
+    from lightning_sora.tasks import TASKS as TASKS
+    from lightning_sora.tasks import Task as Task
+    from lightning_sora.tasks import TaskMixture as TaskMixture
+    from lightning_sora.tasks import register_task as register_task
+    from lightning_sora.tasks import sample_task as sample_task
     from lightning_sora.testbench.lit_evaluator import LitEvaluator as LitEvaluator
     from lightning_sora.testbench.prompts import PromptDataModule as PromptDataModule
     from lightning_sora.world import World as World
@@ -127,6 +133,7 @@ _PLACES = {
     "metrics.results": ("Results",),
     "metrics.video_distances": ("FVD", "KVD"),
     "models.configs": ("DiTConfig", "SamplingConfig"),
+    "models.given": ("Given",),
     "models.latent_diffusion": ("LatentDiffusion",),
     "models.text": ("TEXT_ENCODERS",),
     "models.vae": ("VAES", "ClipVAE"),
@@ -152,6 +159,7 @@ _PLACES = {
         "patchify",
         "unpatchify",
     ),
+    "tasks": ("TASKS", "Task", "TaskMixture", "register_task", "sample_task"),
     "testbench.lit_evaluator": ("LitEvaluator",),
     "testbench.prompts": ("PromptDataModule",),
     "world": ("World",),

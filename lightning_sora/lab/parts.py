@@ -36,6 +36,7 @@ HOMES = {
     "schedule": "lightning_sora.lit.optimizers",
     "sizes": "lightning_sora.data.sizes",
     "source": "lightning_sora.data.sources",
+    "task": "lightning_sora.tasks",
     "text_encoder": "lightning_sora.models.text",
     "timesteps": "lightning_sora.diffusion.timesteps",
     "vae": "lightning_sora.models.vae",
@@ -138,7 +139,9 @@ def check_part(kind: str, spec: str) -> Checked:
 def _decorator(name: str) -> str:
     """What files a part of one's own under a name, as the pages write it."""
     return (
-        f"@register_{name}('NAME')" if name in ("attention", "metric") else f"@registries()[{name!r}].register('NAME')"
+        f"@register_{name}('NAME')"
+        if name in ("attention", "metric", "task")
+        else f"@registries()[{name!r}].register('NAME')"
     )
 
 

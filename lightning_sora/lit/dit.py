@@ -30,6 +30,7 @@ from lightning_sora.models.saved import is_saved
 from lightning_sora.randomness import normal_per_clip, uniform_per_clip
 from lightning_sora.spacetime import SpacetimeBatch, TokenLayout
 from lightning_sora.specs import SPEC, SpecText
+from lightning_sora.tasks import TaskMixture
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class DiffusionConfig(Config):
         objective: spec of what is predicted: "velocity", "x", "eps", "v", "edm".
         weighting: spec of the loss's weight over timesteps.
         timesteps: spec of the training timesteps.
+        tasks: spec of a task -> share of the clips that are trained on it, in any unit; None for text-to-video alone.
         text_drop: fraction of training captions replaced by the empty one, for guidance.
         weigh: what counts the same in the gradient over an epoch, under any ``data.sizes``: each clip, token or batch.
         val_timesteps: strata of t at which each validation clip is scored.
@@ -56,6 +58,7 @@ class DiffusionConfig(Config):
     objective: SpecText = "velocity"
     weighting: SpecText = "uniform"
     timesteps: SpecText = "logit_normal"
+    tasks: dict[str, float] | None = None
     text_drop: float = 0.1
     weigh: Literal["clip", "token", "batch"] = "clip"
     val_timesteps: int = 4
@@ -127,11 +130,13 @@ class LitDiT(GenerativeModule):
         self.save_hyperparameters()
         self.weighting = WEIGHTINGS.create(diffusion.weighting)
         self.timesteps = TIMESTEPS.create(diffusion.timesteps)
+        self.tasks = TaskMixture(diffusion.tasks or {"text_to_video": 1.0})
         trained, self.vae_spec, self.vae_run_id = load_vae(vae, seed)
         self.model = LatentDiffusion.create(
             self.vae_spec, text, dit, diffusion.objective, sampling, seed=seed, trained=trained
         )
         self.model.seen_sizes, self.model.read_weak = self.seen_sizes, read_model
+        self.model.tasks = tuple(self.tasks.tasks)
         self.reconstruction = ReconstructionQuality()
         self._clip_cache: ClipCache | None = None
         self._latents = LatentMemory()  # of the fit that runs
@@ -166,9 +171,15 @@ class LitDiT(GenerativeModule):
         return ["" if drop else c for c, drop in zip(batch.captions, dropped.tolist(), strict=True)]
 
     def training_flops(self, batch: SpacetimeBatch) -> int:
-        """See :meth:`LatentDiffusion.flops`; of the captions that the batch is trained with."""
-        tokens = self.model.text.length(self.captions_of(batch))
-        return self.model.flops(batch.layout, text_tokens=tokens, pixels=batch.space == "pixel")
+        """See :meth:`LatentDiffusion.flops`; of the captions and the tasks that the batch is trained with."""
+        drawn = self.tasks.draw(batch.layout, self.seed, batch.keys)
+        return self.model.flops(
+            batch.layout,
+            text_tokens=self.model.text.length(self.captions_of(batch)),
+            pixels=batch.space == "pixel",
+            part=drawn.layout,
+            per_token=drawn.strength is not None,
+        )
 
     def noise_for(
         self, x_0: Float[Tensor, "batch tokens latent_dim"], layout: TokenLayout, purpose: str, keys: list[tuple]
@@ -182,11 +193,13 @@ class LitDiT(GenerativeModule):
         self._latents.clear()
 
     def training_step(self, batch: SpacetimeBatch, batch_idx: int) -> Tensor:
-        x_0 = self.latent_rows(batch, self._latents)
+        drawn = self.tasks.draw(batch.layout, self.seed, batch.keys)
+        x_0 = drawn.rows(self.latent_rows(batch, self._latents), batch.layout)
         uniform = uniform_per_clip(self.seed, "timestep", batch.keys)
-        t = self.timesteps(uniform, batch.layout.lengths)
-        noise = self.noise_for(x_0, batch.layout, "noise", batch.keys)
-        losses = self.weighted(self.model.terms(batch.layout, x_0, t, noise, self.captions_of(batch)))
+        t = self.timesteps(uniform, drawn.layout.lengths)
+        noise = self.noise_for(x_0, drawn.layout, "noise", batch.keys)
+        strength = None if drawn.strength is None else drawn.strength.to(x_0)
+        losses = self.weighted(self.model.terms(drawn.layout, x_0, t, noise, self.captions_of(batch), strength))
         self.log("train/loss", losses.mean(), prog_bar=True, batch_size=len(batch))
         self.log_by_source("train/loss", losses.detach(), batch)
         return batch.weighed(losses, self.diffusion.weigh)

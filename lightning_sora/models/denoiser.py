@@ -13,6 +13,7 @@ from lightning_sora.diffusion.guidance import TOGETHER_TOKENS, Guidance
 from lightning_sora.diffusion.paths import Objective
 from lightning_sora.diffusion.samplers import Denoise, Progress
 from lightning_sora.models.dit import DiT
+from lightning_sora.models.given import Given, GivenRows
 from lightning_sora.models.text import TextContext, TextEncoder
 from lightning_sora.spacetime import TokenLayout
 
@@ -36,7 +37,7 @@ class DenoisingTerms(NamedTuple):
 
     Attributes:
         t: the timestep of each clip, 0 is data and 1 is noise.
-        error: the mean squared error of each clip, in the objective's own terms.
+        error: the mean squared error of each clip, in the objective's own terms, over the tokens at that timestep.
         x_0: the data that the prediction implies.
     """
 
@@ -48,6 +49,8 @@ class DenoisingTerms(NamedTuple):
 class SampleOptions(TypedDict, total=False):
     """Options of ``LatentDiffusion.sample``."""
 
+    negative: str
+    given: Given | Sequence[Given | None] | None
     seed: int
     steps: int | None
     guidance: float | str | None
@@ -63,6 +66,8 @@ def guided(
     layout: TokenLayout,
     guidance: Guidance,
     on_step: OnStep | None = None,
+    negative: str = "",
+    given: GivenRows | None = None,
 ) -> Denoise:
     """``(x_t, t) -> x_0`` for some prompts; the solver's state stays in float32.
 
@@ -72,9 +77,11 @@ def guided(
     Args:
         weak: gives the weaker model of autoguidance by its path.
         on_step: called after each guided prediction.
+        negative: what guidance leads away from.
+        given: what of the clips is kept, or not noised above a level.
     """
     guide = guidance.start()
-    captions = {"conditional": list(prompts), "unconditional": [""] * len(prompts), "weak": list(prompts)}
+    captions = {"conditional": list(prompts), "unconditional": [negative] * len(prompts), "weak": list(prompts)}
     contexts: dict[tuple[str, ...], TextContext] = {}
     layouts = {1: layout}
     axis = int(layout.packed)  # along which clips are joined
@@ -89,14 +96,23 @@ def guided(
         model = weak(guidance.weak) if "weak" in kinds else own
         at = layouts.setdefault(len(kinds), TokenLayout(layout.grids * len(kinds), layout.packed))
         rows = torch.cat([x_t] * len(kinds), dim=axis)
-        times = torch.full((at.clips,), t, device=x_t.device)
-        spread = at.per_token(times[:, None])
+        if given is None:
+            times = torch.full((at.clips,), t, device=x_t.device)
+            spread = at.per_token(times[:, None])
+        else:
+            kept = given.repeat(len(kinds), axis)
+            times, rows = kept.levels(t), kept.noised(rows, t)
+            spread = times[..., None]
         prediction = model.dit(
             model.objective.input(rows, spread).to(model.dtype), times.to(model.dtype), context(model, kinds), at
         )
-        return model.objective.x_0(prediction.float(), rows, spread).chunk(len(kinds), dim=axis)
+        x_0 = model.objective.x_0(prediction.float(), rows, spread)
+        return (x_0 if given is None else kept.kept(x_0, t)).chunk(len(kinds), dim=axis)
 
     def denoise(x_t: Tensor, t: float) -> Tensor:
+        if given is not None and bool(given.held(t).all()):
+            return given.rows  # nothing is to be predicted yet
+
         def predict(*kinds: str) -> Sequence[Tensor]:
             if "weak" not in kinds and layout.total <= TOGETHER_TOKENS:
                 return run(kinds, x_t, t)

@@ -109,13 +109,13 @@ class DiTBlock(nn.Module):
             x = x + self.cross(normalize(x), text.embeddings, text.mask, layout)
         return x + mlp.gate * self.mlp(modulate(x, mlp.shift, mlp.scale))
 
-    def flops(self, layout: TokenLayout, text_tokens: int) -> int:
+    def flops(self, layout: TokenLayout, text_tokens: int, timesteps: int) -> int:
         if self.joint is not None:
             attention = self.attention.flops(layout, text_tokens) + self.joint.flops(layout, text_tokens)
         else:
             assert self.cross is not None
             attention = self.attention.flops(layout) + self.cross.flops(layout, text_tokens)
-        modulation = self.modulation.flops(layout.clips)  # type: ignore[operator]
+        modulation = self.modulation.flops(timesteps)  # type: ignore[operator]
         return modulation + attention + self.mlp.flops(layout.total)
 
 
@@ -222,18 +222,20 @@ class DiT(nn.Module):
         shift, scale = (final if per_token else layout.per_token(final)).unbind(dim=-2)
         return self.unembed(modulate(x, shift, scale))
 
-    def flops(self, layout: TokenLayout, text_tokens: int) -> int:
-        """FLOPs of one forward pass with a timestep per clip, a multiplication and an addition counting as two.
+    def flops(self, layout: TokenLayout, text_tokens: int, per_token: bool = False) -> int:
+        """FLOPs of one forward pass, a multiplication and an addition counting as two.
 
         Args:
             text_tokens: length of the text, padding included.
+            per_token: whether each token has a timestep of its own.
         """
+        timesteps = layout.total if per_token else layout.clips
         rows = 4 * layout.total * self.in_dim * self.dim
         text = 2 * layout.clips * self.dim * (text_tokens * self.text_dim + self.dim)
-        condition = self.time.flops(layout.clips) + self.final_modulation.flops(layout.clips)
+        condition = self.time.flops(timesteps) + self.final_modulation.flops(timesteps)
         if isinstance(self.modulation, OwnModulation):
-            condition += self.modulation.flops(layout.clips)
-        blocks = sum(block.flops(layout, text_tokens) for block in self.blocks)  # type: ignore[operator]
+            condition += self.modulation.flops(timesteps)
+        blocks = sum(block.flops(layout, text_tokens, timesteps) for block in self.blocks)  # type: ignore[operator]
         return rows + text + condition + blocks
 
     def _project(self, text: TextContext) -> TextContext:

@@ -21,6 +21,7 @@ from lightning_sora.models.configs import DiTConfig, SamplingConfig
 from lightning_sora.models.denoiser import DenoisingTerms, OnStep, SampleOptions, guided
 from lightning_sora.models.dit import DiT
 from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
+from lightning_sora.models.given import Given, GivenRows, given_rows
 from lightning_sora.models.pixels import Clip, from_uint8, to_uint8
 from lightning_sora.models.saved import read_model, save_model
 from lightning_sora.models.seen_sizes import SeenSizes
@@ -47,6 +48,7 @@ class LatentDiffusion(nn.Module):
 
     Attributes:
         latent_dim: numbers per row.
+        tasks: specs of what it was trained on.
         seen_sizes: the sizes of clips that it was trained on; the longest is the default size of samples.
         read_weak: reads the weaker model of autoguidance by its path.
         config: the specs that :meth:`create` was given, which :meth:`save` writes.
@@ -87,6 +89,7 @@ class LatentDiffusion(nn.Module):
         self.sampler, self.guidance = SAMPLERS.create(self.sampling.sampler), guidance_of(self.sampling.guidance)
         time_schedule(self.sampling.steps, self.sampling.shift)  # refuses impossible ones now
         self.seen_sizes = SeenSizes()
+        self.tasks: tuple[str, ...] = ("text_to_video",)
         self.config: Mapping[str, Any] | None = None  # what `create` was given
         self.read_weak: Callable[[str], LatentDiffusion] = LatentDiffusion.load
         self._weak: dict[str, LatentDiffusion] = {}  # by path; no part of this one's weights
@@ -186,6 +189,7 @@ class LatentDiffusion(nn.Module):
             "vae_hash": self.vae_hash,
             "dtype": str(self.dtype).removeprefix("torch."),
             "clips": self.seen_sizes.state_dict(),
+            "tasks": list(self.tasks),
         }
         parts = {"vae": self.vae, "text": self.text, "dit": self.dit}
         return save_model(folder, KIND, self.config, parts, **told)
@@ -208,6 +212,7 @@ class LatentDiffusion(nn.Module):
             saved.fill(name, getattr(model, name))
         model.seen_sizes.load_state_dict(saved.metadata["clips"])
         model.vae_hash = saved.metadata["vae_hash"]
+        model.tasks = tuple(saved.metadata.get("tasks", model.tasks))
         return model.to(device).eval().requires_grad_(False)
 
     # From pixels to rows of latents and back.
@@ -228,11 +233,16 @@ class LatentDiffusion(nn.Module):
         In the precision of the VAE's own weights, as a cache of latents is made.
         """
         rows: dict[int, Tensor] = {}
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            for places, part in batch.split_by_grid():
-                latent = self.vae.encode_latent(from_uint8(part.videos(), self.dtype))
-                rows |= zip(places, patchify(rearrange(latent, "b c t h w -> b t h w c"), self.patch_size), strict=True)
+        for members, part in batch.split_by_grid():
+            rows |= zip(members, self.encode_videos(part.videos()), strict=True)
         return [rows[i] for i in range(len(batch))]
+
+    @torch.no_grad()
+    def encode_videos(self, videos: Sequence[Clip]) -> Float[Tensor, "clips tokens latent_dim"]:
+        """Rows of scaled latents of videos of one size, uint8 [frames height width 3]."""
+        with torch.autocast(self.device.type, enabled=False):
+            latent = self.vae.encode_latent(from_uint8(videos, self.dtype))
+        return patchify(rearrange(latent, "b c t h w -> b t h w c"), self.patch_size)
 
     def decode(self, rows: Float[Tensor, "clips tokens latent_dim"], grid: TokenGrid) -> list[Clip]:
         """Videos of rows on one grid, uint8 [frames height width 3]."""
@@ -247,15 +257,29 @@ class LatentDiffusion(nn.Module):
         t: Float[Tensor, " clips"],
         noise: Float[Tensor, "batch tokens latent_dim"],
         captions: Sequence[str],
+        strength: Float[Tensor, "batch tokens"] | None = None,
     ) -> DenoisingTerms:
-        """What the transformer makes of rows that are noised to timestep ``t`` (0 is data, 1 is noise)."""
+        """What the transformer makes of rows that are noised to timestep ``t`` (0 is data, 1 is noise).
+
+        Args:
+            strength: the level that each token is noised to at most; see :class:`~lightning_sora.models.given.Given`.
+                What is noised to less than ``t`` is seen, and not counted. None where all is to be made.
+        """
         t = t.to(x_0)
         spread = layout.per_token(t[:, None])
+        levels, counted = t, None
+        if strength is not None:
+            counted = (strength >= spread[..., 0]).float()
+            levels = torch.minimum(strength.to(x_0), spread[..., 0])
+            spread = levels[..., None]
         x_t = interpolate(x_0, noise, spread)
         text = self.text(captions)
-        prediction = self.dit(self.objective.input(x_t, spread), t, text, layout)
-        error = (prediction - self.objective.target(x_0, noise, spread)).square().mean(dim=-1)
-        return DenoisingTerms(t, layout.clip_mean(error.float()), self.objective.x_0(prediction, x_t, spread))
+        prediction = self.dit(self.objective.input(x_t, spread), levels, text, layout)
+        error = (prediction - self.objective.target(x_0, noise, spread)).square().mean(dim=-1).float()
+        of_clips = layout.clip_mean(error if counted is None else error * counted)
+        if counted is not None:
+            of_clips = of_clips / layout.clip_mean(counted)
+        return DenoisingTerms(t, of_clips, self.objective.x_0(prediction, x_t, spread))
 
     # Sampling.
     @overload
@@ -286,6 +310,8 @@ class LatentDiffusion(nn.Module):
         height: int | None = None,
         width: int | None = None,
         *,
+        negative: str = "",
+        given: Given | Sequence[Given | None] | None = None,
         seed: int = 0,
         steps: int | None = None,
         guidance: float | str | None = None,
@@ -297,6 +323,9 @@ class LatentDiffusion(nn.Module):
 
         Args:
             frames, height, width: any size that the patch divides; by default the training size.
+            negative: what guidance leads away from.
+            given: what of the clips is there already, of all or of each; None for nothing. What is kept comes out as
+                the VAE gives it back.
             seed, keys: the noise of prompt ``i`` is a function of ``seed`` and ``keys[i]`` (its index
                 if None) alone, not of the other prompts.
             steps, guidance: by default those of ``sampling``; guidance is a spec, or the scale of plain guidance.
@@ -308,7 +337,8 @@ class LatentDiffusion(nn.Module):
             uint8 [frames height width 3], values 0 to 255; a list of them for a list of prompts.
 
         Raises:
-            SoraError: a size that the patch does not divide, or impossible steps or guidance.
+            SoraError: a size that the patch does not divide, impossible steps or guidance, or what is given is of
+                another size.
         """
         native = self.seen_sizes.native or (1, self.patch.height, self.patch.width)
         size = [n if asked is None else asked for asked, n in zip((frames, height, width), native, strict=True)]
@@ -323,9 +353,12 @@ class LatentDiffusion(nn.Module):
         keys = keys if keys is not None else [(i,) for i in range(len(wanted))]
         sizes = [(grid.tokens, self.latent_dim)] * len(wanted)
         noise = torch.stack(normal_per_clip(sizes, seed, "sample", keys)).to(self.device)
+        of_each = [given] * len(wanted) if given is None or isinstance(given, Given) else list(given)
         with self.evaluating():
-            denoise = self.denoiser(wanted, layout, guidance, on_step)
-            made = self.decode(self.sampler(denoise, noise, times, progress), grid)
+            known = given_rows(of_each, grid, self.patch, noise, self.encode_videos)
+            denoise = self.denoiser(wanted, layout, guidance, on_step, negative, known)
+            rows = self.sampler(denoise, noise, times, progress)
+            made = self.decode(rows if known is None else known.put_back(rows), grid)
         return made[0] if isinstance(prompts, str) else made
 
     def denoiser(
@@ -334,10 +367,12 @@ class LatentDiffusion(nn.Module):
         layout: TokenLayout,
         guidance: float | str | None = None,
         on_step: OnStep | None = None,
+        negative: str = "",
+        given: GivenRows | None = None,
     ) -> Denoise:
         """``(x_t, t) -> x_0`` for these prompts, guided; see :func:`~lightning_sora.models.denoiser.guided`."""
         asked = self.guidance if guidance is None else guidance_of(guidance)
-        return guided(self, self.weak, prompts, layout, asked, on_step)
+        return guided(self, self.weak, prompts, layout, asked, on_step, negative, given)
 
     def weak(self, path: str) -> LatentDiffusion:
         """The weaker model of autoguidance, loaded once.
@@ -367,7 +402,15 @@ class LatentDiffusion(nn.Module):
             self.train(training)
 
     # Costs.
-    def flops(self, layout: TokenLayout, *, text_tokens: int, pixels: bool = True) -> int:
+    def flops(
+        self,
+        layout: TokenLayout,
+        *,
+        text_tokens: int,
+        pixels: bool = True,
+        part: TokenLayout | None = None,
+        per_token: bool = False,
+    ) -> int:
         """FLOPs of one training step on clips of these grids: forward and backward of what learns, forward of the rest.
 
         The transformer's are declared; those of the text encoder and of the VAE are counted. A clip counts as encoded
@@ -376,8 +419,10 @@ class LatentDiffusion(nn.Module):
         Args:
             text_tokens: length of each caption, padding included.
             pixels: whether the VAE encodes the clips, or they come as latents.
+            part: what the transformer sees of the clips; None for all.
+            per_token: whether each token has a timestep of its own.
         """
-        total = FORWARD_AND_BACKWARD * self.dit.flops(layout, text_tokens)
+        total = FORWARD_AND_BACKWARD * self.dit.flops(part or layout, text_tokens, per_token)
         text = layout.clips * self._count(("text", text_tokens), self.text, lambda: self.text.probe(text_tokens))
         total += text * (FORWARD_AND_BACKWARD if self.text.trainable else 1)
         for size in (grid.size(self.patch) for grid in layout.grids if pixels):
