@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from lightning_sora.lab.inspect import inspect_data as inspect_data
     from lightning_sora.lab.models import load as load
     from lightning_sora.lab.parts import registries as registries
+    from lightning_sora.lab.sampling import Samples as Samples
+    from lightning_sora.lab.sampling import sample as sample
+    from lightning_sora.lab.sampling import sample_again as sample_again
     from lightning_sora.lab.score import score as score
     from lightning_sora.lab.videos import read_video as read_video
     from lightning_sora.lab.videos import save_video as save_video
@@ -118,6 +121,7 @@ _PLACES = {
     "lab.inspect": ("inspect_data",),
     "lab.models": ("load",),
     "lab.parts": ("registries",),
+    "lab.sampling": ("Samples", "sample", "sample_again"),
     "lab.score": ("score",),
     "lab.videos": ("read_video", "save_video"),
     "lit.captioner": ("LitCaptioner",),

@@ -8,23 +8,86 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lab.devices import usable_device
-from lightning_sora.lab.models import load
+from lightning_sora.lab.given_files import check_files, check_rates, read_inputs, task_for
 from lightning_sora.plugins import load_packages, load_plugins
 from lightning_sora.redaction import redacted
 from lightning_sora.sealing import write_whole
-from lightning_sora.texts import read_text
+from lightning_sora.texts import parsed_json, read_text
 from lightning_sora.writing import check_folder
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lightning_sora.media import Video
+
+#: Longest prompt, in letters: no text encoder reads as much.
+LONGEST = 5000
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a model, as a sidecar file holds it; nothing else decides the pixels.
+
+    Attributes:
+        model: path of the checkpoint, the run or the saved folder.
+        prompts: one per clip.
+        seeds: of the noise of each clip.
+        negative: what guidance leads away from.
+        task: a spec; None for that which the inputs tell.
+        inputs: paths of files, or numbers, by the names that tasks know.
+        frames, height, width, fps: None for as trained; sizes in pixels.
+        sampler, steps, guidance: None for those of the recipe.
+        expand: what makes prompts rich first.
+        plugins: files that register parts.
+    """
+
+    model: str
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    negative: str = ""
+    task: str | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    frames: int | None = None
+    height: int | None = None
+    width: int | None = None
+    fps: float | None = None
+    sampler: str | None = None
+    steps: int | None = None
+    guidance: str | float | None = None
+    expand: str | None = None
+    plugins: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raises SoraError for what can be told without the model."""
+        from lightning_sora.diffusion.guidance import guidance_of
+        from lightning_sora.diffusion.samplers import SAMPLERS
+        from lightning_sora.tasks import TASKS
+
+        if not self.prompts:
+            raise SoraError("nothing to sample; give --prompt TEXT or --prompts FILE")
+        for text in (*self.prompts, self.negative):
+            if len(text) > LONGEST:
+                raise SoraError(f"a prompt has {len(text)} letters, beginning {text[:40]!r}; give {LONGEST} at most")
+        if not os.path.exists(self.model):
+            raise SoraError(
+                f"no checkpoint at {self.model}; give the path of a .ckpt file that `lightning-sora fit` wrote, or of "
+                "its run's folder"
+            )
+        TASKS.create(self.task or task_for(self.inputs))
+        if self.guidance is not None:
+            guidance_of(self.guidance)
+        if self.sampler is not None:
+            SAMPLERS.create(self.sampler)
+        check_files(self.inputs)
+        check_rates(self.inputs, self.fps)
 
 
 @dataclass(frozen=True)
@@ -34,8 +97,8 @@ class Samples:
     Attributes:
         prompts: as asked for.
         expanded: what was sampled from; the prompts themselves where nothing makes them rich.
-        videos: uint8 [frames height width 3], one per prompt.
-        files: an MP4 and a GIF of each, then contact_sheet.png and samples.json, which tells how they were made.
+        videos: uint8 [frames height width 3], one per prompt and seed.
+        files: of each an MP4, a GIF and a JSON, by which it can be made again; then contact_sheet.png.
     """
 
     prompts: tuple[str, ...]
@@ -54,98 +117,173 @@ class Samples:
 
 
 def sample(
-    checkpoint: str | Path, prompts: Sequence[str], *, frames: int | None = None, height: int | None = None,
-    width: int | None = None, fps: float | None = None, seed: int = 0, steps: int | None = None,
-    guidance: str | float | None = None, expand: str | None = None, plugins: Sequence[str | Path] = (),
-    out: str | Path | None = None, scale: int = 1, batch_size: int = 8, device: str | None = None,
+    model: str | Path, prompts: str | Sequence[str], *, seed: int | Sequence[int] = 0, negative: str = "",
+    task: str | None = None, inputs: Mapping[str, Any] | None = None, frames: int | None = None,
+    height: int | None = None, width: int | None = None, fps: float | None = None, sampler: str | None = None,
+    steps: int | None = None, guidance: str | float | None = None, expand: str | None = None,
+    plugins: Sequence[str | Path] = (), out: str | Path | None = None, scale: int = 1, preview: bool = False,
+    device: str | None = None,
 ) -> Samples:  # fmt: skip
-    """Makes a video per prompt, and writes each as MP4 and GIF, with a contact sheet of all.
+    """Makes a video per prompt and seed, and writes each as MP4 and GIF with what makes it again, and a contact sheet.
 
     Args:
-        checkpoint: of a LitDiT, the folder of its run, or one that ``save`` of a model wrote.
+        model: a checkpoint of a LitDiT, the folder of its run, or one that ``save`` wrote.
+        seed: of the noise, or several; the noise depends on the seed alone.
+        negative: what guidance leads away from.
+        task: spec of what is made of the inputs; None for what they tell.
+        inputs: paths of images and videos, or numbers, by name: "image", "first", "last", "video", "second", "mask",
+            "strength", "extra", "times".
         frames, height, width, fps: None for as trained; sizes in pixels.
-        seed: of the noise; the same seed gives the same videos.
-        steps, guidance: None for those of the recipe; guidance is a scale, 1 is off, or a spec.
+        sampler, steps, guidance: None for those of the recipe; guidance is a scale, 1 is off, or a spec.
         expand: what makes prompts rich first: a LitExpander's checkpoint, hf(...) or openai(...).
         plugins: files that register parts.
         out: folder; None for samples/prompts in the run's.
         scale: each pixel of a file is so many wide and high.
-        batch_size: videos at once.
+        preview: keep preview.png, the middle frame of what is being made, up to date after each step.
         device: None for CUDA where there is one.
 
     Raises:
-        SoraError: no prompt, no such checkpoint, one of another model, or a size that the model cannot have.
+        SoraError: no prompt, no such model, an input that is missing, not taken or unreadable, or a size that the model
+            cannot have.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> made = ls.sample("outputs/world_dit", "a red cube", inputs={"image": "cube.png"})  # doctest: +SKIP
     """
-    if not prompts:
-        raise SoraError("nothing to sample; give --prompt TEXT or --prompts FILE")
-    place, asked = Path(checkpoint), list(prompts)
-    if not os.path.exists(place):
-        raise SoraError(f"no checkpoint at {place}; give a .ckpt file that `lightning-sora fit` wrote, or its folder")
-    folder = _samples_of(place) if out is None else Path(out)
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    pairs = [(text, one) for text in texts for one in seeds]
+    request = Request(
+        str(model), tuple(text for text, _ in pairs), tuple(one for _, one in pairs), negative, task,
+        dict(inputs or {}), frames, height, width, fps, sampler, steps, guidance, expand, tuple(map(str, plugins)),
+    )  # fmt: skip
+    return _sample(request, out=out, scale=scale, preview=preview, device=device)
+
+
+def sample_again(
+    sidecar: str | Path, *, out: str | Path | None = None, scale: int = 1, preview: bool = False,
+    device: str | None = None,
+) -> Samples:  # fmt: skip
+    """Makes a video again by the JSON beside it: on the same machine the same, bit for bit.
+
+    Args:
+        sidecar: the JSON of a clip.
+        out: folder; None for ``again`` beside the JSON.
+        scale, preview, device: see :func:`sample`.
+
+    Raises:
+        SoraError: no such file, or the model or what it was given is not what it was.
+    """
+    path = Path(sidecar)
+    told = parsed_json(read_text(path), path)
+    known = {one.name for one in fields(Request)}
+    if not isinstance(told, dict) or not isinstance(told.get("request"), dict) or set(told["request"]) != known:
+        raise SoraError(f"{path} is no sidecar of a sample; give the JSON beside an MP4 that `sample` wrote")
+    request = Request(**{**told["request"], **{n: tuple(told["request"][n]) for n in ("prompts", "seeds", "plugins")}})
+    folder = path.parent / "again" if out is None else out
+    return _sample(request, out=folder, scale=scale, preview=preview, device=device, expected=told, stem=path.stem)
+
+
+def _sample(
+    request: Request, *, out: str | Path | None, scale: int, preview: bool, device: str | None,
+    expected: Mapping[str, Any] | None = None, stem: str | None = None,
+) -> Samples:  # fmt: skip
+    load_packages()
+    load_plugins(request.plugins)
+    request.check()
+    folder = _samples_of(Path(request.model)) if out is None else Path(out)
     check_folder("--out", folder)
 
     from tqdm import tqdm
 
     from lightning_sora import media
-    from lightning_sora.diffusion.guidance import guidance_of
+    from lightning_sora.lab.models import load
     from lightning_sora.lit.expander import create_expander
-    from lightning_sora.lit.generate import GenerativeModule
     from lightning_sora.models.latent_diffusion import LatentDiffusion
+    from lightning_sora.spacetime import VideoSize
+    from lightning_sora.tasks import TASKS, sample_task
 
-    load_packages()
-    load_plugins(plugins)
-    if guidance is not None:
-        guidance_of(guidance)  # refused before the model is loaded
-    told: dict[str, Any] = {"ckpt": str(place), "seed": seed}
-    expanded = asked
-    if expand is not None:
-        expander = create_expander(expand, str(usable_device(device)))
-        expanded = expander.expand(asked, seed=seed)
-        told |= {"expander": expand, "expander_fingerprint": expander.fingerprint()}
-    model = load(place, device)
-    if not isinstance(model, GenerativeModule | LatentDiffusion):
-        raise SoraError(f"{place} is of a {type(model).__name__}, which makes no videos of prompts; give a LitDiT's")
-    own = model if isinstance(model, LatentDiffusion) else model.model
-    rate = fps or own.seen_sizes.fps
+    place, asked = usable_device(device), list(request.prompts)
+    expanded, expander = asked, None
+    if request.expand is not None:
+        made_rich = create_expander(request.expand, str(place))
+        expander = made_rich.fingerprint()
+        expanded = [made_rich.expand([text], seed=one)[0] for text, one in zip(asked, request.seeds, strict=True)]
+    loaded = load(request.model, place)
+    model: Any = loaded if isinstance(loaded, LatentDiffusion) else getattr(loaded, "model", None)
+    if not isinstance(model, LatentDiffusion):
+        raise SoraError(f"{request.model} holds a {type(loaded).__name__}, which makes no videos; give a LitDiT's")
+    native = model.seen_sizes.native or (1, model.patch.height, model.patch.width)
+    wanted = (request.frames, request.height, request.width)
+    size = VideoSize(*(given or trained for given, trained in zip(wanted, native, strict=True)))
+    rate = request.fps or model.seen_sizes.fps
+    task = request.task or task_for(request.inputs)
+    inputs = read_inputs(TASKS.create(task), request.inputs, size, rate)
+    known = {
+        "model": model.fingerprint(),
+        "expander": expander,
+        "inputs": {name: _digest(value) for name, value in inputs.items() if not isinstance(value, int | float)},
+    }
+    if expected is not None:
+        changed = [name for name, value in known.items() if value != expected.get(name)]
+        if changed:
+            raise SoraError(f"the {' and the '.join(changed)} of this sample changed since; it cannot be made again")
+    drawn = model.sampling
+    own = {"sampler": str(drawn.sampler), "steps": drawn.steps, "guidance": drawn.guidance}
+    asked_for = {name: getattr(request, name) for name in own if getattr(request, name) is not None}
+    told = {
+        **known, **own, **asked_for, "shift": drawn.shift, "size": list(size), "fps": rate, "task": task,
+        "run_id": getattr(loaded, "run_id", None), "device": str(place),
+    }  # fmt: skip
     videos: list[Video] = []
     written: list[Path] = []
-    for start in range(0, len(expanded), batch_size):
-        some = expanded[start : start + batch_size]
-        label = f"sampling {start + len(some)}/{len(expanded)}"
-        made = model.sample(
-            some,
-            frames,
-            height,
-            width,
-            seed=seed,
-            steps=steps,
-            guidance=guidance,
-            # A prompt's noise depends on its place among all, not on the size of the batches.
-            keys=[(index,) for index in range(start, start + len(some))],
+    for index, (text, one) in enumerate(zip(expanded, request.seeds, strict=True)):
+        on_step = partial(_preview, model, folder / "preview.png", size, scale) if preview else None
+        label = f"sampling {index + 1}/{len(expanded)}"
+        # One by one: what a clip is computed beside changes its last digits.
+        (video,) = sample_task(
+            model, task, [text], size, inputs, keys=[(0,)], seed=one, negative=request.negative,
+            sampler=request.sampler, steps=request.steps, guidance=request.guidance, on_step=on_step,
             progress=partial(tqdm, desc=label, unit="step", file=sys.stderr),
-        )
-        for index, video in enumerate(made, start):  # at once: what is made is kept, whatever becomes of the rest
-            name = folder / f"{index:03d}_{_slug(asked[index])}_seed{seed}"
-            written += [name.with_suffix(".mp4"), name.with_suffix(".gif")]
-            media.write_mp4(written[-2], video, rate, scale=scale)
-            media.write_gif(written[-1], video, rate, scale=scale)
-        videos += made
+        )  # fmt: skip
+        name = folder / (f"{index:03d}_{_slug(asked[index])}_seed{one}" if stem is None else stem)
+        written += [name.with_suffix(ending) for ending in (".mp4", ".gif", ".json")]
+        media.write_mp4(written[-3], video, rate, scale=scale)
+        media.write_gif(written[-2], video, rate, scale=scale)
+        alone = replace(request, prompts=(asked[index],), seeds=(one,))
+        digest = _digest(video)
+        sidecar = {"request": asdict(alone), "expanded": text, "pixels": digest, **told}
+        write_whole(written[-1], json.dumps(redacted(sidecar), indent=1, ensure_ascii=False, default=str).encode())
+        if expected is not None and digest != expected["pixels"]:
+            raise SoraError(
+                f"{name.with_suffix('.mp4')} differs from what was made before: this machine or this version of torch "
+                "computes otherwise"
+            )
+        videos.append(video)
     written.append(folder / "contact_sheet.png")
     media.contact_sheet(written[-1], videos, asked)
-    written.append(folder / "samples.json")
-    told |= {"run_id": getattr(model, "run_id", None), "size": list(videos[0].shape[:3]), "fps": rate}
-    told |= {"steps": own.sampling.steps if steps is None else steps}
-    told |= {"guidance": own.sampling.guidance if guidance is None else guidance}
-    told["prompts"] = [
-        {"prompt": short, **({"expanded": rich} if expand else {})} for short, rich in zip(asked, expanded, strict=True)
-    ]
-    write_whole(written[-1], json.dumps(redacted(told), indent=1, ensure_ascii=False).encode())
     return Samples(tuple(asked), tuple(expanded), tuple(videos), rate, tuple(written))
 
 
 def read_prompts(path: str | Path) -> list[str]:
     """Returns the prompts of a text file, one per line, without empty ones."""
     return [line.strip() for line in read_text(Path(path)).splitlines() if line.strip()]
+
+
+def _preview(model: Any, file: Path, size: tuple[int, int, int], scale: int, t: float, x_0: Tensor) -> None:
+    from lightning_sora import media
+    from lightning_sora.spacetime import TokenGrid
+
+    grid = TokenGrid.of(*size, model.patch)
+    if x_0.shape[1] == grid.tokens:  # a task may make other sizes on its way
+        (clip,) = model.decode(x_0[:1], grid)
+        media.write_image(file, clip[len(clip) // 2], scale=scale)
+
+
+def _digest(video: Tensor) -> str:
+    import hashlib
+
+    return hashlib.sha256(repr(tuple(video.shape)).encode() + video.contiguous().numpy().tobytes()).hexdigest()
 
 
 def _samples_of(checkpoint: Path) -> Path:

@@ -52,6 +52,7 @@ class SampleOptions(TypedDict, total=False):
     negative: str
     given: Given | Sequence[Given | None] | None
     seed: int
+    sampler: str | None
     steps: int | None
     guidance: float | str | None
     keys: Sequence[tuple[Any, ...]] | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -120,6 +121,14 @@ class LatentDiffusion(nn.Module):
     def vae_hash(self, value: str) -> None:
         # Of the weights that are about to be loaded.
         self._vae_hash = value
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over its parts and their weights."""
+        digest = hashlib.blake2b(repr([self.vae_hash, self.objective, self.patch_size]).encode(), digest_size=8)
+        for name, value in sorted({**self.dit.state_dict(), **self.text.state_dict(prefix="text.")}.items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def check_latents(self, vae_hash: str | None) -> None:
         """Raises SoraError for latents of another VAE."""
@@ -313,6 +322,7 @@ class LatentDiffusion(nn.Module):
         negative: str = "",
         given: Given | Sequence[Given | None] | None = None,
         seed: int = 0,
+        sampler: str | None = None,
         steps: int | None = None,
         guidance: float | str | None = None,
         keys: Sequence[tuple[Any, ...]] | None = None,
@@ -328,7 +338,8 @@ class LatentDiffusion(nn.Module):
                 the VAE gives it back.
             seed, keys: the noise of prompt ``i`` is a function of ``seed`` and ``keys[i]`` (its index
                 if None) alone, not of the other prompts.
-            steps, guidance: by default those of ``sampling``; guidance is a spec, or the scale of plain guidance.
+            sampler, steps, guidance: by default those of ``sampling``; guidance is a spec, or the scale of plain
+                guidance.
             progress: wraps the list of steps, for a progress bar.
             on_step: called after each guided prediction with its timestep and its ``x_0``, rows that :meth:`decode`
                 shows.
@@ -357,7 +368,8 @@ class LatentDiffusion(nn.Module):
         with self.evaluating():
             known = given_rows(of_each, grid, self.patch, noise, self.encode_videos)
             denoise = self.denoiser(wanted, layout, guidance, on_step, negative, known)
-            rows = self.sampler(denoise, noise, times, progress)
+            solve = self.sampler if sampler is None else SAMPLERS.create(sampler)
+            rows = solve(denoise, noise, times, progress)
             made = self.decode(rows if known is None else known.put_back(rows), grid)
         return made[0] if isinstance(prompts, str) else made
 

@@ -40,7 +40,7 @@ STILLS, CLIPS, NUMBERS = ("image", "first", "last"), ("video", "second", "mask")
 Inputs = Mapping[str, Any]
 
 
-class Samples(Protocol):
+class SamplingModel(Protocol):
     """What a task asks of a model."""
 
     tasks: tuple[str, ...]
@@ -48,9 +48,8 @@ class Samples(Protocol):
     @property
     def patch(self) -> PatchSize: ...
 
-    def sample(
-        self, prompts: Sequence[str], frames: int | None, height: int | None, width: int | None, **options: Any
-    ) -> list[Clip]: ...
+    @property
+    def sample(self) -> Callable[..., Any]: ...
 
 
 class Task(ABC):
@@ -94,7 +93,7 @@ class Task(ABC):
         return None
 
     def sample(
-        self, model: Samples, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
+        self, model: SamplingModel, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
     ) -> list[Clip]:
         """A clip of each prompt, from checked inputs (see :func:`sample_task`)."""
         given = self.given(size, model.patch, inputs)
@@ -163,7 +162,7 @@ def _clip(name: str, value: Tensor, size: VideoSize) -> Clip:
 
 
 def sample_task(
-    model: Samples, task: str, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
+    model: SamplingModel, task: str, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
 ) -> list[Clip]:
     """Makes a clip of each prompt by a task.
 

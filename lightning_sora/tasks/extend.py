@@ -10,7 +10,7 @@ import torch
 from lightning_sora.errors import SoraError
 from lightning_sora.models.given import Given
 from lightning_sora.spacetime import PatchSize, TokenGrid, VideoSize
-from lightning_sora.tasks.base import Clip, Inputs, Samples, Strengths, Task, anew, between, blank, register_task
+from lightning_sora.tasks.base import Clip, Inputs, SamplingModel, Strengths, Task, anew, between, blank, register_task
 
 
 def _share(context: float) -> float:
@@ -71,7 +71,7 @@ class ExtendForward(Task):
         return continued(size, inputs["video"], _before(size, patch, self.context, len(inputs["video"])))
 
     def sample(
-        self, model: Samples, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
+        self, model: SamplingModel, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
     ) -> list[Clip]:
         clips = [inputs["video"]] * len(prompts)
         more = inputs.get("extra", size.frames - _before(size, model.patch, self.context, len(clips[0])))
@@ -79,7 +79,7 @@ class ExtendForward(Task):
 
     def extended(
         self,
-        model: Samples,
+        model: SamplingModel,
         prompts: Sequence[str],
         clips: Sequence[Clip],
         frames: int,
@@ -129,7 +129,7 @@ class ExtendBackward(Task):
         return Given(video, strength)
 
     def sample(
-        self, model: Samples, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
+        self, model: SamplingModel, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
     ) -> list[Clip]:
         keys = options.pop("keys")
         made = [inputs["video"] for _ in prompts]
@@ -186,7 +186,7 @@ class Connect(Task):
         return Given(video, strength)
 
     def sample(
-        self, model: Samples, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
+        self, model: SamplingModel, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
     ) -> list[Clip]:
         before, after = self._counts(size, model.patch, inputs)
         made = super().sample(model, prompts, size, inputs, **options)
@@ -205,7 +205,7 @@ class Loop(Connect):
         return super().given(size, patch, {**inputs, "second": inputs["video"]}) if "video" in inputs else None
 
     def sample(
-        self, model: Samples, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
+        self, model: SamplingModel, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
     ) -> list[Clip]:
         keys = options.pop("keys")
         clips = [inputs["video"]] * len(prompts) if "video" in inputs else None

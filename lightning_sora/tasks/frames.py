@@ -10,7 +10,7 @@ import torch
 from lightning_sora.errors import SoraError
 from lightning_sora.models.given import Given
 from lightning_sora.spacetime import PatchSize, TokenGrid, VideoSize
-from lightning_sora.tasks.base import Clip, Inputs, Samples, Strengths, Task, anew, between, blank, register_task
+from lightning_sora.tasks.base import Clip, Inputs, SamplingModel, Strengths, Task, anew, between, blank, register_task
 
 
 @register_task("image_to_video")
@@ -101,7 +101,7 @@ class Interpolate(Task):
         return Given(video, strength)
 
     def sample(
-        self, model: Samples, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
+        self, model: SamplingModel, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
     ) -> list[Clip]:
         shown, times = inputs["video"], inputs["times"]
         if len(shown) < 2:

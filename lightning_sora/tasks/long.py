@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lightning_sora.spacetime import TokenGrid, VideoSize
-from lightning_sora.tasks.base import Clip, Inputs, Samples, Strengths, Task, between, register_task
+from lightning_sora.tasks.base import Clip, Inputs, SamplingModel, Strengths, Task, between, register_task
 from lightning_sora.tasks.extend import ExtendForward, continued
 
 
@@ -29,7 +29,7 @@ class Windows(Task):
         return self.forward.strengths(grid, draw)
 
     def sample(
-        self, model: Samples, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
+        self, model: SamplingModel, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
     ) -> list[Clip]:
         keys = options.pop("keys")
         first = model.sample(prompts, *size, keys=[(*key, "first") for key in keys], **options)
@@ -53,7 +53,7 @@ class Rollout(Task):
         return of_frames[:, None, None].expand(tuple(grid)).clone()
 
     def sample(
-        self, model: Samples, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
+        self, model: SamplingModel, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
     ) -> list[Clip]:
         keys, step = options.pop("keys"), model.patch.frames
         made = model.sample(prompts, *size._replace(frames=1), keys=[(*key, 0) for key in keys], **options)

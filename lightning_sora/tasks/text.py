@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lightning_sora.spacetime import TokenGrid, VideoSize
-from lightning_sora.tasks.base import Clip, Inputs, Samples, Strengths, Task, anew, register_task
+from lightning_sora.tasks.base import Clip, Inputs, SamplingModel, Strengths, Task, anew, register_task
 
 
 @register_task("text_to_video")
@@ -28,6 +28,6 @@ class TextToImage(TextToVideo):
         return replace(grid, frames=1)
 
     def sample(
-        self, model: Samples, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
+        self, model: SamplingModel, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
     ) -> list[Clip]:
         return super().sample(model, prompts, size._replace(frames=1), inputs, **options)

@@ -13,7 +13,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.models.given import Given
 from lightning_sora.spacetime import PatchSize, TokenGrid, VideoSize
 from lightning_sora.tasks import TASKS, register_task
-from lightning_sora.tasks.base import Clip, Inputs, Samples, Strengths, Task
+from lightning_sora.tasks.base import Clip, Inputs, SamplingModel, Strengths, Task
 from lightning_sora.tasks.contract import CONTRACT
 from lightning_sora.tasks.extend import Connect, ExtendForward
 from lightning_sora.tasks.frames import ImageToVideo, Interpolate
@@ -66,7 +66,7 @@ class StartsLate(ImageToVideo):
 
 class DropsAFrame(ExtendForward):
     def sample(
-        self, model: Samples, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
+        self, model: SamplingModel, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
     ) -> list[Clip]:
         return [
             torch.cat([clip[:4], clip[5:], clip[-1:]])
@@ -76,7 +76,7 @@ class DropsAFrame(ExtendForward):
 
 class Swaps(Connect):
     def sample(
-        self, model: Samples, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
+        self, model: SamplingModel, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
     ) -> list[Clip]:
         swapped = {"video": inputs["second"], "second": inputs["video"]}
         return super().sample(model, prompts, size, swapped, **options)
@@ -94,28 +94,28 @@ class IgnoresStrength(Edit):
 
 class IsLate(Interpolate):
     def sample(
-        self, model: Samples, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
+        self, model: SamplingModel, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
     ) -> list[Clip]:
         return [clip.roll(1, 0) for clip in super().sample(model, prompts, size, inputs, **options)]
 
 
 class OneForAll(ImageToVideo):
     def sample(
-        self, model: Samples, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
+        self, model: SamplingModel, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
     ) -> list[Clip]:
         return super().sample(model, prompts, size, inputs, **(options | {"keys": [(0,)] * len(prompts)}))
 
 
 class MixesPrompts(ImageToVideo):
     def sample(
-        self, model: Samples, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
+        self, model: SamplingModel, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
     ) -> list[Clip]:
         return super().sample(model, [f"{prompt} of {len(prompts)}" for prompt in prompts], size, inputs, **options)
 
 
 class StopsEarly(ExtendForward):
     def sample(
-        self, model: Samples, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
+        self, model: SamplingModel, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
     ) -> list[Clip]:
         return [clip[:-1] for clip in super().sample(model, prompts, size, inputs, **options)]
 
