@@ -181,11 +181,10 @@ def test_clips_that_cannot_be_read_have_a_row_with_the_reason(
 def test_sampling_from_expanded_prompts_keeps_both(runs: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
     common = ["sample", "--ckpt", str(runs["dit"]), "--prompt", "a red cube", "--out", str(tmp_path / "s")]
     assert main([*common, "--expand", str(runs["expander"])]) == 0
-    written = json.loads((tmp_path / "s" / "samples.json").read_text())
-    assert (written["expander"], written["seed"], written["steps"]) == (str(runs["expander"]), 0, 2)
-    assert written["ckpt"] == str(runs["dit"])
-    (told,) = written["prompts"]
-    assert told["prompt"] == "a red cube"
+    told = json.loads((tmp_path / "s" / "000_a-red-cube_seed0.json").read_text())
+    asked = told["request"]
+    assert (asked["expand"], asked["seeds"], told["steps"]) == (str(runs["expander"]), [0], 2)
+    assert (asked["model"], asked["prompts"]) == (str(runs["dit"]), ["a red cube"])
     assert told["expanded"] != "a red cube"
     assert (tmp_path / "s" / "000_a-red-cube_seed0.mp4").exists()
     assert f"a red cube -> {told['expanded']}" in capsys.readouterr().out
