@@ -60,7 +60,9 @@ def write_mp4(path: str | Path, video: Video, fps: float, *, scale: int = 1) -> 
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         stream.thread_type = "NONE"
         if encoder == "libx264":
-            stream.options = {"crf": "16", "preset": "fast"}
+            # Without frames that refer to later ones: of small pictures, x264 decides on those by memory that it never
+            # wrote (seen with AVX-512), so that one video would make several files.
+            stream.options = {"crf": "16", "preset": "fast", "bf": "0"}
         else:
             stream.bit_rate = max(200_000, frames.shape[1] * frames.shape[2] * math.ceil(rate) // 4)
         for picture in frames:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, Unpack, overload
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_sora.diffusion.guidance import guidance_of
 from lightning_sora.diffusion.paths import OBJECTIVES, Objective, interpolate
@@ -23,20 +22,21 @@ from lightning_sora.models.denoiser import DenoisingTerms, OnStep, SampleOptions
 from lightning_sora.models.dit import DiT
 from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.models.given import Given, GivenRows, given_rows
-from lightning_sora.models.pixels import Clip, from_uint8, to_uint8
+from lightning_sora.models.latent_space import LatentSpace
+from lightning_sora.models.pixels import Clip
 from lightning_sora.models.saved import read_model, save_model
 from lightning_sora.models.seen_sizes import SeenSizes
 from lightning_sora.models.text import TEXT_ENCODERS, TextEncoder
 from lightning_sora.models.vae import VAES, VideoVAE
 from lightning_sora.randomness import initialize, normal_per_clip
-from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid, TokenLayout, patchify, unpatchify
+from lightning_sora.spacetime import PatchSize, TokenGrid, TokenLayout
 
 log = logging.getLogger(__name__)
 
 KIND = "latent_diffusion"
 
 
-class LatentDiffusion(nn.Module):
+class LatentDiffusion(LatentSpace):
     """A diffusion transformer on the latents of a frozen VAE (Rombach et al. 2022, arXiv:2112.10752), guided by text.
 
     Args:
@@ -76,15 +76,12 @@ class LatentDiffusion(nn.Module):
         patch_size: Sequence[int] = (1, 1, 1),
         sampling: SamplingConfig | None = None,
     ) -> None:
-        super().__init__()
-        self.patch_size = PatchSize.of(patch_size)
-        self.latent_dim = self.patch_size.volume * vae.latent_channels
+        super().__init__(vae, patch_size)
         if (dit.in_dim, dit.text_dim) != (self.latent_dim, text.dim):
             raise SoraError(
                 f"a DiT of in_dim={dit.in_dim} and text_dim={dit.text_dim} does not fit this VAE, patch size and text "
                 f"encoder, which ask for {self.latent_dim} and {text.dim}"
             )
-        self.vae = vae.requires_grad_(False).eval()
         self.text, self.dit, self.objective = text, dit, objective
         self.sampling = sampling or SamplingConfig()
         self.sampler, self.guidance = SAMPLERS.create(self.sampling.sampler), guidance_of(self.sampling.guidance)
@@ -94,13 +91,7 @@ class LatentDiffusion(nn.Module):
         self.config: Mapping[str, Any] | None = None  # what `create` was given
         self.read_weak: Callable[[str], LatentDiffusion] = LatentDiffusion.load
         self._weak: dict[str, LatentDiffusion] = {}  # by path; no part of this one's weights
-        self._vae_hash: str | None = None
         self._count = CountedFlops()
-
-    @property
-    def patch(self) -> PatchSize:
-        """Pixels per row."""
-        return self.vae.stride * self.patch_size
 
     @property
     def dtype(self) -> torch.dtype:
@@ -110,18 +101,6 @@ class LatentDiffusion(nn.Module):
     def device(self) -> torch.device:
         return self.dit.embed.weight.device
 
-    @property
-    def vae_hash(self) -> str:
-        """The frozen VAE's fingerprint."""
-        if self._vae_hash is None:
-            self._vae_hash = self.vae.fingerprint()
-        return self._vae_hash
-
-    @vae_hash.setter
-    def vae_hash(self, value: str) -> None:
-        # Of the weights that are about to be loaded.
-        self._vae_hash = value
-
     def fingerprint(self) -> str:
         """16 hexadecimal digits over its parts and their weights."""
         digest = hashlib.blake2b(repr([self.vae_hash, self.objective, self.patch_size]).encode(), digest_size=8)
@@ -129,19 +108,6 @@ class LatentDiffusion(nn.Module):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
-
-    def check_latents(self, vae_hash: str | None) -> None:
-        """Raises SoraError for latents of another VAE."""
-        if vae_hash != self.vae_hash:
-            raise SoraError(
-                f"latents of VAE {vae_hash} but this model's VAE is {self.vae_hash}; make the latents anew with this "
-                "VAE (`lightning-sora data cache`)"
-            )
-
-    def train(self, mode: bool = True) -> LatentDiffusion:
-        super().train(mode)
-        self.vae.eval()
-        return self
 
     # Specs of its parts, made or read.
     @classmethod
@@ -223,40 +189,6 @@ class LatentDiffusion(nn.Module):
         model.vae_hash = saved.metadata["vae_hash"]
         model.tasks = tuple(saved.metadata.get("tasks", model.tasks))
         return model.to(device).eval().requires_grad_(False)
-
-    # From pixels to rows of latents and back.
-    def encode(self, batch: SpacetimeBatch) -> Float[Tensor, "batch tokens latent_dim"]:
-        """What diffusion sees of a batch of pixels or of latents: a row of scaled latents per token.
-
-        Raises:
-            SoraError: latents of another VAE.
-        """
-        if batch.space == "latent":
-            self.check_latents(batch.vae_hash)
-            return batch.patches.to(self.dtype)
-        return batch.layout.join(self.encode_clips(batch))
-
-    def encode_clips(self, batch: SpacetimeBatch) -> list[Float[Tensor, "tokens latent_dim"]]:
-        """Rows of scaled latents of each clip of a batch of pixels, on its own grid.
-
-        In the precision of the VAE's own weights, as a cache of latents is made.
-        """
-        rows: dict[int, Tensor] = {}
-        for members, part in batch.split_by_grid():
-            rows |= zip(members, self.encode_videos(part.videos()), strict=True)
-        return [rows[i] for i in range(len(batch))]
-
-    @torch.no_grad()
-    def encode_videos(self, videos: Sequence[Clip]) -> Float[Tensor, "clips tokens latent_dim"]:
-        """Rows of scaled latents of videos of one size, uint8 [frames height width 3]."""
-        with torch.autocast(self.device.type, enabled=False):
-            latent = self.vae.encode_latent(from_uint8(videos, self.dtype))
-        return patchify(rearrange(latent, "b c t h w -> b t h w c"), self.patch_size)
-
-    def decode(self, rows: Float[Tensor, "clips tokens latent_dim"], grid: TokenGrid) -> list[Clip]:
-        """Videos of rows on one grid, uint8 [frames height width 3]."""
-        latent = rearrange(unpatchify(rows, grid, self.patch_size), "b t h w c -> b c t h w")
-        return to_uint8(self.vae.decode_latent(latent.to(self.dtype)))
 
     # Training.
     def terms(

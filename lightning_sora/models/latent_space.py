@@ -1,0 +1,108 @@
+"""LatentSpace: what diffusion works in, the latents of a frozen VAE cut into rows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lightning_sora.errors import SoraError
+from lightning_sora.models.pixels import Clip, from_uint8, to_uint8
+from lightning_sora.models.vae import VideoVAE
+from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid, patchify, unpatchify
+
+
+class LatentSpace(nn.Module, ABC):
+    """A frozen VAE, and rows of its scaled latents: one per spacetime patch.
+
+    Args:
+        vae: frozen here.
+        patch_size: latent positions per row (frames, height, width).
+
+    Attributes:
+        latent_dim: numbers per row.
+    """
+
+    def __init__(self, vae: VideoVAE, patch_size: Sequence[int]) -> None:
+        super().__init__()
+        self.patch_size = PatchSize.of(patch_size)
+        self.latent_dim = self.patch_size.volume * vae.latent_channels
+        self.vae = vae.requires_grad_(False).eval()
+        self._vae_hash: str | None = None
+
+    @property
+    def patch(self) -> PatchSize:
+        """Pixels per row."""
+        return self.vae.stride * self.patch_size
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def vae_hash(self) -> str:
+        """The frozen VAE's fingerprint."""
+        if self._vae_hash is None:
+            self._vae_hash = self.vae.fingerprint()
+        return self._vae_hash
+
+    @vae_hash.setter
+    def vae_hash(self, value: str) -> None:
+        # Of the weights that are about to be loaded.
+        self._vae_hash = value
+
+    def check_latents(self, vae_hash: str | None) -> None:
+        """Raises SoraError for latents of another VAE."""
+        if vae_hash != self.vae_hash:
+            raise SoraError(
+                f"latents of VAE {vae_hash} but this model's VAE is {self.vae_hash}; make the latents anew with this "
+                "VAE (`lightning-sora data cache`)"
+            )
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.vae.eval()
+        return self
+
+    def encode(self, batch: SpacetimeBatch) -> Float[Tensor, "batch tokens latent_dim"]:
+        """What diffusion sees of a batch of pixels or of latents: a row of scaled latents per token.
+
+        Raises:
+            SoraError: latents of another VAE.
+        """
+        if batch.space == "latent":
+            self.check_latents(batch.vae_hash)
+            return batch.patches.to(self.dtype)
+        return batch.layout.join(self.encode_clips(batch))
+
+    def encode_clips(self, batch: SpacetimeBatch) -> list[Float[Tensor, "tokens latent_dim"]]:
+        """Rows of scaled latents of each clip of a batch of pixels, on its own grid.
+
+        In the precision of the VAE's own weights, as a cache of latents is made.
+        """
+        rows: dict[int, Tensor] = {}
+        for members, part in batch.split_by_grid():
+            rows |= zip(members, self.encode_videos(part.videos()), strict=True)
+        return [rows[i] for i in range(len(batch))]
+
+    @torch.no_grad()
+    def encode_videos(self, videos: Sequence[Clip]) -> Float[Tensor, "clips tokens latent_dim"]:
+        """Rows of scaled latents of videos of one size, uint8 [frames height width 3]."""
+        with torch.autocast(self.device.type, enabled=False):
+            latent = self.vae.encode_latent(from_uint8(videos, self.dtype))
+        return patchify(rearrange(latent, "b c t h w -> b t h w c"), self.patch_size)
+
+    def decode(self, rows: Float[Tensor, "clips tokens latent_dim"], grid: TokenGrid) -> list[Clip]:
+        """Videos of rows on one grid, uint8 [frames height width 3]."""
+        latent = rearrange(unpatchify(rows, grid, self.patch_size), "b t h w c -> b c t h w")
+        return to_uint8(self.vae.decode_latent(latent.to(self.dtype)))
