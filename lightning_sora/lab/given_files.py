@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,27 @@ def task_for(inputs: Mapping[str, Any]) -> str:
             return task
     told = ", ".join(f"{' and '.join(names)}: {task}" for names, task in BY_INPUTS)
     raise SoraError(f"{' and '.join(sorted(there))} alone tells no task; give --task NAME, or more inputs ({told})")
+
+
+def task_of_flags(
+    given: Mapping[str, Any], *, connect: Sequence[str] | None, loop: bool, backward: bool, task: str | None
+) -> tuple[str | None, dict[str, Any]]:
+    """The task that flags name, None if their inputs tell it, and those inputs.
+
+    Raises:
+        SoraError: flags that do not go together.
+    """
+    inputs = {"extra" if name == "extend" else name: value for name, value in given.items()}
+    if connect is not None:
+        if "video" in inputs:
+            raise SoraError("--connect and --video are both given; --connect names the clips by itself")
+        inputs |= zip(("video", "second"), connect, strict=True)
+    if backward and not {"extra", "video"} <= set(inputs):
+        raise SoraError("--backward goes with --video and --extend")
+    chosen = [name for name, there in (("loop", loop), ("extend_backward", backward), (task, task)) if there]
+    if len(chosen) > 1:
+        raise SoraError(f"one task at a time: these flags name {' and '.join(map(str, chosen))}")
+    return next(iter(chosen), None), inputs
 
 
 def check_files(inputs: Mapping[str, Any]) -> None:

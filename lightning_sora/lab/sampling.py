@@ -99,6 +99,12 @@ class Samples:
         expanded: what was sampled from; the prompts themselves where nothing makes them rich.
         videos: uint8 [frames height width 3], one per prompt and seed.
         files: of each an MP4, a GIF and a JSON, by which it can be made again; then contact_sheet.png.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> made = ls.Samples(("a red cube",), ("a red cube",), (), fps=8.0, files=())
+        >>> made.prompts
+        ('a red cube',)
     """
 
     prompts: tuple[str, ...]

@@ -152,6 +152,7 @@ BEFORE = {
     "tutorials/verdict.md": "tutorials/block.md",
     "tutorials/cluster.md": "tutorials/block.md",
     "how_to/python.md": "tutorials/first_run.md",
+    "how_to/tasks.md": "tutorials/first_run.md",
 }
 DONE: set[tuple[Path, str]] = set()
 
