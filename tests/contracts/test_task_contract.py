@@ -16,7 +16,7 @@ from lightning_sora.tasks import TASKS, register_task
 from lightning_sora.tasks.base import Clip, Inputs, SamplingModel, Strengths, Task
 from lightning_sora.tasks.contract import CONTRACT
 from lightning_sora.tasks.extend import Connect, ExtendForward
-from lightning_sora.tasks.frames import ImageToVideo, Interpolate
+from lightning_sora.tasks.frames import FirstAndLast, ImageToVideo, Interpolate
 from lightning_sora.tasks.paint import Edit, Inpaint
 
 
@@ -62,6 +62,16 @@ class StartsLate(ImageToVideo):
     def given(self, size: VideoSize, patch: PatchSize, inputs: Inputs) -> Given:
         given = super().given(size, patch, inputs)
         return Given(given.video.roll(1, 0), given.strength.roll(1, 0))
+
+
+class SwapsTheEnds(FirstAndLast):
+    def given(self, size: VideoSize, patch: PatchSize, inputs: Inputs) -> Given:
+        return super().given(size, patch, {"first": inputs["last"], "last": inputs["first"]})
+
+
+class ForgetsTheImage(ImageToVideo):
+    def given(self, size: VideoSize, patch: PatchSize, inputs: Inputs) -> Given:
+        return super().given(size, patch, {"image": 255 - inputs["image"]})
 
 
 class DropsAFrame(ExtendForward):
@@ -127,7 +137,9 @@ MUTANTS: list[tuple[type[Task], str]] = [
     (Draws, "all_chance_is_the_draws"),
     (Remembers, "all_chance_is_the_draws"),
     (TrainsOnTheLast, "samples_what_it_trained_on"),
-    (StartsLate, "keeps_what_it_is_given"),
+    (StartsLate, "samples_what_it_trained_on"),
+    (SwapsTheEnds, "keeps_what_it_is_given"),
+    (ForgetsTheImage, "keeps_what_it_is_given"),
     (DropsAFrame, "keeps_what_it_is_given"),
     (Swaps, "keeps_what_it_is_given"),
     (InvertsTheMask, "keeps_what_it_is_given"),
