@@ -154,8 +154,8 @@ def keeps_what_it_is_given(spec: str) -> None:
     made = sampled(spec, task, Painter(), ["one"])[0]
     for name, frames in (("image", made), ("first", made[:1]), ("last", made[-1:])):
         if name in task.needs:
-            found = any(torch.equal(frame, inputs[name][0]) for frame in frames)
-            require(found, f"the {name} is not where it belongs among the frames")
+            there = any(torch.equal(frame, inputs[name][0]) for frame in frames)
+            require(there, f"the {name} is not where it belongs among the frames")
     if "times" in inputs:
         require(
             made.shape == (2 * SIZE.frames - 1, *SIZE[1:], 3) and torch.equal(made[::2], inputs["video"]),
