@@ -15,7 +15,7 @@ import yaml
 from lightning_sora.directions import Mode, chosen_mode
 from lightning_sora.documents import read_yaml
 from lightning_sora.errors import SoraError, did_you_mean
-from lightning_sora.names import local_path
+from lightning_sora.shipped import recipe_path
 from lightning_sora.specs import canonical, is_mapping
 from lightning_sora.texts import read_text
 
@@ -291,7 +291,8 @@ def _overrides(path: Path, overrides: Any) -> dict[str, Any]:
 
 
 def _recipe(path: Path, base: Any) -> Path:
-    recipe = path.parent / local_path(str(base))
+    named = recipe_path(str(base))
+    recipe = named if named.is_absolute() else path.parent / named
     if not os.path.isfile(recipe):
         raise SoraError(f"{path}: no recipe at base {recipe}; give its path relative to this file")
     return recipe.resolve()

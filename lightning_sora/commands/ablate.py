@@ -10,6 +10,7 @@ from lightning_sora.commands.arguments import level, seeds
 from lightning_sora.commands.flags import dotted
 from lightning_sora.commands.one_line import PROGRAM, OneLineParser
 from lightning_sora.plugins import load_plugins
+from lightning_sora.shipped import ABLATIONS, recipe_path
 
 EPILOG = (
     "Further flags: --budget.QUANTITY=AMOUNT and --budget.by=steps|width|depth change the budget; any other "
@@ -21,7 +22,7 @@ EPILOG = (
 def parser() -> argparse.ArgumentParser:
     """The command's own options; further ``--section.key=value`` set keys of the base recipe in all arms alike."""
     made = OneLineParser(prog=f"{PROGRAM} ablate", description=__doc__, epilog=EPILOG)
-    made.add_argument("file", type=Path, help="the ablation's file, such as recipes/ablations/attention.yaml")
+    made.add_argument("file", type=Path, help="the ablation's file, or the name of one that is shipped: attention")
     made.add_argument("--name", help="of the ablation in mlflow and on disk; default: that of the file")
     made.add_argument("--seeds", type=seeds, help="instead of those of the file, such as 0,1,2")
     made.add_argument("--engine", help="what runs the trials: 'local(processes=2)' or 'ray'; default: that of the file")
@@ -41,7 +42,8 @@ def run(arguments: Sequence[str]) -> int:
     args, rest = parser().parse_known_args(list(arguments))
     load_plugins(args.plugins)  # before the plan: what is better in a metric of one's own, its class says
     budget, overrides = dotted(rest, parser())
-    plan = read_plan(args.file).changed(budget, args.seeds, overrides, name=args.name, engine=args.engine)
+    plan = read_plan(recipe_path(args.file, ABLATIONS))
+    plan = plan.changed(budget, args.seeds, overrides, name=args.name, engine=args.engine)
 
     from lightning_sora.commands.verdicts import show
     from lightning_sora.lab.ablating import ablate, prepare, tell_here

@@ -23,8 +23,8 @@ import yaml
 
 from lightning_sora.documents import parse_yaml, read_yaml, refuse_unbounded
 from lightning_sora.errors import SoraError, did_you_mean
-from lightning_sora.names import local_path
 from lightning_sora.registry import described
+from lightning_sora.shipped import recipe_path, shipped_recipes
 
 SHOWN = 80  # letters of what is on a command line
 #: Sections that name a class; an overlay may not change which.
@@ -46,11 +46,14 @@ def recipe_files(arguments: Sequence[str]) -> list[Path]:
     Raises:
         SoraError: a file is missing; its nearest neighbours are named.
     """
-    files = [local_path(value) for flag, value in _flags(arguments) if flag in ("--config", "-c")]
+    files = [recipe_path(value) for flag, value in _flags(arguments) if flag in ("--config", "-c")]
     file = next((file for file in files if not os.path.isfile(file)), None)
     if file is None:
         return files
     folder = file.parent if file.parent.is_dir() else Path()
+    if file.name == str(file) and not file.suffix:
+        hint = did_you_mean(file.name, shipped_recipes(), repr)
+        raise SoraError(f"no recipe is called {file.name!r}; {hint}known are {', '.join(shipped_recipes())}")
     present = sorted(path.name for path in folder.glob("*.y*ml"))
     hint = did_you_mean(file.name, present, lambda name: str(Path(folder, name)))
     hint = hint or f"{folder.absolute()} holds {', '.join(present[:10]) or 'no recipe'}"
@@ -71,8 +74,9 @@ def require_recipe(command: str, flags: Sequence[str]) -> None:
         return
     if not recipe_files(flags) and not any(flag.startswith("--model") for flag in flags):
         here = ", ".join(map(str, sorted(Path("recipes").glob("*.yaml"))))
-        there = f"those here are {here}" if here else "a checkout has some in recipes/"
-        raise SoraError(f"{command} needs a recipe; give one by --config FILE: {there}")
+        there = f"those here are {here}; " if here else ""
+        known = f"{there}known are {', '.join(shipped_recipes())}"
+        raise SoraError(f"{command} needs a recipe; give one by --config FILE, or by its name: {known}")
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -114,9 +118,9 @@ def with_local_recipes(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         if found and found[-1] in ("--config", "-c"):
-            argument = str(local_path(argument))
+            argument = str(recipe_path(argument))
         elif equals and flag in ("--config", "-c"):
-            argument = f"{flag}={local_path(value)}"
+            argument = f"{flag}={recipe_path(value)}"
         found.append(argument)
     return found
 

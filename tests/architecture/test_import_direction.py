@@ -30,6 +30,7 @@ BASE = {
     "documents",
     "exits",
     "shown",
+    "shipped",
 }
 
 EVERYWHERE = {
@@ -45,6 +46,7 @@ EVERYWHERE = {
     "texts",
     "writing",
     "exits",
+    "shipped",
     "shown",
 }
 # room -> the rooms it may import, besides those.
@@ -78,6 +80,7 @@ ALLOWED: dict[str, set[str]] = {
     "lit": {"models", "nn", "diffusion", "metrics", "spacetime", "randomness", "media", "redaction", "tasks"},
     "tracking": {"media", "redaction", "lifeline"},
     "exits": set(),
+    "shipped": set(),
     "shown": set(),
     "jobs": {"plugins", "redaction"},
     "ablation": {"jobs", "tracking", "redaction"},

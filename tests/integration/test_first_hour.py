@@ -96,7 +96,8 @@ def test_what_a_recipe_lacks_is_one_line(
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "mine.yaml").touch()
     monkeypatch.chdir(tmp_path)
-    assert refused(capsys, "fit").endswith("give one by --config FILE: those here are recipes/mine.yaml")
+    told = refused(capsys, "fit")
+    assert "give one by --config FILE, or by its name: those here are recipes/mine.yaml; known are folder_dit" in told
     told = refused(capsys, "fit", "--config", recipe, "--trainer.logger=CSVLogger")
     assert told.endswith("CSVLogger needs save_dir; give it by --trainer.logger.save_dir=...")
     monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)

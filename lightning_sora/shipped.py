@@ -1,0 +1,33 @@
+"""The recipes that come with the package, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning_sora.names import local_path
+
+#: In a checkout, a link to its recipes; in an installed package, those themselves.
+FOLDER = Path(__file__).parent / "recipes"
+ABLATIONS = "ablations"
+
+
+def recipe_path(asked: str | Path, kind: str = "") -> Path:
+    """The file of a recipe: a path, or the name of one that comes with the package.
+
+    Args:
+        kind: "ablations" for the file of an ablation.
+
+    Returns:
+        a path as it is where it has a folder or an ending, or something is there; where there is no recipe of that
+        name, too.
+    """
+    path = local_path(asked)
+    if path.suffix or path.name != str(path) or path.exists():
+        return path
+    shipped = FOLDER / kind / f"{path.name}.yaml"
+    return shipped if shipped.is_file() else path
+
+
+def shipped_recipes(kind: str = "") -> list[str]:
+    """The names of those that come with the package."""
+    return sorted(path.stem for path in (FOLDER / kind).glob("*.yaml"))
