@@ -15,7 +15,7 @@ import yaml
 from lightning_sora.directions import Mode, chosen_mode
 from lightning_sora.documents import read_yaml
 from lightning_sora.errors import SoraError, did_you_mean
-from lightning_sora.shipped import recipe_path
+from lightning_sora.shipped import ABLATIONS, recipe_path
 from lightning_sora.specs import canonical, is_mapping
 from lightning_sora.texts import read_text
 
@@ -134,7 +134,9 @@ REQUIRED = ("base", "factor", "arms", "seeds", "budget")
 
 
 def read_plan(source: Path | Mapping[str, Any]) -> Plan:
-    """Reads an ablation's file, or what one says; paths are relative to the file, or to the working directory.
+    """Reads an ablation's file, that of a name which comes with the package, or what one says.
+
+    Paths are relative to the file, or to the working directory.
 
     Raises:
         SoraError: not there, not YAML, or a plan that compares nothing: one line says what and how to mend it.
@@ -143,7 +145,8 @@ def read_plan(source: Path | Mapping[str, Any]) -> Plan:
         path, content = Path("ablation"), dict(source)
         text = yaml.safe_dump(json.loads(json.dumps(content, default=str)), sort_keys=False, allow_unicode=True)
     else:
-        path, content, text = source, _read_yaml(source), read_text(source)
+        path = recipe_path(source, ABLATIONS)
+        content, text = _read_yaml(path), read_text(path)
     _known(f"{path}", content, FIELDS)
     for name in REQUIRED:
         if name not in content:

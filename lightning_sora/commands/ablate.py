@@ -10,7 +10,6 @@ from lightning_sora.commands.arguments import level, seeds
 from lightning_sora.commands.flags import dotted
 from lightning_sora.commands.one_line import PROGRAM, OneLineParser
 from lightning_sora.plugins import load_plugins
-from lightning_sora.shipped import ABLATIONS, recipe_path
 
 EPILOG = (
     "Further flags: --budget.QUANTITY=AMOUNT and --budget.by=steps|width|depth change the budget; any other "
@@ -42,8 +41,7 @@ def run(arguments: Sequence[str]) -> int:
     args, rest = parser().parse_known_args(list(arguments))
     load_plugins(args.plugins)  # before the plan: what is better in a metric of one's own, its class says
     budget, overrides = dotted(rest, parser())
-    plan = read_plan(recipe_path(args.file, ABLATIONS))
-    plan = plan.changed(budget, args.seeds, overrides, name=args.name, engine=args.engine)
+    plan = read_plan(args.file).changed(budget, args.seeds, overrides, name=args.name, engine=args.engine)
 
     from lightning_sora.commands.verdicts import show
     from lightning_sora.lab.ablating import ablate, prepare, tell_here

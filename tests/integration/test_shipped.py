@@ -1,0 +1,109 @@
+"""What comes with the package: recipes by name, and a folder to start a study from."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lightning_sora as ls
+from lightning_sora.ablation.plan import read_plan
+from lightning_sora.cli import main
+from lightning_sora.errors import SoraError
+from lightning_sora.lab.new import new_study
+from lightning_sora.recipe.files import recipe_files
+from lightning_sora.shipped import FOLDER, recipe_path, shipped_recipes
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_recipes_of_the_checkout_come_with_the_package() -> None:
+    for kind in ("", "ablations"):
+        assert shipped_recipes(kind) == sorted(file.stem for file in (ROOT / "recipes" / kind).glob("*.yaml"))
+
+
+def test_a_name_is_that_of_a_shipped_recipe_unless_something_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert recipe_path("world_dit") == FOLDER / "world_dit.yaml"
+    assert recipe_path("attention", "ablations") == FOLDER / "ablations" / "attention.yaml"
+    for own in ("world_dit.yaml", "mine/world_dit", "mine"):
+        assert recipe_path(own) == Path(own)
+    (tmp_path / "world_dit").touch()
+    assert recipe_path("world_dit") == Path("world_dit")
+    with pytest.raises(SoraError, match="no recipe is called 'world_pixel'; did you mean 'world_pixels'"):
+        recipe_files(["--config", "world_pixel"])
+    assert ls.Recipe.load("world_pixels").options("data")["frames"] == 17
+    assert read_plan(Path("attention")).base.name == "world_pixels.yaml"
+
+
+def test_a_new_study_runs_as_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", "my_study"]) == 0
+    told = capsys.readouterr()
+    assert told.out.split() == [
+        f"my_study/{name}" for name in ("README.md", "block.py", "recipe.yaml", "ablation.yaml")
+    ]
+    assert told.err.splitlines() == ["next: lightning-sora list attention --check my_study/block.py"]
+    assert len((tmp_path / "my_study" / "README.md").read_text().splitlines()) == 6
+    monkeypatch.chdir(tmp_path / "my_study")
+    with ls.ATTENTION.temporary():
+        small = ["--data.source=world(level='tiny', clips=8, heldout_clips=8)", "--data.batch_size=2"]
+        small += ["--model.dit.dim=32", "--model.dit.depth=1", "--model.dit.num_heads=2", "--model.prompts=[]"]
+        small += ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.accelerator=cpu"]
+        small += ["--evaluation.extractor=null", "--evaluation.clip_model=null"]
+        assert main(["fit", "--config", "world_pixels", "--config", "recipe.yaml", *small]) == 0
+        plan = read_plan(Path("ablation.yaml"))
+        assert (plan.name, list(plan.arms)) == ("my_study", ["full", "mine"])
+    with pytest.raises(SoraError, match="is there already; give a new folder"):
+        new_study(tmp_path / "my_study")
+    with pytest.raises(SoraError, match="'a b' is no name for a study"):
+        new_study(tmp_path / "a b")
+
+
+@pytest.mark.release
+def test_a_wheel_works_outside_of_the_checkout(tmp_path: Path) -> None:
+    """Built and unpacked elsewhere; the packages that it needs are those of this environment."""
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    for name in filter(None, files):
+        if name.startswith(("lightning_sora", "recipes", "pyproject", "README", "LICENSE")):
+            target = tmp_path / "source" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if (ROOT / name).is_symlink():
+                target.symlink_to(os.readlink(ROOT / name))
+            else:
+                target.write_bytes((ROOT / name).read_bytes())
+    uv = [str(Path(sys.executable).parent / "uv"), "--quiet"]
+    subprocess.run(
+        [*uv, "build", "--wheel", "--no-build-isolation", "--python", sys.executable, "-o", "dist", "source"],
+        cwd=tmp_path, check=True, timeout=300,
+    )  # fmt: skip
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    subprocess.run([*uv, "pip", "install", "--no-deps", "--target", "site", str(wheel)], cwd=tmp_path, check=True)
+    (tmp_path / "work").mkdir()
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "lightning_sora.cli", *command],
+            cwd=tmp_path / "work", env={**os.environ, "PYTHONPATH": str(tmp_path / "site")}, capture_output=True,
+            text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return done.stdout
+
+    assert "image_to_video" in run("list", "task")
+    small = (
+        "--data.source=world(level='tiny', clips=16, heldout_clips=8)",
+        "--trainer.max_steps=1",
+        "--model.prompts=[]",
+    )
+    run("fit", "--config", "world_pixels", *small, "--trainer.limit_val_batches=0", "--trainer.accelerator=cpu")
+    run("new", "my_study")
+    run("sample", "--ckpt", "outputs/world_pixels", "--prompt", "a red cube", "--out", "made", "--device", "cpu")
+    assert {file.suffix for file in (tmp_path / "work" / "made").iterdir()} == {".mp4", ".gif", ".json", ".png"}
