@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lightning_sora.names import local_path
@@ -22,10 +23,10 @@ def recipe_path(asked: str | Path, kind: str = "") -> Path:
         name, too.
     """
     path = local_path(asked)
-    if path.suffix or path.name != str(path) or path.exists():
+    if path.suffix or path.name != str(path) or os.path.exists(path):
         return path
     shipped = FOLDER / kind / f"{path.name}.yaml"
-    return shipped if shipped.is_file() else path
+    return shipped if os.path.isfile(shipped) else path
 
 
 def shipped_recipes(kind: str = "") -> list[str]:

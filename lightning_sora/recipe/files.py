@@ -53,7 +53,7 @@ def recipe_files(arguments: Sequence[str]) -> list[Path]:
     folder = file.parent if file.parent.is_dir() else Path()
     if file.name == str(file) and not file.suffix:
         hint = did_you_mean(file.name, shipped_recipes(), repr)
-        raise SoraError(f"no recipe is called {file.name!r}; {hint}known are {', '.join(shipped_recipes())}")
+        raise SoraError(f"no recipe at {file}, and none is called so; {hint}known are {', '.join(shipped_recipes())}")
     present = sorted(path.name for path in folder.glob("*.y*ml"))
     hint = did_you_mean(file.name, present, lambda name: str(Path(folder, name)))
     hint = hint or f"{folder.absolute()} holds {', '.join(present[:10]) or 'no recipe'}"

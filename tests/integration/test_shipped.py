@@ -35,7 +35,7 @@ def test_a_name_is_that_of_a_shipped_recipe_unless_something_is_there(
         assert recipe_path(own) == Path(own)
     (tmp_path / "world_dit").touch()
     assert recipe_path("world_dit") == Path("world_dit")
-    with pytest.raises(SoraError, match="no recipe is called 'world_pixel'; did you mean 'world_pixels'"):
+    with pytest.raises(SoraError, match="no recipe at world_pixel, and none is called so; did you mean 'world_pixels'"):
         recipe_files(["--config", "world_pixel"])
     assert ls.Recipe.load("world_pixels").options("data")["frames"] == 17
     assert read_plan(Path("attention")).base.name == "world_pixels.yaml"

@@ -20,11 +20,13 @@ class Recorder(LitDiT):
     def training_step(self, batch: SpacetimeBatch, batch_idx: int) -> Tensor:
         terms = self.model.terms
 
-        def recorded(layout: TokenLayout, x_0: Tensor, t: Tensor, noise: Tensor, captions: Any) -> DenoisingTerms:
+        def recorded(
+            layout: TokenLayout, x_0: Tensor, t: Tensor, noise: Tensor, captions: Any, *more: Any
+        ) -> DenoisingTerms:
             for i, key in enumerate(batch.keys):
                 drawn = (t[i].item(), noise[i].double().sum().item(), captions[i], batch.patches[i].sum().item())
                 self.stream.append((key, drawn))
-            return terms(layout, x_0, t, noise, captions)
+            return terms(layout, x_0, t, noise, captions, *more)
 
         self.model.terms = recorded
         try:
