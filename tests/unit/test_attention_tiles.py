@@ -97,6 +97,7 @@ def test_a_plan_holds_every_pair_once(grid: TokenGrid, spec: str) -> None:
     assert block.pairs(TokenLayout.uniform(grid, 3)) == 3 * int(seen.sum())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.filterwarnings(
     "ignore:flex_attention called without torch.compile"

@@ -267,6 +267,7 @@ def test_a_mistake_that_a_worker_meets_is_one_line(recipe, refused):
     assert line == "lightning-sora: error: clip 0: cannot be read; remove it"
 
 
+@pytest.mark.slow
 def test_a_training_that_diverges_is_one_line_and_what_to_do_is_an_option_of_the_recipe(recipe, refused, caplog):
     flags = ("fit", "--config", "base.yaml", "--tracking.enabled=false", "--checkpoint.monitor=null", "--model.lr=1e30")
     line = refused(*flags)

@@ -21,6 +21,7 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_check_returns_what_is_good_and_why_the_rest_is_not(folder: Path, tmp_path: Path) -> None:
     found = ls.check_data(folder, processes=1)
     assert {name: info.frames for name, info in found.good.items()} == {"a.mp4": 9, "b.mp4": 5, "c.png": 1}
@@ -35,6 +36,7 @@ def test_a_check_returns_what_is_good_and_why_the_rest_is_not(folder: Path, tmp_
     assert (clips.source, clips.style, len(clips.rows)) == ("folder", "folder", 4)
 
 
+@pytest.mark.slow
 def test_an_inspection_returns_its_plan_or_what_ends_a_training_with_it(folder: Path, tmp_path: Path) -> None:
     (folder / "b[1].mp4").unlink()
     asked = {"patch": (4, 8, 8), "height": 16, "width": 16, "frames": 9}

@@ -214,6 +214,7 @@ def test_what_still_fits_of_a_clip_that_is_told_too_long_is_read(
         assert f"clips of split 'train' can be read as planned, the first: a.mp4: {lie}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_inspect_names_what_a_training_would_leave_out(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(3):
         shutil.copy(files / "a.mp4", files / f"more{number}.mp4")

@@ -104,6 +104,7 @@ def test_records_wait_on_disk_while_the_server_is_away(server, tmp_path, caplog)
     assert [json.loads(line)["kind"] for line in outbox.spool.read_text().splitlines()] == ["metrics", "tags"]
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_holds_no_step_up(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")

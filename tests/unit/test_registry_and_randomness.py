@@ -150,6 +150,7 @@ def test_draws_do_not_depend_on_the_rest_of_the_batch() -> None:
     assert torch.equal(torch.rand(3, generator=generator(1, "x")), torch.rand(3, generator=generator(1, "x")))
 
 
+@pytest.mark.slow
 def test_streams_whose_seeds_agree_in_32_bits_are_others() -> None:
     """Of 300,000 clips some ten pairs have such seeds, and torch seeds its generators from 32 bits."""
     seen: dict[int, int] = {}

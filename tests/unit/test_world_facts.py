@@ -133,6 +133,7 @@ def pinhole(facts: Facts, points: np.ndarray, share: float) -> np.ndarray:
     return np.array([focal * right / depth, focal / depth])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["tags", "short", "dense", "alt"])
 def test_no_caption_tells_a_motion_that_the_picture_contradicts(style: str) -> None:
     """Where something goes another way in the picture than on the ground, the caption says that it means the ground."""
