@@ -59,6 +59,7 @@ def test_without_diffusers_ours_are_timed_alone_and_the_page_says_so(
     assert "Wan" not in text
 
 
+@pytest.mark.slow
 def test_peers_have_the_parameters_of_ours_within_a_tenth() -> None:
     pytest.importorskip("diffusers")
     transformer = importlib.import_module("benchmarks.transformer")

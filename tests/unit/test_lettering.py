@@ -160,6 +160,7 @@ def test_a_font_of_the_system_is_used_for_what_it_alone_has(
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_a_sheet_shows_captions_of_any_script(tmp_path: Path) -> None:
     video = torch.full((2, 16, 16, 3), 7, dtype=torch.uint8)
     media.contact_sheet(tmp_path / "sheet.png", [video] * 3, ["مكعب أحمر", "красный куб", "\udcff"], scale=2)

@@ -75,6 +75,7 @@ def test_intervals_agree_with_verdicts_for_any_number_of_arms(trial: int) -> Non
         assert outside == (verdict.outcome != "inconclusive")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "arms"), [(3, 1), (5, 1), (3, 5)])
 def test_equal_arms_are_told_apart_once_in_twenty_at_most(seeds: int, arms: int) -> None:
     """Family-wise: any false finding among the arms of one ablation."""
@@ -200,6 +201,7 @@ def test_what_one_answer_moves() -> None:
     assert one_answer(shares, free) < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.5, 0.9, 0.99])
 @pytest.mark.parametrize(("seeds", "arms"), [(2, 1), (2, 3), (3, 8), (5, 1)])
 def test_shares_of_equal_arms_are_told_apart_once_in_twenty_at_most(rate: float, seeds: int, arms: int) -> None:
