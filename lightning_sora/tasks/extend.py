@@ -19,17 +19,27 @@ def _share(context: float) -> float:
     return context
 
 
-def _before(size: VideoSize, patch: PatchSize, context: float, there: int) -> int:
-    """How many frames at the start of a window are given: 1 + n tokens in time, and at least one is left to make."""
-    wanted = min(there, max(1, round(context * size.frames)), size.frames - patch.frames)
+def _before(size: VideoSize, patch: PatchSize, context: float, there: int, more: int | None = None) -> int:
+    """How many frames at the start of a window are given: 1 + n tokens in time, and at least one is left to make.
+
+    Args:
+        more: how many frames are to be made: where that is less than the window leaves, more is given.
+    """
+    least = max(1, round(context * size.frames), 0 if more is None else size.frames - more)
+    wanted = min(there, least, size.frames - patch.frames)
     if wanted < 1:
         raise SoraError(f"a clip of {size.frames} frames leaves none to be made; ask for {1 + patch.frames} at least")
     return 1 + (wanted - 1) // patch.frames * patch.frames
 
 
-def _after(size: VideoSize, patch: PatchSize, context: float, there: int) -> int:
-    """How many frames at the end of a window are given: n tokens in time, at least the first of the window left."""
-    wanted = min(there, max(patch.frames, round(context * size.frames)), size.frames - 1)
+def _after(size: VideoSize, patch: PatchSize, context: float, there: int, more: int | None = None) -> int:
+    """How many frames at the end of a window are given: n tokens in time, at least the first of the window left.
+
+    Args:
+        more: see :func:`_before`.
+    """
+    least = max(patch.frames, round(context * size.frames), 0 if more is None else size.frames - more)
+    wanted = min(there, least, size.frames - 1)
     if wanted < patch.frames:
         raise SoraError(
             f"a video of {there} frames is shorter than a token of {patch.frames}; give a longer one, or ask for "
@@ -52,7 +62,7 @@ class ExtendForward(Task):
     The clip's own frames come out as they were given.
 
     Args:
-        context: the share of a window that the model sees of what is there.
+        context: the least share of a window that the model sees of what is there.
     """
 
     needs = ("video",)
@@ -68,7 +78,8 @@ class ExtendForward(Task):
         return strengths
 
     def given(self, size: VideoSize, patch: PatchSize, inputs: Inputs) -> Given:
-        return continued(size, inputs["video"], _before(size, patch, self.context, len(inputs["video"])))
+        shown = inputs["video"]
+        return continued(size, shown, _before(size, patch, self.context, len(shown), inputs.get("extra")))
 
     def sample(
         self, model: SamplingModel, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
@@ -91,8 +102,9 @@ class ExtendForward(Task):
         """Clips of one length with so many frames, each window continuing the one before."""
         made, window = list(clips), 0
         while len(made[0]) < frames:
-            given = [self.given(size, model.patch, {"video": clip}) for clip in made]
-            count = _before(size, model.patch, self.context, len(made[0]))
+            left = frames - len(made[0])
+            given = [self.given(size, model.patch, {"video": clip, "extra": left}) for clip in made]
+            count = _before(size, model.patch, self.context, len(made[0]), left)
             more = model.sample(prompts, *size, given=given, keys=[(*key, window) for key in keys], **options)
             made = [torch.cat([clip, new[count:]]) for clip, new in zip(made, more, strict=True)]
             window += 1
@@ -106,7 +118,7 @@ class ExtendBackward(Task):
     The clip's own frames come out as they were given.
 
     Args:
-        context: the share of a window that the model sees of what is there.
+        context: the least share of a window that the model sees of what is there.
     """
 
     needs = ("video",)
@@ -123,7 +135,7 @@ class ExtendBackward(Task):
 
     def given(self, size: VideoSize, patch: PatchSize, inputs: Inputs) -> Given:
         shown = inputs["video"]
-        count = _after(size, patch, self.context, len(shown))
+        count = _after(size, patch, self.context, len(shown), inputs.get("extra"))
         video, strength = blank(size)
         video[-count:], strength[-count:] = shown[:count], 0.0
         return Given(video, strength)
@@ -137,8 +149,9 @@ class ExtendBackward(Task):
         wanted = len(made[0]) + inputs.get("extra", size.frames - count)
         window = 0
         while len(made[0]) < wanted:
-            given = [self.given(size, model.patch, {"video": clip}) for clip in made]
-            count = _after(size, model.patch, self.context, len(made[0]))
+            left = wanted - len(made[0])
+            given = [self.given(size, model.patch, {"video": clip, "extra": left}) for clip in made]
+            count = _after(size, model.patch, self.context, len(made[0]), left)
             more = model.sample(prompts, *size, given=given, keys=[(*key, window) for key in keys], **options)
             made = [torch.cat([new[:-count], clip]) for clip, new in zip(made, more, strict=True)]
             window += 1

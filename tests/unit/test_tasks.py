@@ -151,6 +151,22 @@ def test_shares_are_kept_over_many_clips() -> None:
     assert names.count("image_to_video") / 4000 == pytest.approx(0.25, abs=0.03)
 
 
+def test_an_extension_sees_all_that_fits_beside_what_is_to_be_made() -> None:
+    """So that it is the clip that text alone would make, with its first frames given."""
+    model = made(vae="identity", dit={"dim": 16, "depth": 1, "num_heads": 2, "patch_size": (1, 8, 8)})
+    shown = clip(frames=7)
+    strength = torch.ones(SIZE)
+    strength[:7] = 0.0
+    whole = Given(torch.cat([shown, shown[:2]]), strength)
+    expected = model.sample(["a"], *SIZE, given=whole, keys=[(0, 0)])[0]
+    made_on = sample_task(model, "extend_forward", ["a"], SIZE, {"video": shown, "extra": 2})[0]
+    assert torch.equal(made_on[7:], expected[7:])
+    whole = Given(torch.cat([shown[:2], shown]), strength.flip(0))
+    expected = model.sample(["a"], *SIZE, given=whole, keys=[(0, 0)])[0]
+    made_before = sample_task(model, "extend_backward", ["a"], SIZE, {"video": shown, "extra": 2})[0]
+    assert torch.equal(made_before[:2], expected[:2])
+
+
 def test_a_model_that_is_saved_knows_its_tasks(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
     model = made()
     model.tasks = ("text_to_video", "image_to_video")
