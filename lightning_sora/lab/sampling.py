@@ -71,6 +71,14 @@ class Request:
         from lightning_sora.diffusion.samplers import SAMPLERS
         from lightning_sora.tasks import TASKS
 
+        for name, value in self.inputs.items():
+            if not isinstance(value, str | int | float):
+                raise SoraError(
+                    f"{name} is a {type(value).__name__}, by which nothing could be made again; give the path of a "
+                    "file, or take tensors to sample_task"
+                )
+        if self.fps is not None and self.fps <= 0:
+            raise SoraError(f"fps={self.fps:g} must be positive")
         if not self.prompts:
             raise SoraError("nothing to sample; give --prompt TEXT or --prompts FILE")
         for text in (*self.prompts, self.negative):
@@ -159,9 +167,10 @@ def sample(
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     seeds = [seed] if isinstance(seed, int) else list(seed)
     pairs = [(text, one) for text in texts for one in seeds]
+    given = {name: str(one) if isinstance(one, Path) else one for name, one in (inputs or {}).items()}
     request = Request(
-        str(model), tuple(text for text, _ in pairs), tuple(one for _, one in pairs), negative, task,
-        dict(inputs or {}), frames, height, width, fps, sampler, steps, guidance, expand, tuple(map(str, plugins)),
+        str(model), tuple(text for text, _ in pairs), tuple(one for _, one in pairs), negative, task, given, frames,
+        height, width, fps, sampler, steps, guidance, expand, tuple(map(str, plugins)),
     )  # fmt: skip
     return _sample(request, out=out, scale=scale, preview=preview, device=device)
 
@@ -221,8 +230,8 @@ def _sample(
         raise SoraError(f"{request.model} holds a {type(loaded).__name__}, which makes no videos; give a LitDiT's")
     native = model.seen_sizes.native or (1, model.patch.height, model.patch.width)
     wanted = (request.frames, request.height, request.width)
-    size = VideoSize(*(given or trained for given, trained in zip(wanted, native, strict=True)))
-    rate = request.fps or model.seen_sizes.fps
+    size = VideoSize(*(trained if one is None else one for one, trained in zip(wanted, native, strict=True)))
+    rate = model.seen_sizes.fps if request.fps is None else request.fps
     task = request.task or task_for(request.inputs)
     inputs = read_inputs(TASKS.create(task), request.inputs, size, rate)
     known = {
@@ -259,7 +268,7 @@ def _sample(
         alone = replace(request, prompts=(asked[index],), seeds=(one,))
         digest = _digest(video)
         sidecar = {"request": asdict(alone), "expanded": text, "pixels": digest, **told}
-        write_whole(written[-1], json.dumps(redacted(sidecar), indent=1, ensure_ascii=False, default=str).encode())
+        write_whole(written[-1], json.dumps(redacted(sidecar), indent=1, ensure_ascii=False).encode())
         if expected is not None and digest != expected["pixels"]:
             raise SoraError(
                 f"{name.with_suffix('.mp4')} differs from what was made before: this machine or this version of torch "

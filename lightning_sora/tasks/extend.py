@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -55,11 +56,8 @@ def continued(size: VideoSize, clip: Clip, count: int) -> Given:
     return Given(video, strength)
 
 
-@register_task("extend_forward")
-class ExtendForward(Task):
-    """What comes after a clip; as many windows as it takes.
-
-    The clip's own frames come out as they were given.
+class Extend(Task):
+    """What lies beside a clip in time; as many windows as it takes. The clip's own frames come out as they were given.
 
     Args:
         context: the least share of a window that the model sees of what is there.
@@ -71,22 +69,25 @@ class ExtendForward(Task):
     def __init__(self, context: float = 0.5) -> None:
         self.context = _share(context)
 
-    def strengths(self, grid: TokenGrid, draw: torch.Generator) -> Strengths:
-        strengths = anew(grid)
-        if grid.frames > 1:
-            strengths[: between(1, grid.frames - 1, draw)] = 0.0
-        return strengths
+    @abstractmethod
+    def count(self, size: VideoSize, patch: PatchSize, there: int, more: int | None) -> int:
+        """How many frames of a window are given, of so many that are there, where so many more are to be made."""
 
-    def given(self, size: VideoSize, patch: PatchSize, inputs: Inputs) -> Given:
-        shown = inputs["video"]
-        return continued(size, shown, _before(size, patch, self.context, len(shown), inputs.get("extra")))
+    @abstractmethod
+    def joined(self, clip: Clip, window: Clip, count: int) -> Clip:
+        """A clip with what a window adds to it, of which ``count`` frames were given."""
+
+    @abstractmethod
+    def trimmed(self, clip: Clip, frames: int) -> Clip:
+        """So many frames of a clip, those that were given first among them."""
 
     def sample(
         self, model: SamplingModel, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
     ) -> list[Clip]:
         clips = [inputs["video"]] * len(prompts)
-        more = inputs.get("extra", size.frames - _before(size, model.patch, self.context, len(clips[0])))
-        return self.extended(model, prompts, clips, len(clips[0]) + more, size, **options)
+        there = len(clips[0])
+        more = inputs.get("extra", size.frames - self.count(size, model.patch, there, None))
+        return self.extended(model, prompts, clips, there + more, size, **options)
 
     def extended(
         self,
@@ -99,21 +100,21 @@ class ExtendForward(Task):
         keys: Sequence[tuple[Any, ...]],
         **options: Any,
     ) -> list[Clip]:
-        """Clips of one length with so many frames, each window continuing the one before."""
+        """Clips of one length with so many frames, each window going on from the one before."""
         made, window = list(clips), 0
         while len(made[0]) < frames:
             left = frames - len(made[0])
             given = [self.given(size, model.patch, {"video": clip, "extra": left}) for clip in made]
-            count = _before(size, model.patch, self.context, len(made[0]), left)
+            count = self.count(size, model.patch, len(made[0]), left)
             more = model.sample(prompts, *size, given=given, keys=[(*key, window) for key in keys], **options)
-            made = [torch.cat([clip, new[count:]]) for clip, new in zip(made, more, strict=True)]
+            made = [self.joined(clip, new, count) for clip, new in zip(made, more, strict=True)]
             window += 1
-        return [clip[:frames] for clip in made]
+        return [self.trimmed(clip, frames) for clip in made]
 
 
-@register_task("extend_backward")
-class ExtendBackward(Task):
-    """What comes before a clip; as many windows as it takes.
+@register_task("extend_forward")
+class ExtendForward(Extend):
+    """What comes after a clip; as many windows as it takes.
 
     The clip's own frames come out as they were given.
 
@@ -121,11 +122,35 @@ class ExtendBackward(Task):
         context: the least share of a window that the model sees of what is there.
     """
 
-    needs = ("video",)
-    takes = ("extra",)
+    def strengths(self, grid: TokenGrid, draw: torch.Generator) -> Strengths:
+        strengths = anew(grid)
+        if grid.frames > 1:
+            strengths[: between(1, grid.frames - 1, draw)] = 0.0
+        return strengths
 
-    def __init__(self, context: float = 0.5) -> None:
-        self.context = _share(context)
+    def given(self, size: VideoSize, patch: PatchSize, inputs: Inputs) -> Given:
+        shown = inputs["video"]
+        return continued(size, shown, self.count(size, patch, len(shown), inputs.get("extra")))
+
+    def count(self, size: VideoSize, patch: PatchSize, there: int, more: int | None) -> int:
+        return _before(size, patch, self.context, there, more)
+
+    def joined(self, clip: Clip, window: Clip, count: int) -> Clip:
+        return torch.cat([clip, window[count:]])
+
+    def trimmed(self, clip: Clip, frames: int) -> Clip:
+        return clip[:frames]
+
+
+@register_task("extend_backward")
+class ExtendBackward(Extend):
+    """What comes before a clip; as many windows as it takes.
+
+    The clip's own frames come out as they were given.
+
+    Args:
+        context: the least share of a window that the model sees of what is there.
+    """
 
     def strengths(self, grid: TokenGrid, draw: torch.Generator) -> Strengths:
         strengths = anew(grid)
@@ -135,27 +160,19 @@ class ExtendBackward(Task):
 
     def given(self, size: VideoSize, patch: PatchSize, inputs: Inputs) -> Given:
         shown = inputs["video"]
-        count = _after(size, patch, self.context, len(shown), inputs.get("extra"))
+        count = self.count(size, patch, len(shown), inputs.get("extra"))
         video, strength = blank(size)
         video[-count:], strength[-count:] = shown[:count], 0.0
         return Given(video, strength)
 
-    def sample(
-        self, model: SamplingModel, prompts: Sequence[str], size: VideoSize, inputs: Inputs, **options: Any
-    ) -> list[Clip]:
-        keys = options.pop("keys")
-        made = [inputs["video"] for _ in prompts]
-        count = _after(size, model.patch, self.context, len(made[0]))
-        wanted = len(made[0]) + inputs.get("extra", size.frames - count)
-        window = 0
-        while len(made[0]) < wanted:
-            left = wanted - len(made[0])
-            given = [self.given(size, model.patch, {"video": clip, "extra": left}) for clip in made]
-            count = _after(size, model.patch, self.context, len(made[0]), left)
-            more = model.sample(prompts, *size, given=given, keys=[(*key, window) for key in keys], **options)
-            made = [torch.cat([new[:-count], clip]) for clip, new in zip(made, more, strict=True)]
-            window += 1
-        return [clip[-wanted:] for clip in made]
+    def count(self, size: VideoSize, patch: PatchSize, there: int, more: int | None) -> int:
+        return _after(size, patch, self.context, there, more)
+
+    def joined(self, clip: Clip, window: Clip, count: int) -> Clip:
+        return torch.cat([window[:-count], clip])
+
+    def trimmed(self, clip: Clip, frames: int) -> Clip:
+        return clip[-frames:]
 
 
 @register_task("connect")

@@ -169,6 +169,18 @@ def test_bad_input_is_one_line(
     assert not out.exists() or not list(out.iterdir())
 
 
+def test_a_call_gives_files_and_sizes_that_can_be(model: Path, files: dict[str, str], tmp_path: Path) -> None:
+    shown, _ = ls.read_video(files["image"])
+    with pytest.raises(SoraError, match="image is a Tensor, by which nothing could be made again"):
+        ls.sample(model, "a", inputs={"image": shown}, out=tmp_path, device="cpu")
+    with pytest.raises(SoraError, match="frames=0 is not 1"):
+        ls.sample(model, "a", frames=0, out=tmp_path, device="cpu")
+    with pytest.raises(SoraError, match="fps=0 must be positive"):
+        ls.sample(model, "a", fps=0, out=tmp_path, device="cpu")
+    made = ls.sample(model, "a", inputs={"image": Path(files["image"])}, out=tmp_path, device="cpu")
+    assert torch.equal(ls.sample_again(made.files[2], device="cpu").videos[0], made.videos[0])
+
+
 def test_a_preview_shows_what_is_being_made(model: Path, tmp_path: Path) -> None:
     ls.sample(model, "a", out=tmp_path, preview=True, scale=2, device="cpu")
     shown, _ = ls.read_video(tmp_path / "preview.png")
