@@ -1,4 +1,4 @@
-"""The recipes that come with the package, by name."""
+"""What comes with the package, by name: recipes and trained models."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from lightning_sora.names import local_path
 #: In a checkout, a link to its recipes; in an installed package, those themselves.
 FOLDER = Path(__file__).parent / "recipes"
 ABLATIONS = "ablations"
+MODELS = Path(__file__).parent / "pretrained"
+#: The model that samples where none is named.
+MODEL = "world64"
 
 
 def recipe_path(asked: str | Path, kind: str = "") -> Path:
@@ -32,3 +35,21 @@ def recipe_path(asked: str | Path, kind: str = "") -> Path:
 def shipped_recipes(kind: str = "") -> list[str]:
     """The names of those that come with the package."""
     return sorted(path.stem for path in (FOLDER / kind).glob("*.yaml"))
+
+
+def model_path(asked: str | Path) -> Path:
+    """The folder of a trained model: a path, or the name of one that comes with the package.
+
+    Returns:
+        a path as it is where it has a folder or something is there; where there is no model of that name, too.
+    """
+    path = local_path(asked)
+    if path.name != str(path) or os.path.exists(path):
+        return path
+    shipped = MODELS / path.name
+    return shipped if os.path.isdir(shipped) else path
+
+
+def is_shipped(asked: str | Path) -> bool:
+    """Whether a model is one that comes with the package."""
+    return model_path(asked).parent == MODELS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from lightning_sora.commands.arguments import positive, whole
+from lightning_sora.shipped import MODEL
 
 EXPANDER = "make prompts rich first: a LitExpander's checkpoint, hf(...) or openai(...)"
 STILLS = {
@@ -17,9 +18,13 @@ STILLS = {
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    source = parser.add_mutually_exclusive_group(required=True)
+    source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--ckpt", dest="model", metavar="PATH", help="checkpoint of a LitDiT, its run's folder, or a saved model"
+        "--ckpt",
+        dest="model",
+        metavar="PATH",
+        default=MODEL,
+        help="checkpoint of a LitDiT, its run's folder, or a saved model; default: %(default)s, of the package",
     )
     source.add_argument("--again", metavar="JSON", help="make a video again by the JSON beside it")
     parser.add_argument("--prompt", action="append", default=[], help="what to show; may be given several times")
@@ -47,7 +52,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", help="scale of plain guidance, 1 is off, or a spec; default: that of the recipe")
     parser.add_argument("--expand", metavar="EXPANDER", help=EXPANDER)
     parser.add_argument("--plugins", action="append", default=[], metavar="FILE", help="a file that registers parts")
-    parser.add_argument("--out", metavar="FOLDER", help="default: samples/prompts in the run's folder")
+    parser.add_argument("--out", metavar="FOLDER", help="default: samples/prompts in the run's folder, or here")
     parser.add_argument("--scale", type=whole, default=1, help="enlarge by this whole number (default: %(default)s)")
     parser.add_argument("--preview", action="store_true", help="keep preview.png up to date while a video is made")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 ...; default: cuda where there is one")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lab.devices import usable_device
+from lightning_sora.shipped import model_path
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,8 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Any:
     ``expand`` of an expander; and of the first two, ``save`` as a folder that needs no Lightning.
 
     Args:
-        path: the folder of a run, of which the last checkpoint is taken; a .ckpt file; or a folder that ``save`` wrote.
+        path: the folder of a run, of which the last checkpoint is taken; a .ckpt file; a folder that ``save`` wrote; or
+            the name of a model that comes with the package, such as "world64".
         device: such as "cuda:1"; None for CUDA where there is one, else the CPU.
 
     Returns:
@@ -47,7 +49,7 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Any:
     from lightning_sora.plugins import load_packages
 
     load_packages()
-    place = usable_device(device)
+    place, path = usable_device(device), model_path(path)
     return _load_saved(path, place) if is_saved(path) else _load_checkpoint(path, place)
 
 

@@ -20,6 +20,7 @@ from lightning_sora.lab.given_files import check_files, check_rates, read_inputs
 from lightning_sora.plugins import load_packages, load_plugins
 from lightning_sora.redaction import redacted
 from lightning_sora.sealing import write_whole
+from lightning_sora.shipped import is_shipped, model_path
 from lightning_sora.texts import parsed_json, read_text
 from lightning_sora.writing import check_folder
 
@@ -37,7 +38,7 @@ class Request:
     """What is asked of a model, as a sidecar file holds it; nothing else decides the pixels.
 
     Attributes:
-        model: path of the checkpoint, the run or the saved folder.
+        model: path of the checkpoint, the run or the saved folder, or the name of a model of the package.
         prompts: one per clip.
         seeds: of the noise of each clip.
         negative: what guidance leads away from.
@@ -84,7 +85,7 @@ class Request:
         for text in (*self.prompts, self.negative):
             if len(text) > LONGEST:
                 raise SoraError(f"a prompt has {len(text)} letters, beginning {text[:40]!r}; give {LONGEST} at most")
-        if not os.path.exists(self.model):
+        if not os.path.exists(model_path(self.model)):
             raise SoraError(
                 f"no checkpoint at {self.model}; give the path of a .ckpt file that `lightning-sora fit` wrote, or of "
                 "its run's folder"
@@ -141,7 +142,8 @@ def sample(
     """Makes a video per prompt and seed, and writes each as MP4 and GIF with what makes it again, and a contact sheet.
 
     Args:
-        model: a checkpoint of a LitDiT, the folder of its run, or one that ``save`` wrote.
+        model: a checkpoint of a LitDiT, the folder of its run, one that ``save`` wrote, or "world64", which comes with
+            the package.
         seed: of the noise, or several; the noise depends on the seed alone.
         negative: what guidance leads away from.
         task: spec of what is made of the inputs; None for what they tell.
@@ -151,7 +153,7 @@ def sample(
         sampler, steps, guidance: None for those of the recipe; guidance is a scale, 1 is off, or a spec.
         expand: what makes prompts rich first: a LitExpander's checkpoint, hf(...) or openai(...).
         plugins: files that register parts.
-        out: folder; None for samples/prompts in the run's.
+        out: folder; None for samples/prompts in the run's, or here for a model of the package.
         scale: each pixel of a file is so many wide and high.
         preview: keep preview.png, the middle frame of what is being made, up to date after each step.
         device: None for CUDA where there is one.
@@ -162,7 +164,7 @@ def sample(
 
     Example:
         >>> import lightning_sora as ls
-        >>> made = ls.sample("outputs/world_dit", "a red cube", inputs={"image": "cube.png"})  # doctest: +SKIP
+        >>> made = ls.sample("world64", "a red cube", inputs={"image": "cube.png"})  # doctest: +SKIP
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     seeds = [seed] if isinstance(seed, int) else list(seed)
@@ -302,7 +304,9 @@ def _digest(video: Tensor) -> str:
 
 
 def _samples_of(checkpoint: Path) -> Path:
-    """Where the samples of a fit go: those of two do not mix."""
+    """Where the samples of a fit go: those of two do not mix. What comes with the package stays as it is."""
+    if is_shipped(checkpoint):
+        return Path("samples") / "prompts"
     folder = checkpoint if os.path.isdir(checkpoint) else checkpoint.parent
     return (folder.parent if folder.name == "checkpoints" else folder) / "samples" / "prompts"
 

@@ -79,10 +79,14 @@ class GenerativeModule(LitModule):
         with self.averaged():
             return self.model.sample(prompts, frames, height, width, **options)
 
-    def save(self, folder: str | Path) -> Path:
-        """Writes the model, with the moving average, as safetensors and JSON that need no Lightning."""
+    def save(self, folder: str | Path, *, stored: str | None = None) -> Path:
+        """Writes the model, with the moving average, as safetensors and JSON that need no Lightning.
+
+        Args:
+            stored: precision of the weights in the files: "float16" makes them half as large. None for their own.
+        """
         with self.averaged():
-            return self.model.save(folder)
+            return self.model.save(folder, stored=stored)
 
     def predict_step(self, batch: SpacetimeBatch, batch_idx: int) -> list[Clip]:
         """A clip for each caption, of the size of its clip."""

@@ -150,8 +150,11 @@ class LatentDiffusion(LatentSpace):
         made.config = {**specs, "seed": seed}
         return made
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, stored: str | None = None) -> Path:
         """Writes the model as safetensors and JSON; see :mod:`lightning_sora.models.saved`.
+
+        Args:
+            stored: precision of the weights in the files: "float16" makes them half as large. None for their own.
 
         Raises:
             SoraError: its parts were made by hand, so that nothing could build them again; or nothing can be written.
@@ -167,7 +170,7 @@ class LatentDiffusion(LatentSpace):
             "tasks": list(self.tasks),
         }
         parts = {"vae": self.vae, "text": self.text, "dit": self.dit}
-        return save_model(folder, KIND, self.config, parts, **told)
+        return save_model(folder, KIND, self.config, parts, stored=stored, **told)
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> LatentDiffusion:

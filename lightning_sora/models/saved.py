@@ -26,6 +26,7 @@ from lightning_sora.sealing import BLANK, read_json, seal, seal_json, verify, wr
 
 FILE = "model.json"
 SCHEMA = 1
+STORED = (None, "float16", "bfloat16", "float32")
 REMEDY = "copy the folder again, or save the model anew"
 
 
@@ -47,7 +48,7 @@ class Saved:
     weights: Mapping[str, Mapping[str, Tensor]]
 
     def fill(self, part: str, module: nn.Module) -> None:
-        """Loads the weights of a part into it, in the precision in which they were saved.
+        """Loads the weights of a part into it, in the precision that the model was saved in.
 
         Raises:
             SoraError: they are not those of this module.
@@ -68,30 +69,44 @@ def is_saved(path: str | Path) -> bool:
 
 
 def save_model(
-    folder: str | Path, kind: str, config: Mapping[str, Any], parts: Mapping[str, nn.Module], **metadata: Any
+    folder: str | Path,
+    kind: str,
+    config: Mapping[str, Any],
+    parts: Mapping[str, nn.Module],
+    *,
+    stored: str | None = None,
+    **metadata: Any,
 ) -> Path:
     """Writes a model; what is there of another one is replaced.
 
     Args:
         config: what builds it, as JSON.
         parts: whose weights are written, by name.
+        stored: precision of the weights in the files, such as "float16"; what computes stays as it is. None for theirs.
         metadata: what else is to be known of it, as JSON.
 
     Returns:
         the folder.
 
     Raises:
-        SoraError: the disk is full, or nothing can be written there.
+        SoraError: an unknown precision, the disk is full, or nothing can be written there.
     """
+    if stored not in STORED:
+        raise SoraError(f"weights cannot be stored as {stored!r}; choose float16, bfloat16 or float32")
     place, digests = local_path(folder), {}
     for name, part in parts.items():
-        tensors = {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
+        tensors = {key: _stored(value.detach().cpu(), stored) for key, value in part.state_dict().items()}
         content = seal(save(tensors, metadata={"lightning_sora": BLANK}))
         write_whole(place / f"{name}.safetensors", content)
         digests[name] = hashlib.sha256(content).hexdigest()
     header = {"schema": SCHEMA, "kind": kind, "config": dict(config), "weights": digests, **metadata}
     write_whole(place / FILE, seal_json(header))  # last: a folder without it is not finished
     return place
+
+
+def _stored(value: Tensor, precision: str | None) -> Tensor:
+    kept = value if precision is None or not value.is_floating_point() else value.to(getattr(torch, precision))
+    return kept.contiguous()
 
 
 def read_kind(folder: str | Path) -> str:

@@ -116,9 +116,10 @@ class JointEncoder(TextEncoder):
 
 def _as_drawn(drawn: Float[Tensor, "rows dim"], trained: Float[Tensor, "rows dim"]) -> set[int]:
     """The rows that are what they were, but for a decay of their length: no gradient ever reached them."""
+    barely = max(BARELY, torch.finfo(trained.dtype).eps)  # weights that are stored in half precision are rounded
     drawn, trained = drawn.double().cpu(), trained.double().cpu()
     along = (drawn * trained).sum(dim=1, keepdim=True) / drawn.square().sum(dim=1, keepdim=True)
-    moved = (trained - along * drawn).norm(dim=1) > BARELY * trained.norm(dim=1)
+    moved = (trained - along * drawn).norm(dim=1) > barely * trained.norm(dim=1)
     # The last but one marks every caption: where that is as drawn too, nothing is known of this encoder's training.
     return set() if not moved[-2] else set((~moved).nonzero().flatten().tolist())
 
