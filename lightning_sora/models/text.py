@@ -22,6 +22,10 @@ from lightning_sora.nn.rope import Rope, axis_pairs, rotary
 
 logger = logging.getLogger(__name__)
 
+#: Ideographs, which are written without spaces: the blocks that BERT's multilingual tokenizer parts too.
+IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"
+WORDS = re.compile(rf"[{IDEOGRAPHS}]|(?:(?![{IDEOGRAPHS}])\w)+|[^\w\s]")
+
 #: By which part of its length a row of a table has moved that some caption trained; rounding moves others less.
 BARELY = 1e-4
 
@@ -161,7 +165,8 @@ class WordsEncoder(JointEncoder):
     """Whole words, hashed into a fixed number of rows (Weinberger et al. 2009, arXiv:0902.2206).
 
     Learns what a word means from fewer clips than bytes do, and gives the DiT fewer text tokens. Any
-    language that parts its words; case is ignored. Words that share a row cannot be told apart.
+    language that parts its words; each Chinese ideograph is a word of its own. Case is ignored. Words that share a row
+    cannot be told apart.
 
     Args:
         rows: of the table; take many times the number of different words.
@@ -180,7 +185,7 @@ class WordsEncoder(JointEncoder):
         self.rows, self.max_words = rows, max_words
 
     def parts(self, caption: str) -> list[tuple[str, list[int]]]:
-        words = re.findall(r"\w+|[^\w\s]", caption.lower())
+        words = WORDS.findall(caption.lower())
         if len(words) > self.max_words:
             self.warn_cut(caption, len(words), f"max_words={self.max_words}")
         return [("", [self.rows]), *((word, [self._row(word)]) for word in words[: self.max_words])]

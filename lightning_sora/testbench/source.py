@@ -24,6 +24,7 @@ from lightning_sora.data.window import covering, cut
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import coarse_generator, stream_seed
 from lightning_sora.spacetime import Crop, VideoSize
+from lightning_sora.testbench.clip_texts import Texts
 from lightning_sora.world import LEVELS, Facts, World
 from lightning_sora.writing import check_folder, unwritable
 
@@ -45,7 +46,7 @@ class WorldSource(Source):
         level: difficulty, from "tiny" to "hard".
         clips: how many of the training split.
         heldout_clips: how many of validation and test.
-        captions: "tags", "short", "dense" or "alt"; the wording varies from clip to clip.
+        captions: "tags", "short", "dense", "alt" or "natural"; the wording varies from clip to clip.
         heldout_captions: those of validation and test; None for the same.
         fps: frames per second at which clips are rendered if none is asked for.
         cache: a directory that keeps rendered clips between epochs and runs, each with a digest; one that is damaged is
@@ -54,6 +55,11 @@ class WorldSource(Source):
             for is then cut out of that, as from a file: scaled to cover the asked size, and cut at a drawn place in
             train, in the middle elsewhere. None: a clip has any size, with the whole stage in view.
         overrides: fields of the level to replace, for example ``{"shapes": ("cube",)}``.
+        languages: of the captions. In training, a clip has one caption in each, of equal standing, of which one is
+            drawn at every visit; those in other languages than English are "short".
+        heldout_language: that of validation and test; None for the first of ``languages``.
+        alternatives: styles of further English captions of equal standing, in training; one named twice gives two
+            wordings.
     """
 
     def __init__(
@@ -71,6 +77,9 @@ class WorldSource(Source):
         cache: str | None = None,
         native: tuple[tuple[int, int, int], ...] | None = None,
         overrides: dict[str, Any] | None = None,
+        languages: Sequence[str] = ("en",),
+        heldout_language: str | None = None,
+        alternatives: Sequence[str] = (),
     ) -> None:
         if root is not None:
             raise SoraError(f"the world is procedural and has no folder; drop root={root!r} or use source 'folder'")
@@ -80,13 +89,14 @@ class WorldSource(Source):
             raise SoraError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
         world_split, self._offset = SPLITS[split]
         captions = captions if split == "train" or heldout_captions is None else heldout_captions
+        self.texts = Texts.of_split(split, captions, languages, heldout_language, alternatives)
         config = LEVELS[level]
         try:
             config = replace(config, **(overrides or {}))
         except TypeError as problem:
             raise SoraError(f"overrides={overrides}: {problem}; known fields: {', '.join(asdict(config))}") from problem
         self.world = World(config, seed=stream_seed(seed, "world") % (1 << 31), split=world_split)
-        self._captions, self._fps, self._cache_root = captions, fps, cache
+        self._fps, self._cache_root = fps, cache
         self._length = clips if split == "train" else heldout_clips
         if self._length < 1 or fps <= 0:
             raise SoraError(f"a world of {self._length} clips at fps={fps}: both must be positive")
@@ -95,8 +105,9 @@ class WorldSource(Source):
         self._native, self._split, self._seed = native, split, seed
         self.unchanging = native is None or split != "train"  # else cut at a drawn place
         described = [asdict(config), seed, split, captions, fps, self._length, *([native] if native else [])]
+        described += self.texts.described()
         self._description = json.dumps(described, sort_keys=True, default=str)
-        self.world.caption(self.world.facts(self._offset), captions)  # refuses an unknown level now
+        self.texts.write(self.world, self._offset)  # refuses an unknown style or language now
         self._caches: dict[Crop, _ClipCache] = {}
 
     @cached_property
@@ -139,7 +150,8 @@ class WorldSource(Source):
         if made.size != crop.size:
             video = cut(video, crop.size, generator if self._split == "train" else None)
         told = {**facts.as_dict(), "config": asdict(self.world.config), "cropped": made.size != crop.size}
-        return Clip(video, self.world.caption(facts, self._captions, key=facts.index), rate, told)
+        caption, *others = self.texts.write(self.world, facts.index)
+        return Clip(video, caption, rate, told, tuple(others))
 
     def _rendered(self, index: int, crop: Crop) -> Crop:
         """What is rendered for a window: the clip's own picture, where it has one, at a size that covers it."""
@@ -150,13 +162,20 @@ class WorldSource(Source):
         return Crop(VideoSize(crop.size.frames, *covering(own.height, own.width, crop.size)), rate)
 
     def recaption(self, index: int, style: str) -> str:
-        """A clip's caption in another style.
+        """A clip's caption in another style; see :meth:`captions`.
 
         Raises:
-            SoraError: unknown style.
+            SoraError: unknown style, or one that the language of the captions does not have.
         """
-        number = self._offset + index
-        return self.world.caption(self.world.facts(number), style, key=number)
+        return self.captions(index, style)[0]
+
+    def captions(self, index: int, style: str) -> tuple[str, ...]:
+        """A clip's caption in another style, and its alternatives.
+
+        Raises:
+            SoraError: as of :meth:`recaption`.
+        """
+        return replace(self.texts, style=style).write(self.world, self._offset + index)
 
     def _cache(self, crop: Crop) -> _ClipCache:
         if crop not in self._caches:

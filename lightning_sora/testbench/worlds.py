@@ -27,6 +27,7 @@ class WorldsSource(Source):
         heldout_clips: how many of validation and test.
         fps, cache: as of the source "world".
         overrides: fields to replace, by level, for example ``{"medium": {"objects": (2, 2)}}``.
+        languages, heldout_language, alternatives: as of the source "world".
     """
 
     def __init__(
@@ -42,6 +43,9 @@ class WorldsSource(Source):
         fps: float = 8.0,
         cache: str | None = None,
         overrides: dict[str, dict[str, Any]] | None = None,
+        languages: Sequence[str] = ("en",),
+        heldout_language: str | None = None,
+        alternatives: Sequence[str] = (),
     ) -> None:
         if not levels or not captions:
             raise SoraError(f"levels={levels!r} and captions={captions!r} must each name at least one")
@@ -55,7 +59,8 @@ class WorldsSource(Source):
             WorldSource(
                 root=root, split=split, seed=seed, level=level, captions=self.captions[0], fps=fps, cache=cache,
                 overrides=(overrides or {}).get(level), clips=-(-clips // len(levels)),
-                heldout_clips=-(-heldout_clips // len(levels)),
+                heldout_clips=-(-heldout_clips // len(levels)), languages=languages,
+                heldout_language=heldout_language, alternatives=alternatives,
             )
             for level in levels
         ]  # fmt: skip
@@ -85,7 +90,8 @@ class WorldsSource(Source):
     def load(self, index: int, crop: Crop, *, generator: torch.Generator) -> Clip:
         own, level = divmod(index, len(self.worlds))
         clip = self.worlds[level].load(own, crop, generator=generator)
-        return replace(clip, caption=self.worlds[level].recaption(own, self.captions[own % len(self.captions)]))
+        caption, *others = self.worlds[level].captions(own, self.captions[own % len(self.captions)])
+        return replace(clip, caption=caption, alternatives=tuple(others))
 
     def fingerprint(self) -> str:
         parts = [*(world.fingerprint() for world in self.worlds), *self.captions]

@@ -1,7 +1,8 @@
-"""Captions from facts, at three levels, as seen by the viewer.
+"""Captions from facts, in several styles, as seen by the viewer.
 
 ``tags`` is a list of words; ``short`` a sentence of a small vocabulary; ``dense`` tells everything
-in varied words; ``alt`` tells the subject and little else, as texts beside pictures on the web do.
+in varied words; ``alt`` tells the subject and little else, as texts beside pictures on the web do;
+``natural`` is how people write prompts. ``short`` is told in other languages too.
 A key chooses the wording; key 0 is the plainest.
 
 Where the camera moves so that something goes another way in the picture than on the ground (a cube that moves left, and
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -19,7 +21,9 @@ from lightning_sora.errors import SoraError
 from lightning_sora.randomness import stream_seed
 from lightning_sora.world.config import DIRECTIONS
 from lightning_sora.world.facts import Facts, ObjectFacts
+from lightning_sora.world.languages import LANGUAGES
 from lightning_sora.world.motion import camera_path, positions
+from lightning_sora.world.natural import write as write_natural
 
 # The first wording of each is the plainest.
 SHORT_MOTIONS: dict[str, tuple[str, ...]] = {
@@ -82,20 +86,34 @@ ON_GROUND = "across the ground"
 """Said of motions that the picture does not show as they are told."""
 LOOKS = 17  # moments of a motion at which the picture is compared with what is told
 
-Choose = Callable[[Sequence[str]], str]
+Choose = Callable[[Sequence[Any]], Any]
 
 
-def caption(facts: Facts, level: str = "short", key: int = 0) -> str:
+def caption(facts: Facts, level: str = "short", key: int = 0, language: str = "en") -> str:
     """Words for the facts; see ``World.caption``.
 
     Raises:
-        SoraError: unknown level.
+        SoraError: unknown level or language, or a language that does not have the level.
     """
-    writers = {"tags": _tags, "short": _short, "dense": _dense, "alt": _alt}
+    writers = {"tags": _tags, "short": _short, "dense": _dense, "alt": _alt, "natural": _natural}
     if level not in writers:
         raise SoraError(f"unknown caption level {level!r}; choose one of: {', '.join(writers)}")
-    rng = random.Random(stream_seed(key, "caption", level, facts.index))
-    return writers[level](facts, rng.choice if key else lambda wordings: wordings[0])
+    if language == "en":
+        rng = random.Random(stream_seed(key, "caption", level, facts.index))
+        return writers[level](facts, rng.choice if key else _plainest)
+    if language not in LANGUAGES:
+        raise SoraError(f"unknown caption language {language!r}; choose one of: en, {', '.join(LANGUAGES)}")
+    if level != "short":
+        raise SoraError(
+            f"captions in {LANGUAGES[language].name} ({language!r}) are 'short', not {level!r}; ask for 'short', or "
+            "for language 'en'"
+        )
+    rng = random.Random(stream_seed(key, "caption", level, language, facts.index))
+    return _foreign(facts, language, rng.choice if key else _plainest)
+
+
+def _plainest(wordings: Sequence[Any]) -> Any:
+    return wordings[0]
 
 
 def _heading(thing: ObjectFacts) -> str:
@@ -124,6 +142,18 @@ def _short(facts: Facts, choose: Choose) -> str:
     if facts.camera.motion != "static":
         told.append(choose(CAMERA_MOTIONS[facts.camera.motion]))
     return ", ".join(told)
+
+
+def _foreign(facts: Facts, language: str, choose: Choose) -> str:
+    own = LANGUAGES[language]
+    told = [own.clause(thing, not _seen_as_told(thing, facts), choose) for thing in facts.objects]
+    if facts.camera.motion != "static":
+        told.append(choose(own.cameras[facts.camera.motion]))
+    return own.comma.join(told)
+
+
+def _natural(facts: Facts, choose: Choose) -> str:
+    return write_natural(facts, lambda thing: _seen_as_told(thing, facts), choose)
 
 
 def _dense(facts: Facts, choose: Choose) -> str:

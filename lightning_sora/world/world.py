@@ -47,9 +47,18 @@ class World:
         """The facts of one clip."""
         return draw_facts(self.config, self.seed, self.split, index)
 
-    def caption(self, facts: Facts, level: str = "short", key: int = 0) -> str:
-        """Words for the facts: "tags", "short", "dense" or "alt"; key 0 is the plainest wording, others vary it."""
-        return caption(facts, level, key)
+    def caption(self, facts: Facts, level: str = "short", key: int = 0, language: str = "en") -> str:
+        """Words for the facts.
+
+        Args:
+            level: "tags", "short", "dense", "alt" or "natural" (as people write prompts).
+            key: 0 is the plainest wording, others vary it.
+            language: "en"; of "short" captions also "es" (Spanish), "zh" (Chinese) and "ar" (Arabic).
+
+        Raises:
+            SoraError: unknown level or language, or a language that does not have the level.
+        """
+        return caption(facts, level, key, language)
 
     def render(
         self, facts: Facts, frames: int, height: int, width: int, fps: float

@@ -1,0 +1,63 @@
+"""Which captions a clip of the world has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_sora.errors import SoraError
+from lightning_sora.randomness import stream_seed
+from lightning_sora.world import World
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The captions of a split.
+
+    Attributes:
+        style: of the first caption.
+        languages: one caption in each; those in other languages than English, but the first, are "short".
+        alternatives: styles of further captions in English.
+    """
+
+    style: str
+    languages: tuple[str, ...] = ("en",)
+    alternatives: tuple[str, ...] = ()
+
+    @classmethod
+    def of_split(
+        cls, split: str, style: str, languages: Sequence[str], heldout: str | None, alternatives: Sequence[str]
+    ) -> Texts:
+        """Those of a split: of validation and test, one caption in one language.
+
+        Raises:
+            SoraError: no language, one named twice, or a word where a list is asked for.
+        """
+        for name, value in (("languages", languages), ("alternatives", alternatives)):
+            if isinstance(value, str):
+                raise SoraError(f"{name}={value!r} must be a list; write {name}=[{value!r}]")
+        if not languages or len(set(languages)) != len(languages):
+            raise SoraError(f"languages={list(languages)} must name at least one, each once")
+        if split == "train":
+            return cls(style, tuple(languages), tuple(alternatives))
+        return cls(style, (languages[0] if heldout is None else heldout,))
+
+    def described(self) -> list[Any]:
+        """What tells them from captions in English alone."""
+        told = [list(self.languages), list(self.alternatives)]
+        return [] if told == [["en"], []] else [told]
+
+    def write(self, world: World, number: int) -> tuple[str, ...]:
+        """The caption of a clip of the world, and its alternatives, each worded by a key of its own.
+
+        Raises:
+            SoraError: unknown style or language, or a language that does not have the style.
+        """
+        facts = world.facts(number)
+        first, *others = self.languages
+        texts = [world.caption(facts, self.style, number, first)]
+        texts += [world.caption(facts, self.style if name == "en" else "short", number, name) for name in others]
+        keys = (stream_seed(number, "alternative", place) for place in range(len(self.alternatives)))
+        texts += [world.caption(facts, style, key) for style, key in zip(self.alternatives, keys, strict=False)]
+        return tuple(texts)
