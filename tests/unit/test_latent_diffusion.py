@@ -78,6 +78,20 @@ def test_a_saved_model_makes_the_same_clips(tmp_path: Path) -> None:
     assert json.loads((folder / "model.json").read_text())["config"]["dit"]["attention"] == "spatial, temporal"
 
 
+def test_weights_may_be_stored_in_half_the_room(tmp_path: Path) -> None:
+    model = made(seed=4)
+    whole, half = model.save(tmp_path / "whole"), model.save(tmp_path / "half", stored="float16")
+    sizes = [(folder / "dit.safetensors").stat().st_size for folder in (whole, half)]
+    assert 0.45 < sizes[1] / sizes[0] < 0.6
+    read = load(half, "cpu")
+    for (name, value), own in zip(read.dit.named_parameters(), model.dit.parameters(), strict=True):
+        assert value.dtype == torch.float32, name
+        assert torch.equal(value, own.half().float())
+    assert read.sample("a red cube", *SIZE).shape == (*SIZE, 3)
+    with pytest.raises(SoraError, match="cannot be stored as 'int8'; choose float16, bfloat16 or float32"):
+        model.save(tmp_path / "c", stored="int8")
+
+
 def test_a_weak_model_may_lie_in_a_folder_too(tmp_path: Path) -> None:
     weak = made(dit=DIT | {"depth": 1}).save(tmp_path / "weak")
     model = made()

@@ -218,11 +218,16 @@ def test_what_an_encoder_was_never_trained_on_is_told_once(
     loaded([unknown])
     (record,) = caplog.records
     assert told in record.getMessage()
+    rounded = TEXT_ENCODERS.create(spec)
+    initialize(rounded, 3)
+    rounded.load_state_dict({name: value.half() for name, value in trained.state_dict().items()})
+    rounded.eval()([known, unknown])
+    assert [told in each.getMessage() for each in caplog.records] == [True, True]
     untrained = TEXT_ENCODERS.create(spec)
     initialize(untrained, 3)
     untrained.load_state_dict(untrained.state_dict())
     untrained.eval()([unknown])
-    assert len(caplog.records) == 1
+    assert len(caplog.records) == 2
 
 
 def test_a_word_that_a_tokenizer_does_not_know_is_told(
