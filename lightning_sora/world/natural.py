@@ -39,7 +39,7 @@ WAYS = {
 MOTIONS = {
     "still": ("stays still", "rests on the ground", "sits still", "does not move", "stands still"),
     "bounce": ("bounces", "bounces up and down", "hops", "hops up and down", "jumps up and down"),
-    "spin": ("spins", "spins in place", "turns in place", "turns round and round", "rotates"),
+    "spin": ("spins", "spins in place", "turns in place", "turns round and round", "turns around"),
     "orbit": ("moves in a circle", "circles", "goes round in a circle", "goes in circles", "circles around"),
     "fall": ("falls down", "falls", "drops", "drops to the ground", "falls to the ground"),
     "behind": ("{verb} {way} behind a wall", "passes behind a wall", "passes behind a wall to the {way}",
