@@ -114,6 +114,9 @@ class SamplingConfig(Config):
         steps: of the solver.
         guidance: a spec, or the scale of plain classifier-free guidance; 1 is none.
         shift: of the times towards noise (Esser et al. 2024, Eq. 23); 1 is none.
+        shift_by_size: multiply the shift by the root of a clip's tokens over those of the longest trained on (ibid.).
+        rope: what to do with positions beyond the longest trained on, along each axis: take them as they are,
+            interpolate between trained ones, or change the base of the rotations (see ``nn.rope.SCALINGS``).
 
     Example:
         >>> import lightning_sora as ls
@@ -125,3 +128,5 @@ class SamplingConfig(Config):
     steps: int = 20
     guidance: float | SpecText = 2.5
     shift: float = 1.0
+    shift_by_size: bool = False
+    rope: Literal["none", "interpolate", "ntk"] = "none"

@@ -15,6 +15,7 @@ from lightning_sora.diffusion.samplers import Denoise, Progress
 from lightning_sora.models.dit import DiT
 from lightning_sora.models.given import Given, GivenRows
 from lightning_sora.models.text import TextContext, TextEncoder
+from lightning_sora.nn.rope import Stretch
 from lightning_sora.spacetime import TokenLayout
 
 #: Called with a timestep and the guided ``x_0`` there.
@@ -30,6 +31,8 @@ class Predictor(Protocol):
 
     @property
     def dtype(self) -> torch.dtype: ...
+
+    def stretch(self, layout: TokenLayout, rope: str) -> Stretch | None: ...
 
 
 class DenoisingTerms(NamedTuple):
@@ -55,6 +58,8 @@ class SampleOptions(TypedDict, total=False):
     sampler: str | None
     steps: int | None
     guidance: float | str | None
+    rope: str | None
+    shift_by_size: bool | None
     keys: Sequence[tuple[Any, ...]] | None
     progress: Progress
     on_step: OnStep | None
@@ -69,6 +74,7 @@ def guided(
     on_step: OnStep | None = None,
     negative: str = "",
     given: GivenRows | None = None,
+    rope: str = "none",
 ) -> Denoise:
     """``(x_t, t) -> x_0`` for some prompts; the solver's state stays in float32.
 
@@ -80,6 +86,7 @@ def guided(
         on_step: called after each guided prediction.
         negative: what guidance leads away from.
         given: what of the clips is kept, or not noised above a level.
+        rope: what is done with positions beyond those that a model was trained on.
     """
     guide = guidance.start()
     captions = {"conditional": list(prompts), "unconditional": [negative] * len(prompts), "weak": list(prompts)}
@@ -104,9 +111,8 @@ def guided(
             kept = given.repeat(len(kinds), axis)
             times, rows = kept.levels(t), kept.noised(rows, t)
             spread = times[..., None]
-        prediction = model.dit(
-            model.objective.input(rows, spread).to(model.dtype), times.to(model.dtype), context(model, kinds), at
-        )
+        noised, times = model.objective.input(rows, spread).to(model.dtype), times.to(model.dtype)
+        prediction = model.dit(noised, times, context(model, kinds), at, model.stretch(at, rope))
         x_0 = model.objective.x_0(prediction.float(), rows, spread)
         return (x_0 if given is None else kept.kept(x_0, t)).chunk(len(kinds), dim=axis)
 

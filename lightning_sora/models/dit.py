@@ -21,7 +21,7 @@ from lightning_sora.models.text import TextContext
 from lightning_sora.nn.attention import CrossAttention, JointText, create_attention, layer_specs
 from lightning_sora.nn.embed import TimestepEmbedding
 from lightning_sora.nn.layers import GatedMLP, Modulation, ZeroLinear, modulate, normalize
-from lightning_sora.nn.rope import Rope, axis_pairs, rotary
+from lightning_sora.nn.rope import Rope, Stretch, axis_pairs, rotary
 from lightning_sora.registry import Spec
 from lightning_sora.spacetime import TokenLayout
 
@@ -194,6 +194,7 @@ class DiT(nn.Module):
         t: Float[Tensor, " clips"] | Float[Tensor, "batch tokens"],
         text: TextContext,
         layout: TokenLayout,
+        stretch: Stretch | None = None,
     ) -> Float[Tensor, "batch tokens in_dim"]:
         """One prediction.
 
@@ -202,6 +203,7 @@ class DiT(nn.Module):
             t: timesteps in [0, 1], 0 is data and 1 is noise, per clip or per token.
             text: one context per clip.
             layout: where the tokens are; uniform or packed.
+            stretch: of clips that are longer than in training, with a row per clip; None to take positions as they are.
 
         Raises:
             SoraError: shapes that do not fit the layout or the model.
@@ -212,7 +214,9 @@ class DiT(nn.Module):
         pooled = self.pooled(_mean(text))
         condition = self.time(t) + (layout.per_token(pooled) if per_token else pooled)
         one = layout.coordinates(x.device)[: layout.shape[1], 1:]  # the clips of a uniform batch are alike
-        rope = rotary(one, self.head_dim)
+        if stretch is not None:
+            stretch = stretch._replace(factors=layout.per_token(stretch.factors.to(x.device))[0])
+        rope = rotary(one, self.head_dim, stretch=stretch)
         shared = self.modulation(condition)
         x = self.embed(x)
         for block in self.blocks:

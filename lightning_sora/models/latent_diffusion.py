@@ -25,9 +25,10 @@ from lightning_sora.models.given import Given, GivenRows, given_rows
 from lightning_sora.models.latent_space import LatentSpace
 from lightning_sora.models.pixels import Clip
 from lightning_sora.models.saved import read_model, save_model
-from lightning_sora.models.seen_sizes import SeenSizes
+from lightning_sora.models.seen_sizes import SeenSizes, check_rope
 from lightning_sora.models.text import TEXT_ENCODERS, TextEncoder
 from lightning_sora.models.vae import VAES, VideoVAE
+from lightning_sora.nn.rope import Stretch
 from lightning_sora.randomness import initialize, normal_per_clip
 from lightning_sora.spacetime import PatchSize, TokenGrid, TokenLayout
 
@@ -86,6 +87,7 @@ class LatentDiffusion(LatentSpace):
         self.sampling = sampling or SamplingConfig()
         self.sampler, self.guidance = SAMPLERS.create(self.sampling.sampler), guidance_of(self.sampling.guidance)
         time_schedule(self.sampling.steps, self.sampling.shift)  # refuses impossible ones now
+        check_rope(self.sampling.rope)
         self.seen_sizes = SeenSizes()
         self.tasks: tuple[str, ...] = ("text_to_video",)
         self.config: Mapping[str, Any] | None = None  # what `create` was given
@@ -260,6 +262,8 @@ class LatentDiffusion(LatentSpace):
         sampler: str | None = None,
         steps: int | None = None,
         guidance: float | str | None = None,
+        rope: str | None = None,
+        shift_by_size: bool | None = None,
         keys: Sequence[tuple[Any, ...]] | None = None,
         progress: Progress = iter,
         on_step: OnStep | None = None,
@@ -273,8 +277,8 @@ class LatentDiffusion(LatentSpace):
                 the VAE gives it back.
             seed, keys: the noise of prompt ``i`` is a function of ``seed`` and ``keys[i]`` (its index
                 if None) alone, not of the other prompts.
-            sampler, steps, guidance: by default those of ``sampling``; guidance is a spec, or the scale of plain
-                guidance.
+            sampler, steps, guidance, rope, shift_by_size: by default those of ``sampling``; guidance is a spec, or the
+                scale of plain guidance.
             progress: wraps the list of steps, for a progress bar.
             on_step: called after each guided prediction with its timestep and its ``x_0``, rows that :meth:`decode`
                 shows.
@@ -294,7 +298,9 @@ class LatentDiffusion(LatentSpace):
         wanted = [prompts] if isinstance(prompts, str) else list(prompts)
         if "" in wanted:
             log.warning("a prompt is empty: what is sampled for it is what the model makes of none")
-        times = time_schedule(self.sampling.steps if steps is None else steps, self.sampling.shift)
+        by_size = self.sampling.shift_by_size if shift_by_size is None else shift_by_size
+        shift = self.sampling.shift * (self.seen_sizes.shift(grid, self.patch) if by_size else 1.0)
+        times = time_schedule(self.sampling.steps if steps is None else steps, shift)
         layout = TokenLayout.uniform(grid, len(wanted))
         keys = keys if keys is not None else [(i,) for i in range(len(wanted))]
         sizes = [(grid.tokens, self.latent_dim)] * len(wanted)
@@ -302,7 +308,7 @@ class LatentDiffusion(LatentSpace):
         of_each = [given] * len(wanted) if given is None or isinstance(given, Given) else list(given)
         with self.evaluating():
             known = given_rows(of_each, grid, self.patch, noise, self.encode_videos)
-            denoise = self.denoiser(wanted, layout, guidance, on_step, negative, known)
+            denoise = self.denoiser(wanted, layout, guidance, on_step, negative, known, rope)
             solve = self.sampler if sampler is None else SAMPLERS.create(sampler)
             rows = solve(denoise, noise, times, progress)
             made = self.decode(rows if known is None else known.put_back(rows), grid)
@@ -316,10 +322,16 @@ class LatentDiffusion(LatentSpace):
         on_step: OnStep | None = None,
         negative: str = "",
         given: GivenRows | None = None,
+        rope: str | None = None,
     ) -> Denoise:
         """``(x_t, t) -> x_0`` for these prompts, guided; see :func:`~lightning_sora.models.denoiser.guided`."""
         asked = self.guidance if guidance is None else guidance_of(guidance)
-        return guided(self, self.weak, prompts, layout, asked, on_step, negative, given)
+        scaled = self.sampling.rope if rope is None else rope
+        return guided(self, self.weak, prompts, layout, asked, on_step, negative, given, scaled)
+
+    def stretch(self, layout: TokenLayout, rope: str) -> Stretch | None:
+        """See :meth:`SeenSizes.stretch`, of the clips of a layout."""
+        return self.seen_sizes.stretch(layout.grids, self.patch, rope)
 
     def weak(self, path: str) -> LatentDiffusion:
         """The weaker model of autoguidance, loaded once.

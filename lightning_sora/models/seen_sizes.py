@@ -5,8 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
+from lightning_sora.diffusion.timesteps import size_shift
+from lightning_sora.errors import SoraError
+from lightning_sora.nn.rope import SCALINGS, Stretch
+from lightning_sora.spacetime import PatchSize, TokenGrid
+
 AXES = ("frames", "height", "width")
 Size = tuple[int, int, int]
+
+
+def check_rope(rope: str) -> None:
+    """Raises SoraError for a scaling of positions that is not known."""
+    if rope not in ("none", *SCALINGS):
+        raise SoraError(f"rope={rope!r} must be 'none', {' or '.join(map(repr, SCALINGS))}")
 
 
 class SeenSizes:
@@ -43,6 +56,26 @@ class SeenSizes:
             if not least <= asked <= most
         )
 
+    def stretch(self, grids: Sequence[TokenGrid], patch: PatchSize, rope: str) -> Stretch | None:
+        """By how much the axes of clips are longer than the longest seen; None where none is, or nothing is known.
+
+        Args:
+            rope: what is to be done about it: one of ``SCALINGS``, or "none".
+
+        Raises:
+            SoraError: an unknown one.
+        """
+        check_rope(rope)
+        if rope == "none" or self.most is None:
+            return None
+        lengths = _lengths(TokenGrid.of(*self.most, patch))
+        factors = [[max(1.0, n / most) for n, most in zip(_lengths(grid), lengths, strict=True)] for grid in grids]
+        return Stretch(rope, torch.tensor(factors)) if any(one > 1 for row in factors for one in row) else None
+
+    def shift(self, grid: TokenGrid, patch: PatchSize) -> float:
+        """The shift of times that a clip needs beside the one that suits the longest seen; 1 if nothing is known."""
+        return 1.0 if self.native is None else size_shift(grid.tokens, TokenGrid.of(*self.native, patch).tokens)
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
         bounds = {"least": self.least, "most": self.most}
@@ -53,3 +86,8 @@ class SeenSizes:
         """Of a checkpoint that tells nothing, nothing is known."""
         self.least, self.most = (tuple(state[name]) if name in state else None for name in ("least", "most"))
         self.native, self.fps = tuple(state["size"]) or None, state["fps"]
+
+
+def _lengths(grid: TokenGrid) -> tuple[int, int, int]:
+    """How far tokens reach along each axis; the first in time is of no length, since it holds one frame alone."""
+    return max(grid.frames - 1, 1), grid.height, grid.width

@@ -8,6 +8,9 @@ coordinates alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -16,6 +19,27 @@ from lightning_sora.errors import SoraError
 
 Rope = Float[Tensor, "batch_or_1 tokens 1 pairs 2"]
 """The cosine and the sine of the angle by which each token turns each pair of a head."""
+
+#: What to do with an axis that is ``s`` times as long as any in training: the frequency of pair j of n is divided by
+#: ``s ** exponents[j]``. "interpolate" squeezes all positions into the trained range (Chen et al. 2023,
+#: arXiv:2306.15595, section 2.3). "ntk" raises theta to ``theta * s ** (n / (n - 1))`` (Peng et al. 2023,
+#: arXiv:2309.00071, section 3.1): the slowest pair is squeezed as much, the fastest not at all.
+SCALINGS: dict[str, Callable[[int], Tensor]] = {
+    "interpolate": torch.ones,
+    "ntk": lambda pairs: torch.arange(pairs, dtype=torch.float32) / max(pairs - 1, 1),
+}
+
+
+class Stretch(NamedTuple):
+    """By how much the axes of clips are longer than in training, and what is done about it.
+
+    Attributes:
+        scaling: one of ``SCALINGS``.
+        factors: at least 1, which changes nothing; a row per clip, or per token.
+    """
+
+    scaling: str
+    factors: Float[Tensor, "clips_or_tokens axes"]
 
 
 def axis_pairs(head_dim: int, axes: int) -> tuple[int, ...]:
@@ -33,7 +57,12 @@ def axis_pairs(head_dim: int, axes: int) -> tuple[int, ...]:
     return (head_dim // 2 - share * (axes - 1), *(share,) * (axes - 1))
 
 
-def rotary(coordinates: Int[Tensor, "*batch tokens axes"], head_dim: int, theta: float = 100.0) -> Rope:
+def rotary(
+    coordinates: Int[Tensor, "*batch tokens axes"],
+    head_dim: int,
+    theta: float = 100.0,
+    stretch: Stretch | None = None,
+) -> Rope:
     """The rotation of each token: cosine and sine of ``coordinate * frequency``.
 
     Args:
@@ -41,6 +70,7 @@ def rotary(coordinates: Int[Tensor, "*batch tokens axes"], head_dim: int, theta:
             the batch.
         theta: an axis with n pairs turns pair j by ``theta ** (-j / n)`` per step. Axes of a video are
             tens of tokens long, hence 100 rather than the 10000 of text.
+        stretch: of axes that are longer than in training, with a row per token, or one for all; None for none.
 
     Raises:
         SoraError: see :func:`axis_pairs`.
@@ -50,7 +80,11 @@ def rotary(coordinates: Int[Tensor, "*batch tokens axes"], head_dim: int, theta:
     angles = []
     for axis, pairs in enumerate(axis_pairs(head_dim, coordinates.shape[-1])):
         frequency = theta ** (-torch.arange(pairs, device=coordinates.device, dtype=torch.float32) / pairs)
-        angles.append(coordinates[..., axis, None] * frequency)
+        turns = coordinates[..., axis, None] * frequency
+        if stretch is not None:
+            exponents = SCALINGS[stretch.scaling](pairs).to(frequency)
+            turns = turns / stretch.factors[..., axis, None] ** exponents
+        angles.append(turns)
     angle = torch.cat(angles, dim=-1)[..., None, :]
     return torch.stack([angle.cos(), angle.sin()], dim=-1)
 

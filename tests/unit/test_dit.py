@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_sora.errors import SoraError
 from lightning_sora.models.dit import DiT
 from lightning_sora.models.text import TextContext
+from lightning_sora.nn.rope import SCALINGS, Stretch
 from lightning_sora.randomness import initialize, stream_seed
 from lightning_sora.spacetime import TokenGrid, TokenLayout
 
@@ -57,6 +58,20 @@ def test_packed_equals_one_clip_at_a_time(attention: str, modulation: str) -> No
     for i, part in enumerate(layout.split(x)):
         alone = dit(part[None], t[i, None], one(text, i), layout.clip(i))[0]
         torch.testing.assert_close(together[i], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@torch.no_grad()
+def test_each_clip_is_stretched_by_itself(scaling: str) -> None:
+    dit, layout = dit_of(), TokenLayout.pack(MIXED)
+    x, t, text = draw(*layout.shape, IN_DIM), torch.tensor([0.1, 0.9, 0.5, 0.3]), text_of([7, 1, 4, 9])
+    factors = torch.tensor([[2.0, 1.0, 1.5], [1.0, 1.0, 1.0], [1.0, 3.0, 1.0], [1.0, 2.0, 2.0]])
+    plain = layout.split(dit(x, t, text, layout))
+    together = layout.split(dit(x, t, text, layout, Stretch(scaling, factors)))
+    for i, part in enumerate(layout.split(x)):
+        alone = dit(part[None], t[i, None], one(text, i), layout.clip(i), Stretch(scaling, factors[i, None]))[0]
+        torch.testing.assert_close(together[i], alone, atol=1e-5, rtol=1e-5)
+        assert torch.equal(together[i], plain[i]) == bool((factors[i] == 1).all())
 
 
 @torch.no_grad()

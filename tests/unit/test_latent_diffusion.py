@@ -14,9 +14,10 @@ from lightning_sora.errors import SoraError
 from lightning_sora.lit.callbacks.summary import summary
 from lightning_sora.models.denoiser import SampleOptions
 from lightning_sora.models.latent_diffusion import LatentDiffusion
+from lightning_sora.models.seen_sizes import SeenSizes
 from lightning_sora.models.vae import VAES, ClipVAE
 from lightning_sora.randomness import initialize
-from lightning_sora.spacetime import TokenGrid, TokenLayout
+from lightning_sora.spacetime import PatchSize, TokenGrid, TokenLayout
 
 VAE = "causal_conv(stride=(4, 8, 8), latent_channels=4, dim=8, front_end_patch=(4, 8, 8), decoder_blocks=1)"
 DIT: dict[str, Any] = {"dim": 16, "depth": 2, "num_heads": 2}
@@ -200,3 +201,41 @@ def test_what_a_sample_takes_is_named_alike_wherever_it_is_passed_on() -> None:
     parameters = inspect.signature(LatentDiffusion.sample).parameters.values()
     named = {one.name for one in parameters if one.kind is one.KEYWORD_ONLY}
     assert named == set(SampleOptions.__annotations__)
+
+
+def test_larger_clips_are_placed_and_timed_as_asked() -> None:
+    model, large = made(sampling={"steps": 3, "shift": 2.0}), (9, 32, 16)
+    model.seen_sizes.add([SIZE, (1, 16, 16)], fps=8.0)
+    options: dict[str, dict[str, Any]] = {
+        "none": {}, "interpolate": {"rope": "interpolate"}, "ntk": {"rope": "ntk"}, "shift": {"shift_by_size": True},
+    }  # fmt: skip
+    native, larger = (
+        {name: model.sample("a red cube", *size, **option) for name, option in options.items()}
+        for size in (SIZE, large)
+    )
+    assert all(torch.equal(clip, native["none"]) for clip in native.values())
+    clips = list(larger.values())
+    assert not any(torch.equal(a, b) for i, a in enumerate(clips) for b in clips[:i])
+    by_recipe = made(sampling={"steps": 3, "shift": 2.0, "rope": "ntk"})
+    by_recipe.seen_sizes = model.seen_sizes
+    assert torch.equal(by_recipe.sample("a red cube", *large), larger["ntk"])
+    # 3 * 4 * 2 tokens, and 2 * 2 * 2 as trained.
+    shifted = made(sampling={"steps": 3, "shift": 2.0 * 3**0.5})
+    assert torch.equal(shifted.sample("a red cube", *large), larger["shift"])
+    unknown = made(sampling={"steps": 3, "shift": 2.0, "rope": "interpolate", "shift_by_size": True})
+    assert torch.equal(unknown.sample("a red cube", *large), larger["none"])
+    with pytest.raises(SoraError, match="rope='yarn' must be 'none', 'interpolate' or 'ntk'"):
+        model.sample("a red cube", *SIZE, rope="yarn")
+
+
+def test_positions_are_stretched_by_what_is_beyond_the_longest_seen() -> None:
+    """In time from the first frame on, which a token holds alone."""
+    seen, patch = SeenSizes(), PatchSize(4, 8, 8)
+    seen.add([(17, 16, 64), (1, 64, 16)], fps=8.0)
+    grids = [TokenGrid.of(*size, patch) for size in ((33, 64, 64), (17, 96, 128), (1, 8, 8))]
+    stretch = seen.stretch(grids, patch, "ntk")
+    assert stretch is not None
+    assert stretch.factors.tolist() == [[2.0, 1.0, 1.0], [1.0, 1.5, 2.0], [1.0, 1.0, 1.0]]
+    assert seen.stretch(grids[2:], patch, "ntk") is None
+    assert seen.stretch(grids, patch, "none") is None
+    assert SeenSizes().stretch(grids, patch, "ntk") is None

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_sora.errors import SoraError
-from lightning_sora.nn.rope import axis_pairs, rotary, rotate
+from lightning_sora.nn.rope import SCALINGS, Stretch, axis_pairs, rotary, rotate
 from lightning_sora.spacetime import TokenGrid, TokenLayout
 
 
@@ -44,6 +44,32 @@ def test_a_pair_turns_by_its_coordinate_times_its_frequency() -> None:
             matrix = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
             expected = original[..., axis, pair, :] @ matrix.T
             torch.testing.assert_close(turned[..., axis, pair, :], expected, atol=1e-6, rtol=0)
+
+
+def test_interpolation_puts_positions_between_those_of_training() -> None:
+    """Twice as wide, every second token is where a trained one was; the other axes stay."""
+    wide, trained = (TokenLayout.uniform(TokenGrid(2, 3, width), 1).coordinates()[:, 1:] for width in (8, 4))
+    found = rotary(wide, 24, stretch=Stretch("interpolate", torch.tensor([[1.0, 1.0, 2.0]])))
+    assert torch.equal(found[:, wide[:, 2] % 2 == 0], rotary(trained, 24))
+
+
+def test_a_changed_base_is_that_of_the_paper() -> None:
+    """theta * s ** (d / (d - 2)), d being twice the pairs of an axis: the fastest pair turns as before, the slowest as
+    interpolated."""
+    at, s = torch.arange(18).reshape(6, 3), 2.5
+    found = rotary(at, 24, 100.0, Stretch("ntk", torch.full((1, 3), s)))
+    torch.testing.assert_close(found, rotary(at, 24, 100.0 * s ** (8 / (8 - 2))))
+    interpolated = rotary(at, 24, 100.0, Stretch("interpolate", torch.full((1, 3), s)))
+    by_axis, plain, squeezed = (one.unflatten(-2, (3, 4)) for one in (found, rotary(at, 24), interpolated))
+    assert torch.equal(by_axis[..., 0, :], plain[..., 0, :])
+    torch.testing.assert_close(by_axis[..., -1, :], squeezed[..., -1, :])
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("head_dim", [6, 20])
+def test_no_stretch_changes_no_bit(scaling: str, head_dim: int) -> None:
+    at = torch.arange(18).reshape(6, 3)
+    assert torch.equal(rotary(at, head_dim, stretch=Stretch(scaling, torch.ones(1, 3))), rotary(at, head_dim))
 
 
 def test_lengths_are_kept() -> None:
