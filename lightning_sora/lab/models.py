@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from lightning_sora.shipped import model_path
 
 if TYPE_CHECKING:
     import torch
+
+    from lightning_sora.models.latent_diffusion import LatentDiffusion
 
 #: Modules by the name that their checkpoints carry, each imported when one is loaded; plugins import their own.
 MODULES = {
@@ -51,6 +54,37 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Any:
     load_packages()
     place, path = usable_device(device), model_path(path)
     return _load_saved(path, place) if is_saved(path) else _load_checkpoint(path, place)
+
+
+@dataclass(frozen=True)
+class VideoModel:
+    """A model that makes videos, loaded once for many samples.
+
+    Attributes:
+        path: where it was loaded from, as it was given.
+        run_id: of the training; None where that is not known.
+    """
+
+    path: str
+    model: LatentDiffusion
+    run_id: str | None
+    device: torch.device
+
+
+def load_video_model(path: str | Path, device: str | torch.device | None = None) -> VideoModel:
+    """Loads a model as :func:`load` does, if it is one that makes videos.
+
+    Raises:
+        SoraError: as :func:`load`; or it makes none.
+    """
+    from lightning_sora.models.latent_diffusion import LatentDiffusion
+
+    place = usable_device(device)
+    loaded = load(path, place)
+    model: Any = loaded if isinstance(loaded, LatentDiffusion) else getattr(loaded, "model", None)
+    if not isinstance(model, LatentDiffusion):
+        raise SoraError(f"{path} holds a {type(loaded).__name__}, which makes no videos; give a LitDiT's")
+    return VideoModel(str(path), model, getattr(loaded, "run_id", None), place)
 
 
 def _load_saved(path: str | Path, device: torch.device) -> Any:

@@ -27,6 +27,8 @@ from lightning_sora.writing import check_folder
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lightning_sora.diffusion.samplers import Progress
+    from lightning_sora.lab.models import VideoModel
     from lightning_sora.media import Video
 
 #: Longest prompt, in letters: no text encoder reads as much.
@@ -132,18 +134,18 @@ class Samples:
 
 
 def sample(
-    model: str | Path, prompts: str | Sequence[str], *, seed: int | Sequence[int] = 0, negative: str = "",
+    model: str | Path | VideoModel, prompts: str | Sequence[str], *, seed: int | Sequence[int] = 0, negative: str = "",
     task: str | None = None, inputs: Mapping[str, Any] | None = None, frames: int | None = None,
     height: int | None = None, width: int | None = None, fps: float | None = None, sampler: str | None = None,
     steps: int | None = None, guidance: str | float | None = None, expand: str | None = None,
     plugins: Sequence[str | Path] = (), out: str | Path | None = None, scale: int = 1, preview: bool = False,
-    device: str | None = None,
+    device: str | None = None, progress: Progress | None = None,
 ) -> Samples:  # fmt: skip
     """Makes a video per prompt and seed, and writes each as MP4 and GIF with what makes it again, and a contact sheet.
 
     Args:
         model: a checkpoint of a LitDiT, the folder of its run, one that ``save`` wrote, or "world64", which comes with
-            the package.
+            the package; or what :func:`~lightning_sora.lab.models.load_video_model` made of it.
         seed: of the noise, or several; the noise depends on the seed alone.
         negative: what guidance leads away from.
         task: spec of what is made of the inputs; None for what they tell.
@@ -156,7 +158,8 @@ def sample(
         out: folder; None for samples/prompts in the run's, or here for a model of the package.
         scale: each pixel of a file is so many wide and high.
         preview: keep preview.png, the middle frame of what is being made, up to date after each step.
-        device: None for CUDA where there is one.
+        device: None for CUDA where there is one; of a model that is loaded, where that is.
+        progress: wraps the list of steps of each pass through the model; None for a bar on stderr.
 
     Raises:
         SoraError: no prompt, no such model, an input that is missing, not taken or unreadable, or a size that the model
@@ -170,11 +173,12 @@ def sample(
     seeds = [seed] if isinstance(seed, int) else list(seed)
     pairs = [(text, one) for text in texts for one in seeds]
     given = {name: str(one) if isinstance(one, Path) else one for name, one in (inputs or {}).items()}
+    path, loaded = (str(model), None) if isinstance(model, str | Path) else (model.path, model)
     request = Request(
-        str(model), tuple(text for text, _ in pairs), tuple(one for _, one in pairs), negative, task, given, frames,
+        path, tuple(text for text, _ in pairs), tuple(one for _, one in pairs), negative, task, given, frames,
         height, width, fps, sampler, steps, guidance, expand, tuple(map(str, plugins)),
     )  # fmt: skip
-    return _sample(request, out=out, scale=scale, preview=preview, device=device)
+    return _sample(request, out=out, scale=scale, preview=preview, device=device, loaded=loaded, progress=progress)
 
 
 def sample_again(
@@ -203,7 +207,8 @@ def sample_again(
 
 def _sample(
     request: Request, *, out: str | Path | None, scale: int, preview: bool, device: str | None,
-    expected: Mapping[str, Any] | None = None, stem: str | None = None,
+    expected: Mapping[str, Any] | None = None, stem: str | None = None, loaded: VideoModel | None = None,
+    progress: Progress | None = None,
 ) -> Samples:  # fmt: skip
     load_packages()
     load_plugins(request.plugins)
@@ -214,22 +219,24 @@ def _sample(
     from tqdm import tqdm
 
     from lightning_sora import media
-    from lightning_sora.lab.models import load
+    from lightning_sora.lab.models import load_video_model
     from lightning_sora.lit.expander import create_expander
-    from lightning_sora.models.latent_diffusion import LatentDiffusion
     from lightning_sora.spacetime import VideoSize
     from lightning_sora.tasks import TASKS, sample_task
 
-    place, asked = usable_device(device), list(request.prompts)
+    place = usable_device(device) if loaded is None or device is not None else loaded.device
+    if loaded is not None and place != loaded.device:
+        raise SoraError(
+            f"{request.model} is loaded on {loaded.device}, and device={device!r} is asked for; load it there"
+        )
+    asked = list(request.prompts)
     expanded, expander = asked, None
     if request.expand is not None:
         made_rich = create_expander(request.expand, str(place))
         expander = made_rich.fingerprint()
         expanded = [made_rich.expand([text], seed=one)[0] for text, one in zip(asked, request.seeds, strict=True)]
-    loaded = load(request.model, place)
-    model: Any = loaded if isinstance(loaded, LatentDiffusion) else getattr(loaded, "model", None)
-    if not isinstance(model, LatentDiffusion):
-        raise SoraError(f"{request.model} holds a {type(loaded).__name__}, which makes no videos; give a LitDiT's")
+    loaded = loaded or load_video_model(request.model, place)
+    model = loaded.model
     native = model.seen_sizes.native or (1, model.patch.height, model.patch.width)
     wanted = (request.frames, request.height, request.width)
     size = VideoSize(*(trained if one is None else one for one, trained in zip(wanted, native, strict=True)))
@@ -250,7 +257,7 @@ def _sample(
     asked_for = {name: getattr(request, name) for name in own if getattr(request, name) is not None}
     told = {
         **known, **own, **asked_for, "shift": drawn.shift, "size": list(size), "fps": rate, "task": task,
-        "run_id": getattr(loaded, "run_id", None), "device": str(place),
+        "run_id": loaded.run_id, "device": str(place),
     }  # fmt: skip
     videos: list[Video] = []
     written: list[Path] = []
@@ -261,7 +268,7 @@ def _sample(
         (video,) = sample_task(
             model, task, [text], size, inputs, keys=[(0,)], seed=one, negative=request.negative,
             sampler=request.sampler, steps=request.steps, guidance=request.guidance, on_step=on_step,
-            progress=partial(tqdm, desc=label, unit="step", file=sys.stderr),
+            progress=progress or partial(tqdm, desc=label, unit="step", file=sys.stderr),
         )  # fmt: skip
         name = folder / (f"{index:03d}_{_slug(asked[index])}_seed{one}" if stem is None else stem)
         written += [name.with_suffix(ending) for ending in (".mp4", ".gif", ".json")]

@@ -11,6 +11,7 @@ import torch
 import lightning_sora as ls
 from lightning_sora.cli import main
 from lightning_sora.errors import SoraError
+from lightning_sora.lab.models import load_video_model
 
 SIZE = ls.VideoSize(9, 32, 32)
 
@@ -185,3 +186,13 @@ def test_a_preview_shows_what_is_being_made(model: Path, tmp_path: Path) -> None
     ls.sample(model, "a", out=tmp_path, preview=True, scale=2, device="cpu")
     shown, _ = ls.read_video(tmp_path / "preview.png")
     assert tuple(shown.shape) == (1, 64, 64, 3)
+
+
+def test_a_model_is_loaded_once_for_many_samples(model: Path, tmp_path: Path) -> None:
+    loaded, passes = load_video_model(model, "cpu"), []
+    made = ls.sample(loaded, "a", seed=1, out=tmp_path / "a", progress=lambda steps: passes.append(len(steps)) or steps)
+    assert passes == [2]
+    assert torch.equal(made.videos[0], ls.sample(model, "a", seed=1, out=tmp_path / "b", device="cpu").videos[0])
+    assert torch.equal(ls.sample_again(made.files[2], device="cpu").videos[0], made.videos[0])
+    with pytest.raises(SoraError, match="is loaded on cpu"):
+        ls.sample(loaded, "a", out=tmp_path, device="meta")
