@@ -9,7 +9,10 @@ from typing import Any
 from lightning_sora.commands.sample_flags import add_flags
 
 #: What the function is told as it stands, of a new video and of one that is made again.
-ASKED = ("negative", "frames", "height", "width", "fps", "sampler", "steps", "guidance", "expand", "plugins")
+ASKED = (
+    "negative", "frames", "height", "width", "fps", "sampler", "steps", "guidance", "expand", "plugins", "rope",
+    "shift_by_size",
+)  # fmt: skip
 SHOWN = ("out", "scale", "preview", "device")
 GIVEN = ("image", "first", "last", "video", "mask", "strength", "extend", "times")
 

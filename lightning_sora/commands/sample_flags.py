@@ -8,6 +8,8 @@ from lightning_sora.commands.arguments import positive, whole
 from lightning_sora.shipped import MODEL
 
 EXPANDER = "make prompts rich first: a LitExpander's checkpoint, hf(...) or openai(...)"
+ROPE = "positions beyond the longest trained on: none (as they are), interpolate or ntk; default: that of the recipe"
+SHIFT = "of more tokens than trained on, spend more steps at high noise"
 STILLS = {
     "image": "a still that the video begins with",
     "first": "with --last: a still that it begins with",
@@ -50,6 +52,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", metavar="SPEC", help="default: that of the recipe; see `list sampler`")
     parser.add_argument("--steps", type=whole, help="sampling steps; default: those of the recipe")
     parser.add_argument("--guidance", help="scale of plain guidance, 1 is off, or a spec; default: that of the recipe")
+    parser.add_argument("--rope", help=ROPE)
+    parser.add_argument("--shift-by-size", action="store_true", default=None, help=SHIFT)
     parser.add_argument("--expand", metavar="EXPANDER", help=EXPANDER)
     parser.add_argument("--plugins", action="append", default=[], metavar="FILE", help="a file that registers parts")
     parser.add_argument("--out", metavar="FOLDER", help="default: samples/prompts in the run's folder, or here")

@@ -47,7 +47,7 @@ class Request:
         task: a spec; None for that which the inputs tell.
         inputs: paths of files, or numbers, by the names that tasks know.
         frames, height, width, fps: None for as trained; sizes in pixels.
-        sampler, steps, guidance: None for those of the recipe.
+        sampler, steps, guidance, rope, shift_by_size: None for those of the recipe.
         expand: what makes prompts rich first.
         plugins: files that register parts.
     """
@@ -65,6 +65,8 @@ class Request:
     sampler: str | None = None
     steps: int | None = None
     guidance: str | float | None = None
+    rope: str | None = None
+    shift_by_size: bool | None = None
     expand: str | None = None
     plugins: tuple[str, ...] = ()
 
@@ -72,6 +74,7 @@ class Request:
         """Raises SoraError for what can be told without the model."""
         from lightning_sora.diffusion.guidance import guidance_of
         from lightning_sora.diffusion.samplers import SAMPLERS
+        from lightning_sora.models.seen_sizes import check_rope
         from lightning_sora.tasks import TASKS
 
         for name, value in self.inputs.items():
@@ -97,6 +100,8 @@ class Request:
             guidance_of(self.guidance)
         if self.sampler is not None:
             SAMPLERS.create(self.sampler)
+        if self.rope is not None:
+            check_rope(self.rope)
         check_files(self.inputs)
         check_rates(self.inputs, self.fps)
 
@@ -137,9 +142,10 @@ def sample(
     model: str | Path | VideoModel, prompts: str | Sequence[str], *, seed: int | Sequence[int] = 0, negative: str = "",
     task: str | None = None, inputs: Mapping[str, Any] | None = None, frames: int | None = None,
     height: int | None = None, width: int | None = None, fps: float | None = None, sampler: str | None = None,
-    steps: int | None = None, guidance: str | float | None = None, expand: str | None = None,
-    plugins: Sequence[str | Path] = (), out: str | Path | None = None, scale: int = 1, preview: bool = False,
-    device: str | None = None, progress: Progress | None = None,
+    steps: int | None = None, guidance: str | float | None = None, rope: str | None = None,
+    shift_by_size: bool | None = None, expand: str | None = None, plugins: Sequence[str | Path] = (),
+    out: str | Path | None = None, scale: int = 1, preview: bool = False, device: str | None = None,
+    progress: Progress | None = None,
 ) -> Samples:  # fmt: skip
     """Makes a video per prompt and seed, and writes each as MP4 and GIF with what makes it again, and a contact sheet.
 
@@ -153,6 +159,7 @@ def sample(
             "strength", "extra", "times".
         frames, height, width, fps: None for as trained; sizes in pixels.
         sampler, steps, guidance: None for those of the recipe; guidance is a scale, 1 is off, or a spec.
+        rope, shift_by_size: of clips larger than those of the training; see :class:`SamplingConfig`.
         expand: what makes prompts rich first: a LitExpander's checkpoint, hf(...) or openai(...).
         plugins: files that register parts.
         out: folder; None for samples/prompts in the run's, or here for a model of the package.
@@ -176,7 +183,7 @@ def sample(
     path, loaded = (str(model), None) if isinstance(model, str | Path) else (model.path, model)
     request = Request(
         path, tuple(text for text, _ in pairs), tuple(one for _, one in pairs), negative, task, given, frames,
-        height, width, fps, sampler, steps, guidance, expand, tuple(map(str, plugins)),
+        height, width, fps, sampler, steps, guidance, rope, shift_by_size, expand, tuple(map(str, plugins)),
     )  # fmt: skip
     return _sample(request, out=out, scale=scale, preview=preview, device=device, loaded=loaded, progress=progress)
 
@@ -198,9 +205,14 @@ def sample_again(
     path = Path(sidecar)
     told = parsed_json(read_text(path), path)
     known = {one.name for one in fields(Request)}
-    if not isinstance(told, dict) or not isinstance(told.get("request"), dict) or set(told["request"]) != known:
+    if (
+        not isinstance(told, dict)
+        or not isinstance(told.get("request"), dict)
+        or not known >= set(told["request"]) >= {"model"}
+    ):
         raise SoraError(f"{path} is no sidecar of a sample; give the JSON beside an MP4 that `sample` wrote")
-    request = Request(**{**told["request"], **{n: tuple(told["request"][n]) for n in ("prompts", "seeds", "plugins")}})
+    asked = told["request"]
+    request = Request(**{**asked, **{name: tuple(asked[name]) for name in ("prompts", "seeds", "plugins")}})
     folder = path.parent / "again" if out is None else out
     return _sample(request, out=folder, scale=scale, preview=preview, device=device, expected=told, stem=path.stem)
 
@@ -221,6 +233,7 @@ def _sample(
     from lightning_sora import media
     from lightning_sora.lab.models import load_video_model
     from lightning_sora.lit.expander import create_expander
+    from lightning_sora.models.configs import plain
     from lightning_sora.spacetime import VideoSize
     from lightning_sora.tasks import TASKS, sample_task
 
@@ -253,10 +266,11 @@ def _sample(
         if changed:
             raise SoraError(f"the {' and the '.join(changed)} of this sample changed since; it cannot be made again")
     drawn = model.sampling
-    own = {"sampler": str(drawn.sampler), "steps": drawn.steps, "guidance": drawn.guidance}
-    asked_for = {name: getattr(request, name) for name in own if getattr(request, name) is not None}
+    names = ("sampler", "steps", "guidance", "rope", "shift_by_size")
+    chosen = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
+    own = {name: plain(getattr(drawn, name)) for name in names} | chosen
     told = {
-        **known, **own, **asked_for, "shift": drawn.shift, "size": list(size), "fps": rate, "task": task,
+        **known, **own, "shift": drawn.shift, "size": list(size), "fps": rate, "task": task,
         "run_id": loaded.run_id, "device": str(place),
     }  # fmt: skip
     videos: list[Video] = []
@@ -267,8 +281,7 @@ def _sample(
         # One by one: what a clip is computed beside changes its last digits.
         (video,) = sample_task(
             model, task, [text], size, inputs, keys=[(0,)], seed=one, negative=request.negative,
-            sampler=request.sampler, steps=request.steps, guidance=request.guidance, on_step=on_step,
-            progress=progress or partial(tqdm, desc=label, unit="step", file=sys.stderr),
+            **chosen, on_step=on_step, progress=progress or partial(tqdm, desc=label, unit="step", file=sys.stderr),
         )  # fmt: skip
         name = folder / (f"{index:03d}_{_slug(asked[index])}_seed{one}" if stem is None else stem)
         written += [name.with_suffix(ending) for ending in (".mp4", ".gif", ".json")]

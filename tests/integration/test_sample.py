@@ -150,6 +150,7 @@ BAD = [
     (["--height", "30"], "height=30 is not a multiple of 8 (nearest: 24 or 32)"),
     (["--frames", "8"], "frames=8 is not 1 + n*4 (nearest: 5 or 9)"),
     (["--prompt", "a" * 10_000], "a prompt has 10000 letters"),
+    (["--rope", "yarn"], "rope='yarn' must be 'none', 'interpolate' or 'ntk'"),
     (["--sampler", "oiler"], "did you mean 'euler'"),
     (["--task", "image_to_video"], "needs image (a still, of one frame)"),
     (["--video", "short", "--strength", "0.5"], "the video has 5 frames and the clip 9"),
@@ -196,3 +197,27 @@ def test_a_model_is_loaded_once_for_many_samples(model: Path, tmp_path: Path) ->
     assert torch.equal(ls.sample_again(made.files[2], device="cpu").videos[0], made.videos[0])
     with pytest.raises(SoraError, match="is loaded on cpu"):
         ls.sample(loaded, "a", out=tmp_path, device="meta")
+
+
+def test_a_larger_size_is_made_again_as_it_was_asked_for(model: Path, tmp_path: Path) -> None:
+    """An image, too; and a JSON of before there was a choice still counts."""
+    common = ["sample", "--ckpt", str(model), "--prompt=a", "--device=cpu", "--height=64"]
+    for name, flags in {"ntk": ["--rope=ntk"], "shift": ["--shift-by-size"], "plain": []}.items():
+        for task in ("text_to_video", "text_to_image"):
+            assert main([*common, "--task", task, *flags, "--out", str(tmp_path / name / task)]) == 0
+            file = tmp_path / name / task / "000_a_seed0.json"
+            assert main(["sample", "--again", str(file), "--device=cpu"]) == 0
+    read = {
+        name: json.loads((tmp_path / name / task / "000_a_seed0.json").read_text())
+        for name in ("ntk", "shift", "plain")
+    }
+    assert [(one["rope"], one["shift_by_size"]) for one in read.values()] == [
+        ("ntk", False),
+        ("none", True),
+        ("none", False),
+    ]
+    assert len({one["pixels"] for one in read.values()}) == 3
+    old = read["plain"]
+    del old["request"]["rope"], old["request"]["shift_by_size"]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    assert main(["sample", "--again", str(tmp_path / "old.json"), "--device=cpu"]) == 0
