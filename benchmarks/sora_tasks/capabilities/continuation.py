@@ -1,0 +1,200 @@
+"""Frames are given and the others are made: from an image, forward, backward, between."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from benchmarks.sora_tasks.judge import Judge, psnr, steps
+from benchmarks.sora_tasks.protocol import (
+    CAPABILITIES,
+    Capability,
+    Case,
+    Clip,
+    Judged,
+    Measure,
+    given_frames,
+    rolled,
+)
+from benchmarks.sora_tasks.scene import Scene
+
+STILL = 0.5  # of 255: the least median step by which a seam is measured
+SEAM = 20.0  # ratios above count as this
+
+
+class Continuation(Capability):
+    """Part of a true clip is given, with its prompt, and its other frames are made.
+
+    Attributes:
+        task: of the model.
+        phases: motions whose course what is given does not tell.
+    """
+
+    measures: ClassVar = {
+        "identity": Measure(),
+        "path error": Measure("% of the frame", "min"),
+        "PSNR of made frames": Measure("dB"),
+        "seam": Measure("median steps", "min"),
+    }
+    control_told = "what is given, and then the frames that were made for the next"
+    task: ClassVar[str]
+    phases: ClassVar[tuple[str, ...]] = ()
+
+    def split(self, scene: Scene) -> tuple[int, int]:
+        """How many frames are given at the beginning and at the end."""
+        raise NotImplementedError
+
+    def inputs(self, truth: Clip, first: int, last: int) -> Mapping[str, Any]:
+        """What the task is given."""
+        raise NotImplementedError
+
+    def cases(self, scene: Scene) -> list[Case]:
+        world = scene.make(self.world)
+        first, last = self.split(scene)
+        made = tuple(range(first, scene.size.frames - last))
+        found = []
+        for f in scene.draw(world, self.clips):
+            truth = scene.render(f, world)
+            found.append(
+                Case(f"{self.world}-{f.index}", f, world.config, scene.prompt(f, world), truth, scene.size, "",
+                     self.task, self.inputs(truth, first, last), made)
+            )  # fmt: skip
+        return found
+
+    def completed(self, case: Case, clip: Clip) -> Clip:
+        """What is given comes back as it was."""
+        return pasted(case, case.truth, clip)
+
+    def control(self, cases: Sequence[Case], clips: Sequence[Clip], turn: int) -> list[Clip]:
+        others = rolled(cases, clips, turn)
+        return [pasted(*three) for three in zip(cases, clips, others, strict=True)]
+
+    def judge(self, judge: Judge, cases: Sequence[Case], clips: Sequence[Clip]) -> list[Judged]:
+        judge.read(clips)  # together
+        return [followed(judge, case, clip, self.phases) for case, clip in zip(cases, clips, strict=True)]
+
+
+def followed(judge: Judge, case: Case, clip: Clip, phases: Sequence[str] = ()) -> Judged:
+    """Of the made frames: whether the objects are kept, where they are, and how the seams look."""
+    assert case.made is not None, "of every case of this kind"
+    one: Judged = {}
+    objects, frames = case.facts.objects, case.made
+    kept = [judge.kept(clip, case.truth, thing.color, thing.shape, frames) for thing in objects]
+    if known := [value for value in kept if value is not None]:
+        one["identity"] = sum(known) / len(known)
+    if all(thing.motion not in phases for thing in objects):
+        off = [judge.path_error(clip, case.truth, thing.color, frames) for thing in objects]
+        if known := [value for value in off if value is not None]:
+            one["path error"] = sum(known) / len(known)
+        one["PSNR of made frames"] = psnr(clip, case.truth, frames)
+    if ratios := [seam(clip, case.truth, t) for t in range(1, len(clip)) if (t in frames) != (t - 1 in frames)]:
+        one["seam"] = sum(ratios) / len(ratios)
+    return one
+
+
+def seam(clip: Clip, truth: Clip, t: int) -> float:
+    """The step to frame ``t`` over the median step of the truth."""
+    usual = max(STILL, float(steps(truth).median()))
+    return min(SEAM, float(steps(clip[t - 1 : t + 1])[0]) / usual)
+
+
+def pasted(case: Case, given: Clip, made: Clip) -> Clip:
+    """The given frames of one clip and the made ones of another."""
+    clip, frames = made.clone(), given_frames(case)
+    clip[frames] = given[frames]
+    return clip
+
+
+@CAPABILITIES.register("image")
+class Image(Continuation):
+    """An image is brought to life: is it kept, is the prompt's motion obeyed, and does what is made come true?"""
+
+    measures: ClassVar = {
+        "kept": Measure("dB"),
+        "motion": Measure(),
+        "camera": Measure(),
+        **{name: one for name, one in Continuation.measures.items() if name != "seam"},
+        "gain over the image held still": Measure("dB"),
+    }
+    control_told = "the clip that was made of the next image and prompt"
+    task = "image_to_video"
+    phases = ("bounce", "orbit")
+
+    def split(self, scene: Scene) -> tuple[int, int]:
+        return 1, 0
+
+    def inputs(self, truth: Clip, first: int, last: int) -> Mapping[str, Any]:
+        return {"image": truth[:1]}
+
+    def completed(self, case: Case, clip: Clip) -> Clip:
+        return clip
+
+    def control(self, cases: Sequence[Case], clips: Sequence[Clip], turn: int) -> list[Clip]:
+        return rolled(cases, clips, turn)
+
+    def judge(self, judge: Judge, cases: Sequence[Case], clips: Sequence[Clip]) -> list[Judged]:
+        found = super().judge(judge, cases, clips)
+        facts = judge.facts(clips, [case.told() for case in cases])
+        for one, case, clip, fact in zip(found, cases, clips, facts, strict=True):
+            one.pop("seam", None)
+            one |= {"kept": psnr(clip, case.truth, [0]), "motion": fact["motion"], "camera": fact["camera"]}
+            if "PSNR of made frames" in one:
+                still = case.truth[:1].expand(case.truth.shape)
+                one["gain over the image held still"] = one["PSNR of made frames"] - psnr(still, case.truth, case.made)
+        return found
+
+
+@CAPABILITIES.register("forward")
+class Forward(Continuation):
+    """A clip's first half is given, and goes on: does the motion continue, without a seam, with the same object?"""
+
+    task = "extend_forward"
+
+    def split(self, scene: Scene) -> tuple[int, int]:
+        return _first(scene, scene.size.frames // 2 + 1), 0
+
+    def inputs(self, truth: Clip, first: int, last: int) -> Mapping[str, Any]:
+        return {"video": truth[:first], "extra": len(truth) - first}
+
+
+@CAPABILITIES.register("backward")
+class Backward(Continuation):
+    """A clip's second half is given: what came before it?"""
+
+    task = "extend_backward"
+
+    def split(self, scene: Scene) -> tuple[int, int]:
+        return 0, _last(scene, scene.size.frames // 2)
+
+    def inputs(self, truth: Clip, first: int, last: int) -> Mapping[str, Any]:
+        return {"video": truth[-last:], "extra": len(truth) - last}
+
+
+@CAPABILITIES.register("connect")
+class Between(Continuation):
+    """A clip's beginning and end are given: what leads from one to the other?"""
+
+    task = "connect"
+
+    def split(self, scene: Scene) -> tuple[int, int]:
+        return _first(scene, round(0.3 * scene.size.frames)), _last(scene, round(0.3 * scene.size.frames))
+
+    def inputs(self, truth: Clip, first: int, last: int) -> Mapping[str, Any]:
+        return {"video": truth[:first], "second": truth[-last:]}
+
+
+def _first(scene: Scene, frames: int) -> int:
+    """So many frames at the beginning as whole tokens hold: the first token holds one."""
+    return 1 + max(0, frames - 1) // scene.patch.frames * scene.patch.frames
+
+
+def _last(scene: Scene, frames: int) -> int:
+    return max(1, frames // scene.patch.frames) * scene.patch.frames
+
+
+def held(case: Case, clip: Clip) -> Clip:
+    """What is given at the beginning, and then its last frame held."""
+    last = len(given_frames(case)) - 1
+    return torch.cat([case.truth[: last + 1], case.truth[last : last + 1].expand(len(clip) - last - 1, -1, -1, -1)])

@@ -1,0 +1,103 @@
+"""Laws of motion: a fall and a bounce, as trained and beyond."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+
+from benchmarks.sora_tasks.capabilities.continuation import held, pasted
+from benchmarks.sora_tasks.capabilities.geometry import shuffled
+from benchmarks.sora_tasks.judge import SEEN, SHOWN, Judge
+from benchmarks.sora_tasks.protocol import CAPABILITIES, Capability, Case, Clip, Judged, Measure
+from benchmarks.sora_tasks.scene import Scene
+from lightning_sora.testbench.evaluator.vocabulary import FPS, code
+from lightning_sora.testbench.scores import LAWS
+
+MOTIONS = ("fall", "bounce")
+#: How facts are changed, beyond what training shows: of the height, and of the seconds that a fall takes.
+BEYOND = {"as trained": (1.0, 1.0), "from higher": (1.4, 1.0), "from lower": (0.6, 1.0), "slower": (1.0, 1.5)}
+MOVES = 0.01  # of the frame: what stays within it does not move
+
+
+@CAPABILITIES.register("law")
+class Law(Capability):
+    """Things fall and bounce: from text, by the law's own form; and continued from the first frames of a true motion,
+    which may be higher, lower or slower than any that training shows.
+
+    Args:
+        given: frames of the true motion that are given.
+    """
+
+    measures: ClassVar = {
+        "motion by the law": Measure(),
+        "path error": Measure("% of the frame", "min"),
+    }
+    control_told = "from text, the frames in another order; continued, the last given frame held"
+
+    def __init__(self, clips: int = 12, world: str = "simple", given: int = 5) -> None:
+        super().__init__(clips, world)
+        self.given = given
+
+    def cases(self, scene: Scene) -> list[Case]:
+        found = []
+        given = 1 + (self.given - 1) // scene.patch.frames * scene.patch.frames
+        made = tuple(range(given, scene.size.frames))
+        for motion in MOTIONS:
+            world = scene.make(self.world, motions=(motion,), cameras=("static",), objects=(1, 1))
+            some = scene.draw(world, self.clips)
+            for f in some:
+                prompt, truth = scene.prompt(f, world), scene.render(f, world)
+                key = f"{motion}-{f.index}"
+                found.append(Case(key, f, world.config, prompt, truth, scene.size, f"{motion}, from text"))
+            for name, (height, seconds) in BEYOND.items():
+                if seconds != 1 and motion != "fall":  # the pace of a bounce is no fact
+                    continue
+                for f in some:
+                    thing = replace(f.objects[0], travel=height * f.objects[0].travel)
+                    changed = replace(f, objects=(thing,), duration=seconds * f.duration)
+                    truth = scene.render(changed, world)
+                    inputs = {"video": truth[:given], "extra": len(made)}
+                    found.append(
+                        Case(f"{motion}-{f.index}", changed, world.config, scene.prompt(f, world), truth, scene.size,
+                             f"{motion}, continued, {name}", "extend_forward", inputs, made)
+                    )  # fmt: skip
+        return found
+
+    def completed(self, case: Case, clip: Clip) -> Clip:
+        return clip if case.made is None else pasted(case, case.truth, clip)
+
+    def control(self, cases: Sequence[Case], clips: Sequence[Clip], turn: int) -> list[Clip]:
+        return [
+            shuffled(case, clip, turn) if case.made is None else held(case, clip)
+            for case, clip in zip(cases, clips, strict=True)
+        ]
+
+    def judge(self, judge: Judge, cases: Sequence[Case], clips: Sequence[Clip]) -> list[Judged]:
+        found: list[Judged] = []
+        for case, clip in zip(cases, clips, strict=True):
+            if case.made is None:
+                found.append({"motion by the law": lawful(judge, case, clip)})
+            else:
+                off = judge.path_error(clip, case.truth, case.facts.objects[0].color, case.made)
+                found.append({} if off is None else {"path error": off})
+        return found
+
+
+def lawful(judge: Judge, case: Case, clip: Clip) -> float:
+    """The share of the variance of an object's places in the picture that the asked law of motion explains.
+
+    0 of an object that hardly moves, or is seen in less than half of the frames.
+    """
+    thing = case.facts.objects[0]
+    share, place = (told[:, code("color", thing.color)].double() for told in judge.places(clip))
+    seen = (share >= SHOWN) & (share >= SEEN * share.median())
+    if int(seen.sum()) * 2 < len(clip):
+        return 0.0
+    right, down = (place[seen] / 2).unbind(1)  # in shares of the frame
+    places = torch.stack([right, torch.zeros_like(right), -down], dim=1)
+    times = (torch.arange(len(clip)) / FPS)[seen].double()
+    rest, off = LAWS["rest"](places, times), LAWS[thing.motion](places, times)
+    return 0.0 if rest < MOVES else max(0.0, 1 - min(1.0, off / rest) ** 2)
