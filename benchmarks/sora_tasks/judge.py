@@ -29,7 +29,7 @@ class Judge:
 
     def read(self, clips: Sequence[Tensor]) -> list[Reading]:
         """What each clip shows in its first two seconds, as the evaluator reads it."""
-        keys = [_key(clip) for clip in clips]
+        keys = [digest(clip) for clip in clips]
         new = {key: clip for key, clip in zip(keys, clips, strict=True) if key not in self._readings}
         if len(self._readings) > KEPT:
             kept = {key: self._readings[key] for key in keys if key in self._readings}
@@ -46,7 +46,7 @@ class Judge:
         Returns:
             shares [frames colors], and places [frames colors 2] right and down in halves of the frame.
         """
-        key = _key(clip)
+        key = digest(clip)
         if key not in self._places:
             with torch.no_grad():
                 share, place, _ = moments(self.evaluator.network.colors(prepare_all(clip)[None]))
@@ -123,5 +123,6 @@ def steps(clip: Tensor) -> Tensor:
     return (clip[1:].float() - clip[:-1].float()).abs().mean(dim=(1, 2, 3))
 
 
-def _key(clip: Tensor) -> bytes:
+def digest(clip: Tensor) -> bytes:
+    """Of a clip's pixels and size."""
     return hashlib.blake2b(repr(tuple(clip.shape)).encode() + clip.contiguous().numpy().tobytes()).digest()

@@ -68,8 +68,8 @@ def shortcomings(results: Sequence[Mapping[str, Any]]) -> list[str]:
     told = []
     if weak:
         told.append(
-            f"True clips through the VAE are read right in less than {100 * WEAK:.0f} % of the cases, so that the score "
-            f"is also the judge's: {'; '.join(weak)}."
+            f"True clips through the VAE are read right in less than {100 * WEAK:.0f} % of the cases, so that the "
+            f"score is also the judge's: {'; '.join(weak)}."
         )
     if unseparated:
         told.append(f"Ceiling and floor have intervals that meet, so that nothing is told: {'; '.join(unseparated)}.")
@@ -87,8 +87,8 @@ def sections(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> 
         "**Score**: what the model made. **Ceiling**: the true clips through the model's VAE, judged in the same way. "
         "**Floor**: the control, what a model that ignores what it is given would get. In brackets 95 % intervals by a "
         "bootstrap over clips (all or none of n: Clopper and Pearson). **Of the way**: (score − floor) / (ceiling − "
-        "floor), where the intervals of both do not meet. Arrows point to the better. A contact sheet of each task lies "
-        "beside the results (given, made, truth).",
+        "floor), where the intervals of both do not meet. Arrows point to the better. A contact sheet of each task "
+        "lies beside the results (given, made, truth).",
     ]
     for result in results:
         told += [

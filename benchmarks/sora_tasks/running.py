@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.sora_tasks.intervals import Estimate, estimate
-from benchmarks.sora_tasks.judge import Judge
+from benchmarks.sora_tasks.judge import Judge, digest
 from benchmarks.sora_tasks.protocol import CAPABILITIES, Capability, Case, Clip, Judged
 from benchmarks.sora_tasks.scene import Scene
 from lightning_sora import media
@@ -35,18 +35,23 @@ def capability(spec: str, clips: int | None) -> Capability:
     return made
 
 
-def reconstructed(model: Any, clips: Sequence[Clip], at_once: int = 8) -> list[Clip]:
-    """What the model's VAE makes of clips: no model in its latents can do better."""
-    done: dict[int, Clip] = {}
-    for shape in {clip.shape for clip in clips}:
-        own = [i for i, clip in enumerate(clips) if clip.shape == shape]
+def reconstructed(model: Any, clips: Sequence[Clip], known: dict[bytes, Clip], at_once: int = 8) -> list[Clip]:
+    """What the model's VAE makes of clips: no model in its latents can do better.
+
+    Args:
+        known: of clips that were reconstructed already, and of these.
+    """
+    keys = [digest(clip) for clip in clips]
+    new = {key: clip for key, clip in zip(keys, clips, strict=True) if key not in known}
+    for shape in {clip.shape for clip in new.values()}:
+        own = [key for key, clip in new.items() if clip.shape == shape]
         grid = TokenGrid.of(*shape[:3], model.patch)
         for start in range(0, len(own), at_once):
             some = own[start : start + at_once]
             with torch.no_grad():
-                rows = model.encode_videos([clips[i].to(model.device) for i in some])
-                done |= zip(some, (clip.cpu() for clip in model.decode(rows, grid)), strict=True)
-    return [done[i] for i in range(len(clips))]
+                rows = model.encode_videos([new[key].to(model.device) for key in some])
+                known |= zip(some, (clip.cpu() for clip in model.decode(rows, grid)), strict=True)
+    return [known[key] for key in keys]
 
 
 def judged(
@@ -118,6 +123,7 @@ class Runner:
     def __init__(self, model: Any, scene: Scene, folder: Path, seed: int) -> None:
         self.model, self.scene, self.folder, self.seed = model, scene, folder, seed
         self.judge = Judge()
+        self.by_vae: dict[bytes, Clip] = {}
         self.fingerprint = model.fingerprint()
 
     def result_file(self, name: str) -> Path:
@@ -150,7 +156,7 @@ class Runner:
         sampling = time.perf_counter()
         made = what.make(self.model, cases, self.seed)
         sampling = time.perf_counter() - sampling
-        again = reconstructed(self.model, [case.truth for case in cases])
+        again = reconstructed(self.model, [case.truth for case in cases], self.by_vae)
         best = [what.completed(case, clip) for case, clip in zip(cases, again, strict=True)]
         of = {
             "score": judged(what, self.judge, cases, made),

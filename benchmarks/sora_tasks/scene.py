@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +28,7 @@ class Scene:
         patch: pixels per token of the model.
         captions: the style of prompts.
         seed: another seed, other clips.
+        rendered: clips that were rendered already.
 
     Raises:
         SoraError: an unknown level, a field that a world does not have, or a rate that the evaluator does not read.
@@ -39,6 +40,7 @@ class Scene:
     fps: float = FPS
     captions: str = "short"
     seed: int = 0
+    rendered: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.fps != FPS:
@@ -86,7 +88,10 @@ class Scene:
     def render(self, facts: Facts, world: World, size: VideoSize | None = None, frames: int | None = None) -> Tensor:
         """A clip's pixels: of the model's size and length, or others."""
         size = self.size if size is None else size
-        return world.render(facts, frames or size.frames, size.height, size.width, self.fps)
+        size = size if frames is None else size._replace(frames=frames)
+        if (facts, size) not in self.rendered:  # tasks share their clips
+            self.rendered[facts, size] = world.render(facts, *size, self.fps)
+        return self.rendered[facts, size]
 
     def prompt(self, facts: Facts, world: World) -> str:
         """The prompt of a clip."""
