@@ -10,12 +10,14 @@ from lightning_sora.models.saved import is_saved
 from lightning_sora.models.vae import VAES, ClipVAE, VideoVAE
 from lightning_sora.names import local_path
 from lightning_sora.randomness import initialize
+from lightning_sora.shipped import model_path
 from lightning_sora.specs import SPEC, is_path, prefixed
 
 
 def load_vae(source: str, seed: int) -> tuple[VideoVAE, str, str | None]:
-    """A VAE from a checkpoint of a LitVAE, a folder that it was saved to, or a spec: "spec:" before it asks for fresh
-    weights, where the VAE brings none of its own.
+    """A VAE from a checkpoint of a LitVAE; a folder that it, or a model that has it, was saved to, or the name of one
+    that comes with the package; or a spec: "spec:" before it asks for fresh weights, where the VAE brings none of its
+    own.
 
     Returns:
         the VAE, its spec, and the mlflow run that trained it, if recorded.
@@ -24,8 +26,8 @@ def load_vae(source: str, seed: int) -> tuple[VideoVAE, str, str | None]:
         SoraError: a path that is no checkpoint, an unknown spec, or a VAE that would need training.
     """
     if prefixed(source) is None and source not in VAES.list():
-        if is_saved(source):
-            saved = ClipVAE.load(source)
+        if is_saved(folder := model_path(source)):
+            saved = ClipVAE.load(folder)
             return saved.vae, saved.spec, None
         if source.endswith(".ckpt") or os.path.exists(local_path(source)):
             module = LitVAE.load(source)

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Unpack, overload
 
@@ -24,7 +25,7 @@ from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.models.given import Given, GivenRows, given_rows
 from lightning_sora.models.latent_space import LatentSpace
 from lightning_sora.models.pixels import Clip
-from lightning_sora.models.saved import read_model, save_model
+from lightning_sora.models.saved import read_model, save_model, stored_weights
 from lightning_sora.models.seen_sizes import SeenSizes, check_rope
 from lightning_sora.models.text import TEXT_ENCODERS, TextEncoder
 from lightning_sora.models.vae import VAES, VideoVAE
@@ -166,7 +167,7 @@ class LatentDiffusion(LatentSpace):
                 "a model of parts made by hand has no specs to save; make it by LatentDiffusion.create(...)"
             )
         told = {
-            "vae_hash": self.vae_hash,
+            "vae_hash": self.vae_hash if stored is None else _rounded(self.vae, stored).fingerprint(),
             "dtype": str(self.dtype).removeprefix("torch."),
             "clips": self.seen_sizes.state_dict(),
             "tasks": list(self.tasks),
@@ -388,3 +389,10 @@ class LatentDiffusion(LatentSpace):
             clip = torch.zeros((1, 3, *size), device=self.device, dtype=self.dtype)
             total += self._count(size, self.vae, lambda clip=clip: self.vae.encode(clip))  # type: ignore[misc]
         return total
+
+
+def _rounded(vae: VideoVAE, stored: str) -> VideoVAE:
+    """The VAE that reading its stored weights gives."""
+    copied = deepcopy(vae)
+    copied.load_state_dict(stored_weights(vae, stored))
+    return copied

@@ -91,11 +91,9 @@ def save_model(
     Raises:
         SoraError: an unknown precision, the disk is full, or nothing can be written there.
     """
-    if stored not in STORED:
-        raise SoraError(f"weights cannot be stored as {stored!r}; choose float16, bfloat16 or float32")
     place, digests = local_path(folder), {}
     for name, part in parts.items():
-        tensors = {key: _stored(value.detach().cpu(), stored) for key, value in part.state_dict().items()}
+        tensors = stored_weights(part, stored)
         content = seal(save(tensors, metadata={"lightning_sora": BLANK}))
         write_whole(place / f"{name}.safetensors", content)
         digests[name] = hashlib.sha256(content).hexdigest()
@@ -104,9 +102,19 @@ def save_model(
     return place
 
 
-def _stored(value: Tensor, precision: str | None) -> Tensor:
-    kept = value if precision is None or not value.is_floating_point() else value.to(getattr(torch, precision))
-    return kept.contiguous()
+def stored_weights(part: nn.Module, precision: str | None) -> dict[str, Tensor]:
+    """The weights of a part as its file holds them.
+
+    Raises:
+        SoraError: an unknown precision.
+    """
+    if precision not in STORED:
+        raise SoraError(f"weights cannot be stored as {precision!r}; choose float16, bfloat16 or float32")
+    weights = {name: value.detach().cpu().contiguous() for name, value in part.state_dict().items()}
+    if precision is None:
+        return weights
+    kind = getattr(torch, precision)
+    return {name: value.to(kind) if value.is_floating_point() else value for name, value in weights.items()}
 
 
 def read_kind(folder: str | Path) -> str:

@@ -12,6 +12,7 @@ import torch
 from lightning_sora import load
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.callbacks.summary import summary
+from lightning_sora.lit.pretrained import load_vae
 from lightning_sora.models.denoiser import SampleOptions
 from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.models.seen_sizes import SeenSizes
@@ -88,7 +89,9 @@ def test_weights_may_be_stored_in_half_the_room(tmp_path: Path) -> None:
     for (name, value), own in zip(read.dit.named_parameters(), model.dit.parameters(), strict=True):
         assert value.dtype == torch.float32, name
         assert torch.equal(value, own.half().float())
+    assert read.vae_hash == read.vae.fingerprint() != model.vae_hash
     assert read.sample("a red cube", *SIZE).shape == (*SIZE, 3)
+    assert load_vae(str(half), seed=0)[0].fingerprint() == read.vae_hash
     with pytest.raises(SoraError, match="cannot be stored as 'int8'; choose float16, bfloat16 or float32"):
         model.save(tmp_path / "c", stored="int8")
 

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
 from lightning_sora.models.pixels import Clip, from_uint8, to_uint8
-from lightning_sora.models.saved import read_model, save_model
+from lightning_sora.models.saved import read_kind, read_model, save_model
 from lightning_sora.models.vae.base import VAES, VideoVAE
 
 KIND = "vae"
+#: Kinds of models of which it may be a part.
+HOLDERS = (KIND, "latent_diffusion")
 
 
 class ClipVAE(nn.Module):
@@ -73,12 +75,13 @@ class ClipVAE(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> ClipVAE:
-        """Reads what :meth:`save` wrote, frozen and in evaluation mode.
+        """Reads what :meth:`save` wrote, or the VAE of a saved text-to-video model, frozen and in evaluation mode.
 
         Raises:
             SoraError: no such model, or a damaged one.
         """
-        saved = read_model(folder, KIND)
+        kind = read_kind(folder)
+        saved = read_model(folder, kind if kind in HOLDERS else KIND)
         vae = VAES.create(saved.config["vae"])
         saved.fill("vae", vae)
         return cls(vae, saved.config["vae"]).to(device).eval().requires_grad_(False)
