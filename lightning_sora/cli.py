@@ -35,6 +35,7 @@ LIGHT = {
     "caption": "rewrite the captions of every clip by a captioner",
     "data": "look at, check and cache videos",
     "list": "name the registered parts: attention, VAEs, samplers ...",
+    "export": "write a trained model for `mlflow models serve`",
     "new": "write a folder to start a study from",
     "ui": "open the mlflow pages of past runs",
 }

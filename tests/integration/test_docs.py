@@ -153,6 +153,7 @@ BEFORE = {
     "tutorials/cluster.md": "tutorials/block.md",
     "how_to/python.md": "tutorials/first_run.md",
     "how_to/tasks.md": "tutorials/first_run.md",
+    "how_to/tracking.md": "tutorials/first_run.md",
 }
 DONE: set[tuple[Path, str]] = set()
 

@@ -16,8 +16,8 @@ from lightning_sora.lab.models import load_video_model
 SIZE = ls.VideoSize(9, 32, 32)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def toy_model(folder: Path) -> Path:
+    """A saved model of no training that knows all tasks, and in which prompts matter."""
     dit = {"patch_size": (4, 8, 8), "dim": 32, "depth": 1, "num_heads": 2}
     made = ls.LatentDiffusion.create("identity", text="bytes(dim=16)", dit=dit, sampling={"steps": 2})
     made.seen_sizes.add([SIZE], 8.0)
@@ -26,7 +26,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, parameter in made.dit.named_parameters():  # what starts at zero would hide the prompt
             if not parameter.any():
                 parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(len(name)))
-    return made.save(tmp_path_factory.mktemp("models") / "toy")
+    return made.save(folder)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_model(tmp_path_factory.mktemp("models") / "toy")
 
 
 def video(file: Path, frames: int = 9, height: int = 32, width: int = 32, seed: int = 0, fps: float = 8.0) -> Path:
