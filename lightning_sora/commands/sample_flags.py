@@ -8,8 +8,6 @@ from lightning_sora.commands.arguments import positive, whole
 from lightning_sora.shipped import MODEL
 
 EXPANDER = "make prompts rich first: a LitExpander's checkpoint, hf(...) or openai(...)"
-ROPE = "positions beyond the longest trained on: none (as they are), interpolate or ntk; default: that of the recipe"
-SHIFT = "of more tokens than trained on, spend more steps at high noise"
 STILLS = {
     "image": "a still that the video begins with",
     "first": "with --last: a still that it begins with",
@@ -21,13 +19,8 @@ STILLS = {
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--ckpt",
-        dest="model",
-        metavar="PATH",
-        default=MODEL,
-        help="checkpoint of a LitDiT, its run's folder, or a saved model; default: %(default)s, of the package",
-    )
+    models = "checkpoint of a LitDiT, its run's folder, or a saved model; default: %(default)s, of the package"
+    source.add_argument("--ckpt", dest="model", metavar="PATH", default=MODEL, help=models)
     source.add_argument("--again", metavar="JSON", help="make a video again by the JSON beside it")
     parser.add_argument("--prompt", action="append", default=[], help="what to show; may be given several times")
     parser.add_argument("--prompts", metavar="FILE", help="a text file with one prompt per line")
@@ -52,8 +45,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", metavar="SPEC", help="default: that of the recipe; see `list sampler`")
     parser.add_argument("--steps", type=whole, help="sampling steps; default: those of the recipe")
     parser.add_argument("--guidance", help="scale of plain guidance, 1 is off, or a spec; default: that of the recipe")
-    parser.add_argument("--rope", help=ROPE)
-    parser.add_argument("--shift-by-size", action="store_true", default=None, help=SHIFT)
+    parser.add_argument("--rope", help="positions beyond those trained on: none (as they are), interpolate or ntk")
+    shift = "of more tokens than trained on, spend more steps at high noise"
+    parser.add_argument("--shift-by-size", action="store_true", default=None, help=shift)
     parser.add_argument("--expand", metavar="EXPANDER", help=EXPANDER)
     parser.add_argument("--plugins", action="append", default=[], metavar="FILE", help="a file that registers parts")
     parser.add_argument("--out", metavar="FOLDER", help="default: samples/prompts in the run's folder, or here")
