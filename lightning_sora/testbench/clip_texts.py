@@ -32,11 +32,8 @@ class Texts:
         """Those of a split: of validation and test, one caption in one language.
 
         Raises:
-            SoraError: no language, one named twice, or a word where a list is asked for.
+            SoraError: no language, or one named twice.
         """
-        for name, value in (("languages", languages), ("alternatives", alternatives)):
-            if isinstance(value, str):
-                raise SoraError(f"{name}={value!r} must be a list; write {name}=[{value!r}]")
         if not languages or len(set(languages)) != len(languages):
             raise SoraError(f"languages={list(languages)} must name at least one, each once")
         if split == "train":

@@ -180,6 +180,23 @@ def test_a_split_may_be_added_to_a_cache(recipe: Path, tmp_path: Path) -> None:
     assert contents(out) == contents(tmp_path / "both")
 
 
+def test_a_cache_keeps_every_caption_of_a_clip(recipe: Path, tmp_path: Path) -> None:
+    told = "world(clips=4, heldout_clips=2, languages=['en', 'zh', 'ar'], alternatives=['natural', 'dense'])"
+    assert main(command(recipe, tmp_path / "out", f"--data.source={told}")) == 0
+    for split, captions in (("train", 5), ("val", 1)):
+        pixels, latents = (
+            SpacetimeDataModule(**{**DATA, **source}).source(split)  # type: ignore[arg-type]
+            for source in ({"source": told}, {"source": "latents", "root": str(tmp_path / "out")})
+        )
+        for index in range(len(pixels.infos)):
+            one, other = (
+                source.load(index, Crop(VideoSize(9, 16, 16), 8.0), generator=torch.Generator())
+                for source in (pixels, latents)
+            )
+            assert (one.caption, one.alternatives) == (other.caption, other.alternatives)
+            assert len({one.caption, *one.alternatives}) == captions
+
+
 def test_an_untrained_vae_is_that_of_the_recipe_s_seed(recipe: Path, tmp_path: Path) -> None:
     content = yaml.safe_load(recipe.read_text())
     content["model"]["init_args"] = {"vae": f"spec:{VAE}", "seed": 3}

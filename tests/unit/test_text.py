@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_sora.errors import SoraError
-from lightning_sora.models.text import TEXT_ENCODERS, TextEncoder
+from lightning_sora.models.text import TEXT_ENCODERS, TextEncoder, WordsEncoder
 from lightning_sora.models.text_contract import CONTRACT
 from lightning_sora.randomness import initialize
 
@@ -262,3 +263,19 @@ def test_without_transformers_the_message_says_what_to_install(monkeypatch: pyte
     monkeypatch.setattr(builtins, "__import__", blocked)
     with pytest.raises(SoraError, match=r"pip install 'lightning-sora\[hf\]'"):
         TEXT_ENCODERS.create("hf(name='anything')")
+
+
+def test_an_ideograph_is_a_word_of_its_own_and_other_words_are_as_they_were() -> None:
+    encoder = TEXT_ENCODERS.create("words(dim=16, depth=0, num_heads=2)")
+    assert isinstance(encoder, WordsEncoder)
+    names = [name for name, _ in encoder.parts("一个红色的小球体向左移动，3D立方体 moves")][1:]
+    assert names == [*"一个红色的小球体向左移动，", "3d", *"立方体", "moves"]
+    for caption in (
+        "A medium-sized, red cube; it's 3d.",
+        "una cámara pequeñ\u0061",
+        "الكرة الحمراء، لا",
+        "かな 한국어 x_1",
+        "",
+    ):
+        words = re.findall(r"\w+|[^\w\s]", caption.lower())
+        assert [name for name, _ in encoder.parts(caption)][1:] == words
