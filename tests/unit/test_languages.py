@@ -247,7 +247,7 @@ NOUN = re.compile(
 def test_natural_prompts_are_true_and_leave_sizes_out() -> None:
     world = World("medium", seed=5)
     sized, objects, related, stills = 0, 0, 0, set()
-    for facts, key in itertools.product(facts_of("medium", 60), range(1, 5)):
+    for facts, key in itertools.product(facts_of("medium"), range(1, 4)):
         text = world.caption(facts, "natural", key)
         by_color, found = {one.color: one for one in facts.objects}, list(NOUN.finditer(text))
         assert sorted(match["color"] for match in found) == sorted(by_color), text
@@ -271,16 +271,19 @@ def test_natural_prompts_are_true_and_leave_sizes_out() -> None:
             assert (gap[:, 1] > 0).all(), text
             related += 1
     assert 0.4 < sized / objects < 0.6
-    assert related > 15
+    assert related > 5
     assert stills == {False, True}
 
 
 def test_a_natural_prompt_says_who_is_behind_whom() -> None:
-    ball = replace(thing("red", "sphere", "big", "left"), center=(0.3, 2.5), heading=(-1.0, 0.0))
+    ball = replace(thing("red", "sphere", "big", "right"), center=(0.3, 2.5))
     cube = replace(thing("blue", "cube", "big", "still"), center=(0.0, -0.5))
     facts = Facts(7, 2.0, (cube, ball), None, CameraFacts("pan_left", 33.0, 34.0, 14.0, (0.0, 0.0, 0.5)), None)  # type: ignore[arg-type]
-    texts = {World("medium").caption(facts, "natural", key) for key in range(1, 400)}
-    assert any("ball rolls" in text and "behind a blue cube while the camera pans left" in text for text in texts)
+    texts = {World("medium").caption(facts, "natural", key) for key in range(1, 200)}
+    assert any(
+        "ball rolls" in text and "behind a blue" in text and "while the camera pans left" in text for text in texts
+    )
+    assert any(re.search("ball rolls behind a (big |large )?blue (cube|box|block)", text) for text in texts)
     assert any("blue cube" in text and "in front of a red ball" in text for text in texts)
     assert not any(re.search(r"red [^,]* in front of|blue [^,]* behind a", text) for text in texts)
 
@@ -297,7 +300,9 @@ def load(clips: Source, index: int) -> tuple[str, ...]:
     return (clip.caption, *clip.alternatives)
 
 
-@pytest.mark.parametrize(("name", "own"), [("world", {"level": "simple"}), ("worlds", {"captions": ["short"]})])
+@pytest.mark.parametrize(
+    ("name", "own"), [("world", {"level": "simple"}), ("worlds", {"captions": ["short"], "levels": ["simple"]})]
+)
 def test_a_clip_of_training_has_a_caption_in_each_language_and_style(name: str, own: dict[str, object]) -> None:
     plain, told = (source(name, "train", **own, **options) for options in ({}, ALL))
     assert plain.fingerprint() == source(name, "train", **own, languages=("en",)).fingerprint() != told.fingerprint()
