@@ -6,6 +6,7 @@ from benchmarks.sora_tasks.capabilities import (  # noqa: F401  (they register t
     edit,
     framing,
     geometry,
+    language,
     law,
     length,
     loop,
