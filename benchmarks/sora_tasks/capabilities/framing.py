@@ -8,11 +8,12 @@ from typing import ClassVar
 import torch
 from einops import rearrange
 
-from benchmarks.framing import cut_or_missing
 from benchmarks.sora_tasks.capabilities.text import Facts
 from benchmarks.sora_tasks.judge import Judge
 from benchmarks.sora_tasks.protocol import CAPABILITIES, Case, Clip, Judged, Measure, rolled
 from benchmarks.sora_tasks.scene import Scene
+
+COLOURED, LEAST = 60, 6  # of 255; pixels that make an object
 
 
 @CAPABILITIES.register("framing")
@@ -46,10 +47,19 @@ class Framing(Facts):
 
     def judge(self, judge: Judge, cases: Sequence[Case], clips: Sequence[Clip]) -> list[Judged]:
         facts = super().judge(judge, cases, clips)
-        return [{"whole": 1 - cut_or_missing(clip), **one} for clip, one in zip(clips, facts, strict=True)]
+        return [{"whole": whole(clip), **one} for clip, one in zip(clips, facts, strict=True)]
 
     def control(self, cases: Sequence[Case], clips: Sequence[Clip], turn: int) -> list[Clip]:
         return [_cut(clip) for clip in rolled(cases, clips, turn)]
+
+
+def whole(clip: Clip) -> float:
+    """The share of frames in which something coloured is there and does not touch the border: all else is grey."""
+    pixels = clip.int()
+    coloured = pixels.amax(-1) - pixels.amin(-1) > COLOURED
+    inside = coloured[:, 1:-1, 1:-1].sum(dim=(1, 2))
+    touching = coloured.sum(dim=(1, 2)) - inside
+    return float(((inside >= LEAST) & (touching <= 1)).double().mean())
 
 
 def _cut(clip: Clip) -> Clip:
