@@ -8,12 +8,13 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.sora_tasks import capabilities  # noqa: F401  (they register themselves)
+from benchmarks.sora_tasks import capabilities, phyworld, scaling  # noqa: F401  (capabilities register themselves)
 from benchmarks.sora_tasks.__main__ import RECIPE, chosen, main, read_recipe
 from benchmarks.sora_tasks.intervals import estimate, way
 from benchmarks.sora_tasks.judge import Judge
 from benchmarks.sora_tasks.protocol import CAPABILITIES, rolled
 from benchmarks.sora_tasks.running import capability, judged, lines
+from benchmarks.sora_tasks.scaling import fitted, optimal
 from benchmarks.sora_tasks.scene import Scene
 from lightning_sora.errors import SoraError
 from lightning_sora.models.latent_diffusion import LatentDiffusion
@@ -186,3 +187,67 @@ def test_mistakes_are_one_line(model: Path, recipe: Path, tmp_path: Path, capsys
         Scene({"a": {"level": "tiny", "overrides": {"colour": 1}}}, VideoSize(9, 16, 16), PatchSize(1, 8, 8))
     with pytest.raises(SoraError, match="the judge reads 8 frames per second"):
         Scene(WORLDS, VideoSize(9, 16, 16), PatchSize(1, 8, 8), fps=12.0)
+
+
+def test_a_power_law_is_found_and_foretells() -> None:
+    points = [(10.0**k, 3.0 * 10 ** (-0.25 * k)) for k in range(6, 10)]
+    worse = [(flops, 2 * error) for flops, error in points[1:]]
+    assert optimal([*worse, *points]) == points
+    law = fitted(points)
+    assert (law.factor, law.exponent) == (pytest.approx(3.0), pytest.approx(0.25))
+    assert law.low <= law.exponent <= law.high
+    assert law(1e12) == pytest.approx(3e-3)
+    noisy = fitted([(flops, error * (1.1 if i % 2 else 0.9)) for i, (flops, error) in enumerate(points)])
+    assert noisy.low < 0.25 < noisy.high
+    with pytest.raises(SoraError, match="a power law of 2 points says nothing"):
+        fitted(points[:2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attribute", list(phyworld.ATTRIBUTES))
+def test_an_attribute_is_kept_by_the_true_clip_and_not_by_the_changed_one(attribute: str) -> None:
+    judge = Judge()
+    other = next(name for name in phyworld.ATTRIBUTES if name != attribute)
+    for index, value in ((0, 0), (1, 1)):
+        values = phyworld.combination(attribute, other, value, 0)
+        changed = phyworld.combination(attribute, other, 1 - value, 0)
+        true, false = (phyworld.rendered(index, 3, told, 32) for told in (values, changed))
+        assert phyworld.kept(judge, attribute, true, true, false, values) == 1
+        assert phyworld.kept(judge, attribute, false, true, false, values) == 0
+
+
+@pytest.mark.slow
+def test_a_study_of_pairs_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phyworld, "ATTRIBUTES", {name: phyworld.ATTRIBUTES[name] for name in ("color", "velocity")})
+    study = yaml.safe_load(phyworld.RECIPE.read_text())
+    study |= {"seeds": [0], "steps": 2, "batch": 2, "clips": 4, "test_clips": 4, "side": 16}
+    study["dit"] |= {"dim": 16, "depth": 1, "num_heads": 1}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    page = tmp_path / "page.md"
+    assert phyworld.main(["--recipe", str(tmp_path / "study.yaml"), "--out", str(page)]) == 0
+    assert "color before velocity" in page.read_text()
+    assert "100, 100" in page.read_text()  # the judge, of true clips
+    monkeypatch.setattr(phyworld, "train", None)  # what was made is not made again
+    assert phyworld.main(["--recipe", str(tmp_path / "study.yaml"), "--out", str(page)]) == 0
+
+
+@pytest.mark.release
+def test_a_study_of_scaling_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"source": "world(level='tiny', clips=4, heldout_clips=2)", "batch_size": 2, "height": 16, "width": 16}
+    quiet = {"trainer.enable_progress_bar": False, "trainer.enable_model_summary": False}
+    study = {
+        "recipe": "world_pixels",
+        "overrides": {**{f"data.{key}": value for key, value in data.items()}, "data.frames": 5, **quiet},
+        "sizes": [{"dim": 16, "depth": depth, "num_heads": 1} for depth in (1, 2)],
+        "steps": [2],
+        "seeds": [0],
+        "quality": "val/denoising_error",
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    page = tmp_path / "page.md"
+    monkeypatch.chdir(tmp_path)
+    assert scaling.main(["--recipe", str(tmp_path / "study.yaml"), "--out", str(page)]) == 0
+    assert "training FLOPs" in page.read_text()
+    assert page.with_suffix(".png").stat().st_size > 0
+    monkeypatch.setattr(scaling, "fit", None)
+    assert scaling.main(["--recipe", str(tmp_path / "study.yaml"), "--out", str(page)]) == 0
