@@ -37,6 +37,7 @@ LIGHT = {
     "list": "name the registered parts: attention, VAEs, samplers ...",
     "export": "write a trained model for `mlflow models serve`",
     "new": "write a folder to start a study from",
+    "page": "make videos in a browser",
     "ui": "open the mlflow pages of past runs",
 }
 

@@ -104,6 +104,7 @@ ALLOWED: dict[str, set[str]] = {
         "tasks",
         "tracking",
     },
+    "page": {"data", "diffusion", "lab", "models", "plugins", "spacetime", "tasks"},
     "testbench": {"data", "lit", "metrics", "models", "randomness", "spacetime", "world"},
     "cli": {"*"},
     "commands": {"*"},
@@ -155,6 +156,11 @@ def test_only_the_training_rooms_know_lightning() -> None:
             roots = {m.split(".")[0] for m in imported_modules(path)}
             wrong += [f"{relative} imports {name}" for name in roots & {"lightning", "pytorch_lightning", "mlflow"}]
     assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_page_knows_gradio() -> None:
+    knowing = {room_of(path) for path in FILES if any(m.split(".")[0] == "gradio" for m in imported_modules(path))}
+    assert knowing == {"page"}
 
 
 def test_no_file_is_long() -> None:
