@@ -7,7 +7,7 @@ import os
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.vae import LitVAE
 from lightning_sora.models.saved import is_saved
-from lightning_sora.models.vae import VAES, ClipVAE, VideoVAE
+from lightning_sora.models.vae import VAES, VideoVAE
 from lightning_sora.names import local_path
 from lightning_sora.randomness import initialize
 from lightning_sora.shipped import model_path
@@ -26,12 +26,8 @@ def load_vae(source: str, seed: int) -> tuple[VideoVAE, str, str | None]:
         SoraError: a path that is no checkpoint, an unknown spec, or a VAE that would need training.
     """
     if prefixed(source) is None and source not in VAES.list():
-        if is_saved(folder := model_path(source)):
-            saved = ClipVAE.load(folder)
-            return saved.vae, saved.spec, None
-        if source.endswith(".ckpt") or os.path.exists(local_path(source)):
-            module = LitVAE.load(source)
-            return module.vae, str(module.hparams["vae"]), module.run_id
+        if is_saved(model_path(source)) or source.endswith(".ckpt") or os.path.exists(local_path(source)):
+            return LitVAE.trained(source)
         if is_path(source):
             raise SoraError(
                 f"model.vae={source!r} is no file here, and models of a hub are not read; give the path of a LitVAE's "

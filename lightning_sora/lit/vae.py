@@ -21,9 +21,12 @@ from lightning_sora.metrics.reconstruction import ReconstructionQuality, clip_qu
 from lightning_sora.models.configs import Config
 from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.models.pixels import Clip, to_uint8
-from lightning_sora.models.vae import VAES, ClipVAE, LatentStatistics, Posterior
+from lightning_sora.models.saved import is_saved
+from lightning_sora.models.vae import VAES, ClipVAE, LatentStatistics, Posterior, VideoVAE
+from lightning_sora.models.vae.base import DECODER
 from lightning_sora.models.vae.losses import VAELoss, VAELossConfig, active_channels, are_active
 from lightning_sora.randomness import generator, initialize, normal_per_clip
+from lightning_sora.shipped import model_path
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch
 from lightning_sora.specs import SpecText
 
@@ -39,6 +42,10 @@ class LitVAE(LitModule):
         loss: what it is trained to do; a mapping of options does too.
         permute_colors: train on each clip with its colour channels in a random order, so that what is seen
             in one colour is learned for others.
+        latents_of: a trained VAE of which the latents are kept: the path of a checkpoint or of a saved model, or the
+            name of one that comes with the package. Its encoder is taken over and frozen, and the decoder alone is
+            trained, on from the trained one where its options are the same. A DiT of those latents can then take
+            it: :meth:`LatentDiffusion.replace_vae`.
         gallery_clips: clips of the validation split that the gallery shows.
         optimizer, schedule, ema_decay, seed: see :class:`LitModule`.
 
@@ -60,6 +67,7 @@ class LitVAE(LitModule):
         *,
         loss: VAELossConfig = VAELossConfig(),
         permute_colors: bool = False,
+        latents_of: SpecText | None = None,
         gallery_clips: int = 6,
         optimizer: SpecText = "adamw(lr=1e-3)",
         schedule: SpecText = "trapezoid(warmup=20)",
@@ -73,6 +81,11 @@ class LitVAE(LitModule):
         if not any(p.requires_grad for p in self.vae.parameters()):
             raise SoraError(f"the VAE {vae!r} has nothing to train; use it directly in a DiT recipe: model.vae={vae}")
         initialize(self.vae, seed, "vae.")
+        self.keeps_latents = latents_of is not None
+        if latents_of is not None:
+            self.vae.adopt_latents(self.trained(latents_of)[0])
+            for name, parameter in self.vae.named_parameters():
+                parameter.requires_grad_(name.startswith(DECODER))
         self.loss = VAELoss(**loss.plain())
         if self.loss.discriminator is not None:
             initialize(self.loss.discriminator, seed, "loss.discriminator.")
@@ -84,6 +97,20 @@ class LitVAE(LitModule):
         self._means, self._latents = EvaluationMeans(), LatentStatistics(self.vae.latent_channels)  # of an evaluation
         self._gallery_batches: list[SpacetimeBatch] = []
         self._count = CountedFlops()
+
+    @classmethod
+    def trained(cls, path: str) -> tuple[VideoVAE, str, str | None]:
+        """A trained VAE, its spec and the run that trained it, if recorded: of a checkpoint, of a folder that it or a
+        model of its latents was saved to, or of the model of that name that comes with the package.
+
+        Raises:
+            SoraError: no such file or folder, or one of another module.
+        """
+        if is_saved(folder := model_path(path)):
+            saved = ClipVAE.load(folder)
+            return saved.vae, saved.spec, None
+        module = cls.load(path)
+        return module.vae, str(module.hparams["vae"]), module.run_id
 
     @property
     def patch(self) -> PatchSize:
@@ -197,7 +224,7 @@ class LitVAE(LitModule):
 
     def configure_optimizers(self) -> Any:
         def optimizer(prefix: str) -> Any:
-            named = [(n, p) for n, p in self.named_parameters() if n.startswith(prefix)]
+            named = [(n, p) for n, p in self.named_parameters() if n.startswith(prefix) and p.requires_grad]
             return self.scheduled(create_optimizer(self._optimizer_spec, named, self.boundary))
 
         if self.automatic_optimization:
@@ -210,7 +237,8 @@ class LitVAE(LitModule):
             self.statistics.sums *= STATISTICS_MEMORY
             self.statistics.merge(self._unstepped)
             self._unstepped.sums.zero_()
-        self.adopt_statistics()  # at every step, so that every checkpoint is scaled
+        if not self.keeps_latents:
+            self.adopt_statistics()  # at every step, so that every checkpoint is scaled
 
     def adopt_statistics(self) -> None:
         """Scales the latent by what recent training batches measured, over all ranks.
@@ -353,9 +381,10 @@ class LitVAE(LitModule):
 
     @classmethod
     def rebuild_arguments(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
-        # The trained model needs no perceptual loss, whose weights may be elsewhere.
+        # The trained model needs no perceptual loss, nor the VAE that it began as: their weights may be elsewhere.
         arguments = super().rebuild_arguments(checkpoint)
-        return {**arguments, "loss": {**arguments.get("loss", {}), "perceptual_weight": 0.0}}
+        loss = {**arguments.get("loss", {}), "perceptual_weight": 0.0}
+        return {**arguments, "loss": loss, "latents_of": None}
 
     def lineage(self) -> dict[str, str]:
         """What the run is, for the record."""

@@ -61,6 +61,21 @@ class LatentSpace(nn.Module, ABC):
         # Of the weights that are about to be loaded.
         self._vae_hash = value
 
+    def replace_vae(self, vae: VideoVAE) -> None:
+        """Takes another VAE of the same latents, such as one with a better decoder.
+
+        Raises:
+            SoraError: its latents are others.
+        """
+        own, other = self.vae.latent_weights(), vae.latent_weights()
+        if own.keys() != other.keys() or not all(torch.equal(own[name], other[name].to(own[name])) for name in own):
+            raise SoraError(
+                f"the latents of VAE {vae.fingerprint()} are not those of {self.vae_hash}, on which this model was "
+                "trained; give one that was trained with latents_of that VAE"
+            )
+        self.vae = vae.to(self.device, self.dtype).requires_grad_(False).eval()
+        self._vae_hash = None
+
     def check_latents(self, vae_hash: str | None) -> None:
         """Raises SoraError for latents of another VAE."""
         if vae_hash != self.vae_hash:

@@ -78,3 +78,35 @@ def test_what_was_trained_is_saved_with_its_average_and_opened_without_lightning
     torch.save(stored, tmp_path / "old.ckpt")
     hashes = {make_dit(str(tmp_path / name)).model.vae_hash for name in ("vae", "vae.ckpt", "old.ckpt")}
     assert hashes == {saved_vae.vae.fingerprint()}
+
+
+@pytest.mark.slow
+def test_a_decoder_is_trained_for_latents_that_stay(make_trainer: Callable[..., pl.Trainer], tmp_path: Path) -> None:
+    first = make_vae(ema_decay=0.5)
+    trainer = make_trainer(max_steps=2)
+    trainer.fit(first, make_data())
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
+    old = LitVAE.load(tmp_path / "first.ckpt")
+    new = make_vae(ema_decay=0.5, latents_of=str(tmp_path / "first.ckpt"), seed=1)
+    assert new.vae.fingerprint() == old.vae.fingerprint()  # the decoder begins as the trained one
+    trainer = make_trainer(max_steps=2)
+    trainer.fit(new, make_data())
+    trainer.save_checkpoint(tmp_path / "second.ckpt")
+    (tmp_path / "first.ckpt").rename(tmp_path / "moved.ckpt")
+    trained = LitVAE.load(tmp_path / "second.ckpt")  # which needs the first no more
+    clip = torch.randint(0, 256, (9, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    latent = old.encode(clip)
+    assert torch.equal(trained.encode(clip), latent)
+    assert not torch.equal(trained.decode(latent), old.decode(latent))
+
+    dit = make_dit(str(tmp_path / "moved.ckpt")).model
+    rows = dit.encode_videos([clip])
+    dit.replace_vae(trained.vae)
+    assert dit.vae_hash == trained.vae.fingerprint() != old.vae.fingerprint()
+    assert torch.equal(dit.encode_videos([clip]), rows)
+    with pytest.raises(SoraError, match="are not those of .*, on which this model was trained"):
+        dit.replace_vae(make_vae(seed=5).vae)
+    with pytest.raises(SoraError, match="their encoders differ in encoder.*only options of the decoder may change"):
+        make_vae(
+            vae="causal_conv(stride=(2, 4, 4), latent_channels=4, dim=12)", latents_of=str(tmp_path / "moved.ckpt")
+        )

@@ -18,6 +18,9 @@ from lightning_sora.models.vae.statistics import LatentStatistics
 from lightning_sora.registry import Registry
 from lightning_sora.spacetime import PatchSize, TokenGrid
 
+#: The part of a VAE on which no latent depends.
+DECODER = "decoder."
+
 
 @dataclass(frozen=True)
 class Posterior:
@@ -161,6 +164,29 @@ class VideoVAE(nn.Module, ABC):
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    def latent_weights(self) -> dict[str, Tensor]:
+        """What the latent of a video depends on: every weight but those of the decoder."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(DECODER)}
+
+    @torch.no_grad()
+    def adopt_latents(self, of: VideoVAE) -> None:
+        """Takes the encoder and the latent scaling of another VAE, and those weights of its decoder that fit.
+
+        Raises:
+            SoraError: its encoder is another than this one's, or this VAE has no part called "decoder".
+        """
+        own, other = self.latent_weights(), of.latent_weights()
+        shapes, theirs = ({name: tuple(value.shape) for name, value in one.items()} for one in (own, other))
+        if type(self) is not type(of) or shapes != theirs or len(own) == len(self.state_dict()):
+            differ = sorted(name for name in {*shapes, *theirs} if shapes.get(name) != theirs.get(name))
+            raise SoraError(
+                f"the latents of a {type(of).__name__} cannot be taken over by this {type(self).__name__}"
+                + (f": their encoders differ in {', '.join(differ[:4])}" if differ else "")
+                + "; give the spec of the trained one, of which only options of the decoder may change"
+            )
+        fitting = {name: value for name, value in of.state_dict().items() if name in other or _fits(self, name, value)}
+        self.load_state_dict(fitting, strict=False)
+
     def _check_video(self, video: Tensor) -> TokenGrid:
         if video.ndim != 5 or video.shape[1] != 3:
             raise SoraError(
@@ -174,6 +200,11 @@ class VideoVAE(nn.Module, ABC):
             raise SoraError(
                 f"this VAE decodes latents of shape (batch, {self.latent_channels}, t, h, w), got {tuple(latent.shape)}"
             )
+
+
+def _fits(vae: VideoVAE, name: str, value: Tensor) -> bool:
+    own = vae.state_dict().get(name)
+    return own is not None and own.shape == value.shape
 
 
 VAES: Registry[VideoVAE] = Registry("VAE", name="vae", contract="lightning_sora.models.vae.contract")
