@@ -249,8 +249,8 @@ def sections(study: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> 
         measure.markdown_table(head, rows),
         f"Of {len(rows)} pairs {told_apart} are told apart by models that keep both attributes of trained combinations "
         f"in {100 * ABLE:.0f} % of the clips, {as_told} of them in the order colour, size, velocity, shape (Kang et "
-        "al. 2024). Kept: the share of clips of which the last frames are nearer to the truth than to the same clip with "
-        "that attribute changed.",
+        "al. 2024). Kept: the share of clips of which the last frames are nearer to the truth than to the same clip "
+        "with that attribute changed.",
     ]
 
 
