@@ -7,13 +7,14 @@ from functools import partial
 from typing import Any
 
 from lightning_sora.errors import SoraError
+from lightning_sora.shipped import MODEL
 
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("page", help="make videos in a browser", description=__doc__)
     parser.add_argument(
-        "--ckpt", dest="model", metavar="PATH", required=True,
-        help="checkpoint of a LitDiT, its run's folder, or a saved model",
+        "--ckpt", dest="model", metavar="PATH", default=MODEL,
+        help="checkpoint of a LitDiT, its run's folder, or a saved model; default: %(default)s, of the package",
     )  # fmt: skip
     parser.add_argument(
         "--host", default="127.0.0.1",

@@ -19,20 +19,19 @@ STYLE = """
 .gradio-container main { width: 100%; max-width: 1040px !important; margin: 0 auto; }
 .head h1 { font-size: 1.35rem; font-weight: 650; margin: 0 0 .15rem; }
 .head p, .task p { margin: 0; line-height: 1.45; overflow-wrap: anywhere; }
-.head p, .task p, .say .faint, .say .note { color: var(--neutral-500); }
-.dark .head p, .dark .task p, .dark .say .faint, .dark .say .note { color: var(--neutral-400); }
+.head p, .task p, .say .faint, .say .note { opacity: .72; }
 .head, .task, .say { padding: 0 2px !important; }
 .head .html-container, .task .html-container, .say .html-container, .stage .html-container { padding: 0 !important; }
 .say { min-height: 4.2rem; line-height: 1.45; overflow-wrap: anywhere; }
 .say p { margin: 0 0 .25rem; }
 .say .problem { border-left: 4px solid #c2362b; padding: .45rem .75rem; background: #c2362b14; }
 .say progress { appearance: none; display: block; width: 100%; height: 8px; border: 0; margin-top: .5rem; }
-.say progress, .say progress::-webkit-progress-bar { border-radius: 4px; background: var(--neutral-200); }
-.dark .say progress, .dark .say progress::-webkit-progress-bar { background: var(--neutral-700); }
+.say progress, .say progress::-webkit-progress-bar { border-radius: 4px; background: var(--border-color-primary); }
 .say progress::-webkit-progress-value { border-radius: 4px; background: var(--primary-500); }
 .say progress::-moz-progress-bar { border-radius: 4px; background: var(--primary-500); }
 .stage video, .stage img { image-rendering: pixelated; object-fit: contain; }
 .stage img { display: block; width: 100%; height: STAGEpx; background: var(--background-fill-secondary); }
+#given-mask label { max-width: calc(100% - 2.5rem); }
 footer { display: none !important; }
 """.replace("STAGE", str(STAGE))
 

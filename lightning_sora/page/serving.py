@@ -38,7 +38,8 @@ def serve(
     """Serves the page of a model until Ctrl-C.
 
     Args:
-        model: a checkpoint of a LitDiT, the folder of its run, or one that ``save`` wrote.
+        model: a checkpoint of a LitDiT, the folder of its run, one that ``save`` wrote, or the name of a model that
+            comes with the package.
         host: address to listen at; whoever reaches it may use the page, without a password.
         port: None for the first free one from 7860 on.
         out: the folder of what is made; None for one that goes when the page does.
