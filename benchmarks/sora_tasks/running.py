@@ -22,6 +22,8 @@ from lightning_sora.sealing import read_json, seal_json, write_whole
 from lightning_sora.spacetime import TokenGrid
 
 SHOWN = 4  # clips of a contact sheet
+#: What a model is trained on for tasks that only sample otherwise.
+TRAINED_AS = {"loop": "connect", "windows": "extend_forward"}
 VERSION = 1  # of what is judged; another makes results anew
 
 
@@ -164,7 +166,7 @@ class Runner:
             "floor": judged(what, self.judge, cases, made, control=True),
         }
         self._sheet(name, what, cases, made, best)
-        trained = {case.task for case in cases} <= {*self.model.tasks, "edit", "text_to_video"}
+        trained = {TRAINED_AS.get(case.task, case.task) for case in cases} <= {*self.model.tasks, "edit"}
         result = {
             "identity": self.identity(name, spec, what.clips),
             "name": name,
