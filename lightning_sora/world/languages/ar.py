@@ -25,7 +25,12 @@ COLORS = {
     "pink": ("وردي", "وردية"),
 }
 SIZES = {"small": ("صغير", "صغيرة"), "medium": ("متوسط", "متوسطة"), "big": ("كبير", "كبيرة")}
-ARTICLES = ("", "ال")  # none, and "the", which the adjectives take too
+# Without an article, and with "the", which adjectives take too. The colour is an adjective; or it follows "its colour
+# is" or "with its colour", where it agrees with "colour" and is masculine beside every noun.
+THINGS = (
+    ("{noun} {color} {size}", "{noun} {size} لونه{h} {masculine}"),
+    ("ال{noun} ال{color} ال{size}", "ال{noun} ال{size} بلونه{h} ال{masculine}"),
+)
 # {y} is the prefix of the verb, {a} the ending of an adverbial adjective, {h} that of "its".
 MOTIONS = {
     "right": ("{y}تحرك إلى اليمين", "{y}تحرك نحو اليمين"),
@@ -62,10 +67,13 @@ CAMERAS = {
 def clause(thing: ObjectFacts, across: bool, choose: Choose) -> str:
     """For example: "كرة حمراء صغيرة تتحرك إلى اليسار"."""
     noun, feminine = SHAPES[thing.shape]
-    article, way = choose(ARTICLES), "اليمين" if thing.heading[0] > 0 else "اليسار"
-    words = " ".join(article + word for word in (noun, COLORS[thing.color][feminine], SIZES[thing.size][feminine]))
-    motion = choose(MOTIONS[thing.motion]).format(way=way, **(FEMININE if feminine else MASCULINE))
-    return f"{words} {motion}{ACROSS if across else ''}"
+    way = "اليمين" if thing.heading[0] > 0 else "اليسار"
+    words = {
+        "noun": noun, "size": SIZES[thing.size][feminine], "color": COLORS[thing.color][feminine],
+        "masculine": COLORS[thing.color][False], "way": way, **(FEMININE if feminine else MASCULINE),
+    }  # fmt: skip
+    told = f"{choose(choose(THINGS))} {choose(MOTIONS[thing.motion])}".format(**words)
+    return f"{told}{ACROSS if across else ''}"
 
 
 ARABIC = Language("Arabic", clause, CAMERAS, comma="، ")

@@ -25,6 +25,8 @@ COLORS = {
     "pink": "rosa",
 }
 SIZES = {"small": "pequeñ{o}", "medium": "median{o}", "big": "grande"}
+# As an adjective, or "of {color} colour", where the colour agrees with "colour" and is masculine beside every noun.
+THINGS = ("{article} {noun} {color} {size}", "{article} {noun} {size} de color {masculine}")
 MOTIONS = {
     "right": ("se mueve a la derecha", "se desplaza hacia la derecha"),
     "left": ("se mueve a la izquierda", "se desplaza hacia la izquierda"),
@@ -60,8 +62,12 @@ def clause(thing: ObjectFacts, across: bool, choose: Choose) -> str:
     """For example: "una esfera roja pequeña se mueve a la izquierda"."""
     noun, gender = choose(SHAPES[thing.shape])
     way = "derecha" if thing.heading[0] > 0 else "izquierda"
-    told = f"{COLORS[thing.color]} {SIZES[thing.size]} {choose(MOTIONS[thing.motion])}".format(o=gender, way=way)
-    return f"{choose(ARTICLES[gender])} {noun} {told}{ACROSS if across else ''}"
+    words = {
+        "article": choose(ARTICLES[gender]), "noun": noun, "size": SIZES[thing.size].format(o=gender),
+        "color": COLORS[thing.color].format(o=gender), "masculine": COLORS[thing.color].format(o="o"),
+    }  # fmt: skip
+    told = f"{choose(THINGS).format(**words)} {choose(MOTIONS[thing.motion]).format(o=gender, way=way)}"
+    return f"{told}{ACROSS if across else ''}"
 
 
 SPANISH = Language("Spanish", clause, CAMERAS)
