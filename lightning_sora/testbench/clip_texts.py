@@ -17,7 +17,8 @@ class Texts:
 
     Attributes:
         style: of the first caption.
-        languages: one caption in each; those in other languages than English, but the first, are "short".
+        languages: of a caption each; those in other languages than English, but the first, are "short". One that is
+            named again gives another wording.
         alternatives: styles of further captions in English.
     """
 
@@ -32,10 +33,10 @@ class Texts:
         """Those of a split: of validation and test, one caption in one language.
 
         Raises:
-            SoraError: no language, or one named twice.
+            SoraError: no language.
         """
-        if not languages or len(set(languages)) != len(languages):
-            raise SoraError(f"languages={list(languages)} must name at least one, each once")
+        if not languages:
+            raise SoraError("languages=[] must name at least one; of captions in English alone it is ['en']")
         if split == "train":
             return cls(style, tuple(languages), tuple(alternatives))
         return cls(style, (languages[0] if heldout is None else heldout,))
@@ -51,10 +52,11 @@ class Texts:
         Raises:
             SoraError: unknown style or language, or a language that does not have the style.
         """
-        facts = world.facts(number)
-        first, *others = self.languages
-        texts = [world.caption(facts, self.style, number, first)]
-        texts += [world.caption(facts, self.style if name == "en" else "short", number, name) for name in others]
+        facts, texts = world.facts(number), []
+        for place, name in enumerate(self.languages):
+            style = self.style if name == "en" or not place else "short"
+            turn = self.languages[:place].count(name)
+            texts.append(world.caption(facts, style, stream_seed(number, name, turn) if turn else number, name))
         keys = (stream_seed(number, "alternative", place) for place in range(len(self.alternatives)))
         texts += [world.caption(facts, style, key) for style, key in zip(self.alternatives, keys, strict=False)]
         return tuple(texts)

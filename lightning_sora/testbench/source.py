@@ -56,7 +56,8 @@ class WorldSource(Source):
             train, in the middle elsewhere. None: a clip has any size, with the whole stage in view.
         overrides: fields of the level to replace, for example ``{"shapes": ("cube",)}``.
         languages: of the captions. In training, a clip has one caption in each, of equal standing, of which one is
-            drawn at every visit; those in other languages than English are "short".
+            drawn at every visit; those in other languages than English are "short". One that is named again gives
+            another wording, and is drawn more often.
         heldout_language: that of validation and test; None for the first of ``languages``.
         alternatives: styles of further English captions of equal standing, in training; one named twice gives two
             wordings.
