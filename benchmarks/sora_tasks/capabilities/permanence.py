@@ -7,22 +7,24 @@ from typing import ClassVar
 
 import torch
 
-from benchmarks.sora_tasks.judge import Judge
+from benchmarks.sora_tasks.judge import SHOWN, Judge
 from benchmarks.sora_tasks.protocol import CAPABILITIES, Capability, Case, Clip, Judged, Measure, rolled
 from benchmarks.sora_tasks.scene import Scene
 from lightning_sora.testbench.evaluator.vocabulary import code
 from lightning_sora.testbench.scores import END, world_scores
 
+FURTHER = 0.15  # of the frame, at least, from one side of the wall to the other
 HIDDEN = 0.5  # of what is seen of it at the ends, below which an object is hidden
 
 
 @CAPABILITIES.register("permanence")
 class Permanence(Capability):
-    """An object passes behind a wall: is it there before and after with one shape, and was it hidden between?"""
+    """An object passes behind a wall: is it there before and after with one shape (as the evaluator reads it), and was
+    it hidden between and out on the other side (by its colour)?"""
 
     measures: ClassVar = {
         "permanence": Measure(),
-        "hidden and back": Measure(),
+        "hidden, and out on the other side": Measure(),
         "color": Measure(),
     }
     control_told = "its first half, and then the second half of the next prompt's clip"
@@ -45,10 +47,20 @@ class Permanence(Capability):
             one = {"color": fact["color"]}
             scores = world_scores(reading, case.told())
             if "permanence" in scores:
-                share = judge.places(clip)[0][:, code("color", case.facts.objects[0].color)]
-                end = max(2, round(END * len(share)))
-                outside = torch.minimum(share[:end].max(), share[-end:].max())
-                hidden = float(share[end:-end].min()) < HIDDEN * float(outside)
-                one |= {"permanence": scores["permanence"], "hidden and back": scores["permanence"] * hidden}
+                one["permanence"] = scores["permanence"]
+            one["hidden, and out on the other side"] = float(passes(judge, case, clip))
             found.append(one)
         return found
+
+
+def passes(judge: Judge, case: Case, clip: Clip) -> bool:
+    """Whether the object is seen at both ends, further along its way at the second, and hardly seen between; by colour
+    alone."""
+    thing = case.facts.objects[0]
+    share, place = (told[:, code("color", thing.color)] for told in judge.places(clip))
+    end = max(2, round(END * len(share)))
+    first, last = int(share[:end].argmax()), len(share) - end + int(share[-end:].argmax())
+    outside = min(float(share[first]), float(share[last]))
+    hidden = float(share[end:-end].min()) < HIDDEN * outside
+    along = float(place[last, 0] - place[first, 0]) * thing.heading[0] / 2
+    return outside >= SHOWN and hidden and along >= FURTHER
