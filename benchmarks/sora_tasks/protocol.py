@@ -118,9 +118,9 @@ class Capability(ABC):
         """What a model that ignores what it is given would answer."""
         return rolled(cases, clips, turn)
 
-    def shown(self, case: Case) -> Clip:
-        """What the contact sheet shows as given."""
-        return case.truth[:1] * 0 if case.made is None else case.truth[given_frames(case)]
+    def shown(self, case: Case) -> Clip | None:
+        """What the contact sheet shows as given; None of a case of which nothing is."""
+        return None if case.made is None else case.truth[given_frames(case)]
 
 
 CAPABILITIES: Registry[Capability] = Registry("capability")

@@ -24,7 +24,7 @@ from lightning_sora.spacetime import TokenGrid
 SHOWN = 4  # clips of a contact sheet
 #: What a model is trained on for tasks that only sample otherwise.
 TRAINED_AS = {"loop": "connect", "windows": "extend_forward"}
-VERSION = 1  # of what is judged; another makes results anew
+VERSION = 2  # of what is judged; another makes results anew
 
 
 def capability(spec: str, clips: int | None) -> Capability:
@@ -192,10 +192,10 @@ class Runner:
         groups = list(dict.fromkeys(case.group for case in cases))
         of_group = max(1, -(-SHOWN // len(groups)))
         some = [i for g in groups for i in [k for k, case in enumerate(cases) if case.group == g][:of_group]]
-        versions = {
-            "given": [what.shown(cases[i]) for i in some],
-            "made": [made[i] for i in some],
-            "truth, by the VAE": [best[i] for i in some],
-        }
+        given = [what.shown(cases[i]) for i in some]
+        versions = {"made": [made[i] for i in some], "truth, by the VAE": [best[i] for i in some]}
+        if any(one is not None for one in given):
+            blank = [torch.full_like(best[i][:1], 255) for i in some]
+            versions = {"given": [b if g is None else g for b, g in zip(blank, given, strict=True)], **versions}
         captions = [f"{cases[i].prompt}{f' ({cases[i].group})' if cases[i].group else ''}" for i in some]
         media.comparison_sheet(self.folder / f"{name}.png", versions, captions)

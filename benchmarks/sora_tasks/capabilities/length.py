@@ -7,18 +7,19 @@ from typing import ClassVar
 
 import torch
 
-from benchmarks.sora_tasks.judge import SHOWN, Judge, find
+from benchmarks.sora_tasks.judge import Judge, find
 from benchmarks.sora_tasks.protocol import CAPABILITIES, Capability, Case, Clip, Judged, Measure, rolled
 from benchmarks.sora_tasks.scene import Scene
 from lightning_sora.testbench.evaluator.vocabulary import code
 
+GREY = 40  # of 255: less difference between a pixel's red, green and blue shows no colour
 LASTING = ("still", "bounce", "spin", "orbit")  # motions that go on
 
 
 @CAPABILITIES.register("length")
 class Length(Capability):
     """Long videos of things that go on (spin, bounce, circle, rest), the camera at rest: do the last frames, as many as
-    a clip has, still show the asked object, and has the ground drifted?
+    a clip has, still show the asked object, and the same ground (its correlation from the first frame to the last)?
 
     Args:
         task: "windows" or "rollout".
@@ -28,7 +29,7 @@ class Length(Capability):
     measures: ClassVar = {
         "identity": Measure(),
         "motion": Measure(),
-        "drift of the ground": Measure("of 255", "min"),
+        "ground kept": Measure(),
     }
     turns = 2
     control_told = "the next prompt's video up to its middle, then the one after that"
@@ -68,15 +69,16 @@ class Length(Capability):
             if thing is not None:
                 right = thing.seen & (thing.frame_shapes == code("shape", asked.shape))
                 identity = float(right.double().mean())
-            ground = _ground(clip, judge)
-            found.append({"identity": identity, "motion": fact["motion"], "drift of the ground": ground})
+            ground = _ground(clip)
+            found.append({"identity": identity, "motion": fact["motion"], "ground kept": ground})
         return found
 
 
-def _ground(clip: Clip, judge: Judge) -> float:
-    """Mean absolute difference of the first and the last frame where neither shows a colour."""
-    ends = clip[[0, -1]].float()
-    grey = ((ends.amax(-1) - ends.amin(-1)) < 40).all(0)
-    if float(grey.double().mean()) < SHOWN:
-        return 255.0
-    return float((ends[0] - ends[1]).abs().mean(-1)[grey].mean())
+def _ground(clip: Clip) -> float:
+    """The correlation of the first and the last frame where neither shows a colour; 0 at least."""
+    ends = clip[[0, -1]].double()
+    grey = ((ends.amax(-1) - ends.amin(-1)) < GREY).all(0)
+    first, last = (end.mean(-1)[grey] for end in ends)
+    if len(first) < 2 or float(first.std()) == 0 or float(last.std()) == 0:
+        return 0.0
+    return max(0.0, float(torch.corrcoef(torch.stack([first, last]))[0, 1]))
