@@ -84,6 +84,10 @@ def page(studio: Studio, served: Path) -> gr.Blocks:
             except Exception as problem:
                 yield {say: look.problem(line_of(problem)), **back}
 
+        def begin(request: gr.Request) -> tuple[Any, ...]:
+            studio.wait(str(request.session_hash))
+            return look.waiting(), off, on
+
         def end(request: gr.Request) -> None:
             studio.stop(str(request.session_hash))
 
@@ -96,12 +100,12 @@ def page(studio: Studio, served: Path) -> gr.Blocks:
             [about, *held.values(), *(given[one] for one in COUNTED)],
             **at_once,
         )
-        began = start.click(lambda: (look.waiting(), off, on), None, [say, start, stop], **at_once)
+        began = start.click(begin, None, [say, start, stop], **at_once)
         made = began.then(
             work, [there, *fields.values(), *given.values()], [say, picture, video, there, *files.values()],
             concurrency_limit=1, show_progress="hidden", api_visibility="private",
         )  # fmt: skip
-        made.failure(lambda: look.problem(REFUSED), None, [say], **at_once)
+        made.failure(lambda: (look.problem(REFUSED), on, off), None, [say, start, stop], **at_once)
         made.then(lambda: (on, off), None, [start, stop], **at_once)
         stop.click(end, None, None, **at_once)
         blocks.unload(end)

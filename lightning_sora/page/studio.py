@@ -78,12 +78,20 @@ class Studio:
         self.out, self.plugins = out.absolute(), tuple(plugins)
         self._turn = threading.Lock()
         self._owner: str | None = None
+        self._waiting, self._given_up = set[str](), set[str]()
         self._stopped = threading.Event()
 
+    def wait(self, owner: str) -> None:
+        """Tells that a job of this owner waits for its turn, so that it may be stopped before."""
+        self._given_up.discard(owner)
+        self._waiting.add(owner)
+
     def stop(self, owner: str) -> None:
-        """Ends the job of this owner after its step; others go on."""
+        """Ends the job of this owner after its step, or before it begins; others go on."""
         if self._owner == owner:
             self._stopped.set()
+        elif owner in self._waiting:
+            self._given_up.add(owner)
 
     def make(self, asked: Asked, owner: str = "") -> Iterator[Step | Made]:
         """Yields how far it is, and then what is made; nothing is left of what is not finished.
@@ -93,6 +101,10 @@ class Studio:
             Stopped: by :meth:`stop`.
         """
         with self._turn:
+            self._waiting.discard(owner)
+            if owner in self._given_up:
+                self._given_up.remove(owner)
+                raise Stopped
             check(asked, self.model)
             self._stopped.clear()
             self._owner = owner

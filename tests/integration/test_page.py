@@ -99,6 +99,14 @@ def test_nothing_is_left_of_what_is_stopped_or_fails(studio: Studio, files: dict
     studio.stop("me")
     with pytest.raises(Stopped):
         list(job)
+    studio.wait("me")
+    studio.stop("me")
+    with pytest.raises(Stopped):
+        next(studio.make(Asked("text_to_video", "a"), owner="me"))
+    studio.wait("me")  # asked for anew
+    again = studio.make(Asked("text_to_video", "a"), owner="me")
+    assert isinstance(next(again), Step)
+    again.close()
     given_up = studio.make(Asked("text_to_video", "a", steps=200))
     next(given_up)
     given_up.close()
