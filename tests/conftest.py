@@ -10,6 +10,8 @@ from pathlib import Path
 # processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# First imported within a test, it would log to what that test captures, and fail in those that follow.
+import lightning.pytorch  # noqa: F401
 import pytest
 import torch
 
