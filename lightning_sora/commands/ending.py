@@ -20,7 +20,7 @@ def tell(trained: Trained, arguments: Sequence[str]) -> None:
         trained: what the command has left.
         arguments: of it, from the command on.
     """
-    if not trained.speaks or trained.command not in ("fit", "test"):
+    if not trained.speaks or (trained.command not in ("fit", "test") and trained.asked is None):
         return
     if where := str(trained):
         sys.stderr.write(f"{redact(where)}\n")

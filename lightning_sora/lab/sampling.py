@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lightning_sora.diffusion.samplers import Progress
     from lightning_sora.lab.models import VideoModel
     from lightning_sora.media import Video
+    from lightning_sora.models.expander import Expander
 
 #: Longest prompt, in letters: no text encoder reads as much.
 LONGEST = 5000
@@ -217,10 +218,23 @@ def sample_again(
     return _sample(request, out=folder, scale=scale, preview=preview, device=device, expected=told, stem=path.stem)
 
 
+def sample_row(request: Request, model: VideoModel, out: Path, index: int) -> Samples:
+    """Makes the one video of a request as :func:`sample` does, without a word and without a contact sheet.
+
+    Args:
+        out: folder.
+        index: among others of the folder, for the names of the files.
+    """
+    stem = _stem(index, request.prompts[0], request.seeds[0])
+    return _sample(
+        request, out=out, scale=1, preview=False, device=None, stem=stem, loaded=model, progress=iter, sheet=False
+    )
+
+
 def _sample(
     request: Request, *, out: str | Path | None, scale: int, preview: bool, device: str | None,
     expected: Mapping[str, Any] | None = None, stem: str | None = None, loaded: VideoModel | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = None, sheet: bool = True,
 ) -> Samples:  # fmt: skip
     load_packages()
     load_plugins(request.plugins)
@@ -232,7 +246,6 @@ def _sample(
 
     from lightning_sora import media
     from lightning_sora.lab.models import load_video_model
-    from lightning_sora.lit.expander import create_expander
     from lightning_sora.models.configs import plain
     from lightning_sora.spacetime import VideoSize
     from lightning_sora.tasks import TASKS, sample_task
@@ -245,7 +258,7 @@ def _sample(
     asked = list(request.prompts)
     expanded, expander = asked, None
     if request.expand is not None:
-        made_rich = create_expander(request.expand, str(place))
+        made_rich = _expander(request.expand, str(place))
         expander = made_rich.fingerprint()
         expanded = [made_rich.expand([text], seed=one)[0] for text, one in zip(asked, request.seeds, strict=True)]
     loaded = loaded or load_video_model(request.model, place)
@@ -283,7 +296,7 @@ def _sample(
             model, task, [text], size, inputs, keys=[(0,)], seed=one, negative=request.negative,
             **chosen, on_step=on_step, progress=progress or partial(tqdm, desc=label, unit="step", file=sys.stderr),
         )  # fmt: skip
-        name = folder / (f"{index:03d}_{_slug(asked[index])}_seed{one}" if stem is None else stem)
+        name = folder / (stem or _stem(index, asked[index], one))
         written += [name.with_suffix(ending) for ending in (".mp4", ".gif", ".json")]
         media.write_mp4(written[-3], video, rate, scale=scale)
         media.write_gif(written[-2], video, rate, scale=scale)
@@ -297,8 +310,9 @@ def _sample(
                 "computes otherwise"
             )
         videos.append(video)
-    written.append(folder / "contact_sheet.png")
-    media.contact_sheet(written[-1], videos, asked)
+    if sheet:
+        written.append(folder / "contact_sheet.png")
+        media.contact_sheet(written[-1], videos, asked)
     return Samples(tuple(asked), tuple(expanded), tuple(videos), rate, tuple(written))
 
 
@@ -329,6 +343,17 @@ def _samples_of(checkpoint: Path) -> Path:
         return Path("samples") / "prompts"
     folder = checkpoint if os.path.isdir(checkpoint) else checkpoint.parent
     return (folder.parent if folder.name == "checkpoints" else folder) / "samples" / "prompts"
+
+
+def _stem(index: int, prompt: str, seed: int) -> str:
+    return f"{index:03d}_{_slug(prompt)}_seed{seed}"
+
+
+@lru_cache(maxsize=1)
+def _expander(spec: str, device: str) -> Expander:
+    from lightning_sora.lit.expander import create_expander
+
+    return create_expander(spec, device)
 
 
 def _slug(prompt: str) -> str:

@@ -16,8 +16,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_sora.data.reading import reader_died
 from lightning_sora.errors import SoraError
+from lightning_sora.lab.predicting import AskedClips, read_requests
 from lightning_sora.lifeline import end_with_starter
 from lightning_sora.lit.callbacks import ClipScores, Costs, PartsSummary, PredictionWriter, Progress
+from lightning_sora.lit.generate import GenerativeModule
 from lightning_sora.plugins import loaded
 from lightning_sora.recipe.explain import from_worker
 from lightning_sora.recipe.parser import RecipeParser, parsing
@@ -43,12 +45,14 @@ class Trained:
         command: fit, validate, test or predict.
         model, trainer: as they are at the end.
         checkpoint: that was begun from, or scored.
+        asked: the folder of the videos of a file of prompts.
     """
 
     command: str
     model: Any = field(repr=False)
     trainer: pl.Trainer = field(repr=False)
     checkpoint: Path | None = None
+    asked: Path | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -78,6 +82,8 @@ class Trained:
         if self.command == "fit" and (folder := self.checkpoints) is not None:
             kept = sorted(path.name for path in folder.glob("*.ckpt"))
             lines.append(f"checkpoints: {short_path(folder)}: {', '.join(kept)}")
+        if self.asked is not None:
+            lines.append(f"samples: {short_path(self.asked)}")
         lines += [f"run: {name} in {uri}; `lightning-sora ui` shows it" for name, uri in self.runs.items()]
         return "\n".join(lines)
 
@@ -107,14 +113,22 @@ def test(recipe: Recipe | str | Path, checkpoint: str | Path = "last") -> Traine
     return _of_recipe("test", recipe, checkpoint)
 
 
-def predict(recipe: Recipe | str | Path, checkpoint: str | Path = "last") -> Trained:
-    """Runs the prediction of a recipe on a checkpoint; what it makes is in the recipe's folder; see :func:`fit`."""
-    return _of_recipe("predict", recipe, checkpoint)
+def predict(
+    recipe: Recipe | str | Path, checkpoint: str | Path = "last", *, prompts: str | Path | None = None
+) -> Trained:
+    """Runs the prediction of a recipe on a checkpoint; what it makes is in the recipe's folder; see :func:`fit`.
+
+    Args:
+        prompts: a text file with one prompt per line, or a .jsonl with one request per line, as
+            :func:`~lightning_sora.lab.predicting.read_requests` takes it; None for the captions of the test clips.
+    """
+    return _of_recipe("predict", recipe, checkpoint, *([] if prompts is None else [f"--prompts={prompts}"]))
 
 
-def _of_recipe(command: str, recipe: Recipe | str | Path, checkpoint: str | Path | None) -> Trained:
+def _of_recipe(command: str, recipe: Recipe | str | Path, checkpoint: str | Path | None, *flags: str) -> Trained:
     known = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-    return run_recipe(command, [*known.flags(), *([] if checkpoint is None else [f"--ckpt_path={checkpoint}"])])
+    begun = [] if checkpoint is None else [f"--ckpt_path={checkpoint}"]
+    return run_recipe(command, [*known.flags(), *begun, *flags])
 
 
 def run_recipe(command: str, flags: Sequence[str]) -> Trained:
@@ -141,7 +155,8 @@ def run_recipe(command: str, flags: Sequence[str]) -> Trained:
     if stopper.requested:
         raise KeyboardInterrupt("what was trained is kept; `--ckpt_path last` goes on from there")
     path = training.config_init[command].get("ckpt_path")
-    return Trained(command, training.model, training.trainer, Path(path) if path else None)
+    asked = None if training.asked is None else training.asked.folder
+    return Trained(command, training.model, training.trainer, Path(path) if path else None, asked)
 
 
 @contextmanager
@@ -187,6 +202,7 @@ class _Training(RecipeParser):
     def __init__(self, arguments: Sequence[str], stopper: StopBetweenSteps) -> None:
         self.stopper = stopper
         self._differences: dict[str, tuple[str, str]] = {}  # to the recipe of the checkpoint
+        self.asked: AskedClips | None = None
         super().__init__(arguments)
 
     def execute(self) -> None:
@@ -195,6 +211,9 @@ class _Training(RecipeParser):
         Raises:
             SoraError: a checkpoint of another model, with the flags that the recipe lacks.
         """
+        config = self.config[str(self.subcommand)]
+        if self.subcommand == "predict" and config.prompts is not None:
+            self.asked = self._asked(config)  # on every rank
         try:
             super().execute()
         except RuntimeError as problem:
@@ -225,6 +244,24 @@ class _Training(RecipeParser):
             folder = Checkpoint(dirpath=kept).folder(root)
             check_folder("--checkpoint.dirpath", folder if folder.exists() else folder.parent, folder.name)
 
+    def _asked(self, config: Any) -> AskedClips:
+        if not config.ckpt_path:
+            raise SoraError("prompts are sampled by a trained model; give --ckpt_path best, last or a path")
+        requests = read_requests(
+            config.prompts,
+            model=str(config.ckpt_path),
+            expand=config.model.init_args.get("expander"),
+            plugins=tuple(str(plugin.path) for plugin in loaded().values()),
+        )
+        return AskedClips(requests, Path(config.trainer.default_root_dir) / "predictions" / Path(config.prompts).stem)
+
+    def before_predict(self) -> None:
+        """Lightning's hook: what is asked for takes the place of the recipe's data."""
+        if self.asked is not None:
+            if not isinstance(self.model, GenerativeModule):
+                raise SoraError(f"a {type(self.model).__name__} makes no videos of prompts; leave out --prompts")
+            self.datamodule = self.asked
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         command = str(self.subcommand)
         config = self.config[command]
@@ -233,6 +270,7 @@ class _Training(RecipeParser):
             parser.callback_keys = [key for key in parser.callback_keys if key != "checkpoint"]
         unresolved = getattr(parser, "unresolved", "") or getattr(self.parser, "unresolved", "")
         resolved, recipe = without_secrets(parser.dump(config, skip_unset=False), unresolved)
+        recipe.pop("prompts", None)  # of one prediction, whose command is recorded
         if self._trained_by:
             self._differences = differences(self._trained_by, recipe)
         recorder = RunRecorder(
@@ -245,7 +283,7 @@ class _Training(RecipeParser):
             notice=self._forgotten(),
         )
         callbacks: list[Callback] = [self.stopper, recorder, Costs(), ClipScores()]
-        if command == "predict":
+        if command == "predict" and self.asked is None:
             callbacks.append(PredictionWriter())
         trainer = self._get(self.config_init, "trainer")
         own = trainer.get("callbacks") or []

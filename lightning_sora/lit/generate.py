@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Unpack, overload
@@ -15,6 +16,19 @@ from lightning_sora.models.expander import Expander
 from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.models.pixels import Clip
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch
+
+
+class Asked(ABC):
+    """A batch of a prediction that is no clips: who asks says what is made of the model."""
+
+    @abstractmethod
+    def answer(self, model: LatentDiffusion, run_id: str | None) -> list[Clip]:
+        """Makes what is asked for, and returns it.
+
+        Args:
+            model: with its moving average.
+            run_id: of its training.
+        """
 
 
 class GenerativeModule(LitModule):
@@ -88,8 +102,15 @@ class GenerativeModule(LitModule):
         with self.averaged():
             return self.model.save(folder, stored=stored)
 
-    def predict_step(self, batch: SpacetimeBatch, batch_idx: int) -> list[Clip]:
-        """A clip for each caption, of the size of its clip."""
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if not isinstance(batch, Asked):
+            super().on_predict_batch_start(batch, batch_idx, dataloader_idx)
+
+    def predict_step(self, batch: SpacetimeBatch | Asked, batch_idx: int) -> list[Clip]:
+        """A clip for each caption, of the size of its clip; or what is asked for."""
+        if isinstance(batch, Asked):
+            with self.averaged():
+                return batch.answer(self.model, self.run_id)
         made = self.sample_captions(batch, range(len(batch)), "predict")
         return [made[i] for i in range(len(batch))]
 

@@ -63,6 +63,7 @@ NOISE = (
 )
 #: What to give as ``--ckpt_path`` to score a model with its initial weights.
 UNTRAINED = "none"
+PROMPTS = "A text file with one prompt per line, or a .jsonl with one request per line, in place of the recipe's data."
 BASES = {"model": pl.LightningModule, "data": pl.LightningDataModule}
 
 
@@ -166,6 +167,8 @@ class RecipeParser(LightningCLI):
         parser.add_lightning_class_args(Evaluate, "evaluation")
         parser.add_lightning_class_args(FiniteSteps, "finite")
         parser.add_class_arguments(MLflowTracker, "tracking")
+        if self.arguments[0] == "predict":
+            parser.add_argument("--prompts", type=str | None, default=None, help=PROMPTS)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         command = self.arguments[0]

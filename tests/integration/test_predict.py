@@ -1,0 +1,145 @@
+"""predict of a file of prompts: what `sample` makes of each row, on any number of devices."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import lightning_sora as ls
+from lightning_sora.cli import main
+from lightning_sora.errors import SoraError
+from lightning_sora.lab.predicting import AskedClips, read_requests
+
+pytestmark = pytest.mark.slow
+
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+RECIPE = [
+    "--config=world_pixels", "--data.source=world(level='tiny', clips=4, heldout_clips=4)", "--data.frames=5",
+    "--data.height=16", "--data.width=16", "--data.batch_size=4", "--model.dit.dim=16", "--model.dit.depth=1",
+    "--model.dit.num_heads=2", "--model.text=bytes(dim=8, depth=1, num_heads=1)", "--model.sampling.steps=2",
+    "--evaluation.extractor=null", "--evaluation.clip_model=null", *QUIET,
+]  # fmt: skip
+CHECKPOINT = Path("outputs/world_pixels/checkpoints/last.ckpt")
+PREDICTIONS = Path("outputs/world_pixels/predictions")
+ROWS: list[dict[str, Any]] = [
+    {"prompt": "a red cube", "seed": 3},
+    {"prompt": "a cone", "negative": "a cube", "guidance": 2.0, "frames": 9, "rope": "ntk", "fps": 4},
+    {"prompt": "a red cube", "image": "still.png", "seed": 3},
+    {"prompt": "ein Würfel", "task": "text_to_image", "height": 24, "steps": 3},
+]
+NAMES = ["000_a-red-cube_seed3", "001_a-cone_seed0", "002_a-red-cube_seed3", "003_ein-würfel_seed0"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a model and a file of requests."""
+    folder = tmp_path_factory.mktemp("lab")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        assert main(["fit", *RECIPE, "--trainer.max_steps=6", "--trainer.val_check_interval=6"]) == 0
+        (folder / "asked").mkdir()
+        clip = ls.World("tiny").render(ls.World("tiny").facts(0), frames=1, height=16, width=16, fps=8)
+        ls.save_video("asked/still.png", clip)
+        lines = [json.dumps(row, ensure_ascii=False) for row in ROWS]
+        (folder / "asked" / "rows.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
+        yield folder
+
+
+def predict(*flags: str) -> int:
+    return main(["predict", *RECIPE, "--ckpt_path=last", *flags])
+
+
+def test_each_row_is_what_sample_makes_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict("--prompts=asked/rows.jsonl") == 0
+    assert f"samples: {PREDICTIONS / 'rows'}" in capsys.readouterr().err
+    made = PREDICTIONS / "rows"
+    assert {file.name for file in made.iterdir()} == {
+        f"{name}{end}" for name in NAMES for end in (".mp4", ".gif", ".json")
+    }
+    for row, name in zip(ROWS, NAMES, strict=True):
+        asked = {key: value for key, value in row.items() if key not in ("prompt", "image")}
+        inputs = {"image": "asked/still.png"} if "image" in row else {}
+        alone = ls.sample(CHECKPOINT, row["prompt"], inputs=inputs, out=tmp_path / name, device="cpu", **asked)
+        for file in alone.files[:2]:
+            assert file.read_bytes() == (made / f"{name}{file.suffix}").read_bytes()
+        told, sampled = (json.loads(file.read_text()) for file in (made / f"{name}.json", alone.files[2]))
+        assert told == sampled | {"request": sampled["request"] | {"model": told["request"]["model"]}}
+        assert main(["sample", "--again", str(made / f"{name}.json"), "--device=cpu"]) == 0
+
+
+def test_a_text_file_has_a_prompt_per_line(lab: Path) -> None:
+    (lab / "prompts.txt").write_text("a red cube\n\na cone\n")
+    assert predict("--prompts=prompts.txt") == 0
+    assert sorted(file.name for file in (PREDICTIONS / "prompts").glob("*.mp4")) == [
+        "000_a-red-cube_seed0.mp4", "001_a-cone_seed0.mp4",
+    ]  # fmt: skip
+
+
+BAD = [
+    ('{"prompt": "a"', "is no JSON"),
+    ('["a"]', "has no prompt"),
+    ('{"prompt": "a", "sed": 1}', "a request has no 'sed'; did you mean 'seed'"),
+    ('{"prompt": "a", "seed": 1.5}', "seed=1.5 must be a whole number"),
+    ('{"prompt": "a", "frames": "9"}', "frames='9' must be"),
+    ('{"prompt": "a", "image": "none.png"}', "no image at asked/none.png"),
+    ('{"prompt": "a", "video": "still.png"}', "video alone tells no task"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), BAD, ids=[said for _, said in BAD])
+def test_a_row_that_is_no_request_is_told_with_its_line(line: str, said: str) -> None:
+    Path("asked/bad.jsonl").write_text(f'{{"prompt": "a"}}\n\n{line}\n')
+    with pytest.raises(SoraError) as told:
+        read_requests("asked/bad.jsonl", model=str(CHECKPOINT))
+    assert str(told.value).startswith("asked/bad.jsonl:3")
+    assert said in str(told.value)
+
+
+def test_what_cannot_be_predicted_is_one_line(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (lab / "empty.txt").write_text("\n")
+    for flags, said in (
+        (["--prompts=none.txt"], "none.txt"),
+        (["--prompts=empty.txt"], "empty.txt has no prompts"),
+        (["--prompts=asked/rows.jsonl", "--ckpt_path=none"], "prompts are sampled by a trained model"),
+    ):
+        assert predict(*flags) == 2
+        told = capsys.readouterr().err
+        assert said in told
+        assert "Traceback" not in told
+
+
+def test_rows_are_divided_over_ranks() -> None:
+    rows = AskedClips(read_requests("asked/rows.jsonl", model=str(CHECKPOINT)), Path("out"))
+
+    def of(rank: int, ranks: int) -> list[int]:
+        rows.trainer = SimpleNamespace(global_rank=rank, world_size=ranks)  # type: ignore[assignment]
+        return [row.index for row in rows.predict_dataloader()]
+
+    assert [of(rank, 3) for rank in range(3)] == [[0, 3], [1], [2]]
+    with pytest.raises(SoraError, match="4 prompts cannot be dealt to 5 ranks"):
+        of(0, 5)
+
+
+@pytest.mark.release
+def test_two_ranks_make_what_one_makes(lab: Path) -> None:
+    flags = ["--ckpt_path=last", "--prompts=asked/rows.jsonl", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(ls.__file__).parents[1])}
+    (lab / PREDICTIONS / "rows").rename(lab / "alone")
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_sora.cli", "predict", *RECIPE, *flags],
+        env=environment, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in NAMES:
+        for end in (".mp4", ".gif", ".json"):
+            together = lab / PREDICTIONS / "rows" / f"{name}{end}"
+            assert together.read_bytes() == (lab / "alone" / f"{name}{end}").read_bytes()
