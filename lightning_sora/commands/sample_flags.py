@@ -45,7 +45,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", metavar="SPEC", help="default: that of the recipe; see `list sampler`")
     parser.add_argument("--steps", type=whole, help="sampling steps; default: those of the recipe")
     parser.add_argument("--guidance", help="scale of plain guidance, 1 is off, or a spec; default: that of the recipe")
-    parser.add_argument("--rope", help="positions beyond those trained on: none (as they are), interpolate or ntk")
+    parser.add_argument(
+        "--rope", help="positions of other sizes than trained on: none (as they are), interpolate or ntk"
+    )
     shift = "of more tokens than trained on, spend more steps at high noise"
     parser.add_argument("--shift-by-size", action="store_true", default=None, help=shift)
     parser.add_argument("--expand", metavar="EXPANDER", help=EXPANDER)

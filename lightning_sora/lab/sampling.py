@@ -160,7 +160,7 @@ def sample(
             "strength", "extra", "times".
         frames, height, width, fps: None for as trained; sizes in pixels.
         sampler, steps, guidance: None for those of the recipe; guidance is a scale, 1 is off, or a spec.
-        rope, shift_by_size: of clips larger than those of the training; see :class:`SamplingConfig`.
+        rope, shift_by_size: of clips of other sizes than those of the training; see :class:`SamplingConfig`.
         expand: what makes prompts rich first: a LitExpander's checkpoint, hf(...) or openai(...).
         plugins: files that register parts.
         out: folder; None for samples/prompts in the run's, or here for a model of the package.

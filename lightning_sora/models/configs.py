@@ -115,7 +115,7 @@ class SamplingConfig(Config):
         guidance: a spec, or the scale of plain classifier-free guidance; 1 is none.
         shift: of the times towards noise (Esser et al. 2024, Eq. 23); 1 is none.
         shift_by_size: multiply the shift by the root of a clip's tokens over those of the longest trained on (ibid.).
-        rope: what to do with positions beyond the longest trained on, along each axis: take them as they are,
+        rope: what to do along an axis that is longer than any trained on, or shorter: take positions as they are,
             interpolate between trained ones, or change the base of the rotations (see ``nn.rope.SCALINGS``).
 
     Example:

@@ -86,7 +86,7 @@ def guided(
         on_step: called after each guided prediction.
         negative: what guidance leads away from.
         given: what of the clips is kept, or not noised above a level.
-        rope: what is done with positions beyond those that a model was trained on.
+        rope: what is done with the positions of clips of other sizes than a model was trained on.
     """
     guide = guidance.start()
     captions = {"conditional": list(prompts), "unconditional": [negative] * len(prompts), "weak": list(prompts)}

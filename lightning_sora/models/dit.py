@@ -203,7 +203,7 @@ class DiT(nn.Module):
             t: timesteps in [0, 1], 0 is data and 1 is noise, per clip or per token.
             text: one context per clip.
             layout: where the tokens are; uniform or packed.
-            stretch: of clips that are longer than in training, with a row per clip; None to take positions as they are.
+            stretch: of clips of other sizes than in training, with a row per clip; None to take positions as they are.
 
         Raises:
             SoraError: shapes that do not fit the layout or the model.

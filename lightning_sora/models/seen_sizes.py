@@ -57,7 +57,9 @@ class SeenSizes:
         )
 
     def stretch(self, grids: Sequence[TokenGrid], patch: PatchSize, rope: str) -> Stretch | None:
-        """By how much the axes of clips are longer than the longest seen; None where none is, or nothing is known.
+        """By how much the axes of clips are longer than the longest seen, or shorter than the shortest.
+
+        None where none is, or where nothing is known.
 
         Args:
             rope: what is to be done about it: one of ``SCALINGS``, or "none".
@@ -66,11 +68,14 @@ class SeenSizes:
             SoraError: an unknown one.
         """
         check_rope(rope)
-        if rope == "none" or self.most is None:
+        if rope == "none" or self.least is None or self.most is None:
             return None
-        lengths = _lengths(TokenGrid.of(*self.most, patch))
-        factors = [[max(1.0, n / most) for n, most in zip(_lengths(grid), lengths, strict=True)] for grid in grids]
-        return Stretch(rope, torch.tensor(factors)) if any(one > 1 for row in factors for one in row) else None
+        least, most = (_lengths(TokenGrid.of(*size, patch)) for size in (self.least, self.most))
+        factors = [
+            [n / min(max(n, low), high) for n, low, high in zip(_lengths(grid), least, most, strict=True)]
+            for grid in grids
+        ]
+        return Stretch(rope, torch.tensor(factors)) if any(one != 1 for row in factors for one in row) else None
 
     def shift(self, grid: TokenGrid, patch: PatchSize) -> float:
         """The shift of times that a clip needs beside the one that suits the longest seen; 1 if nothing is known."""

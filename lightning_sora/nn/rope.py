@@ -20,10 +20,10 @@ from lightning_sora.errors import SoraError
 Rope = Float[Tensor, "batch_or_1 tokens 1 pairs 2"]
 """The cosine and the sine of the angle by which each token turns each pair of a head."""
 
-#: What to do with an axis that is ``s`` times as long as any in training: the frequency of pair j of n is divided by
-#: ``s ** exponents[j]``. "interpolate" squeezes all positions into the trained range (Chen et al. 2023,
+#: What to do with an axis that is ``s`` times as long as in training: the frequency of pair j of n is divided by
+#: ``s ** exponents[j]``. "interpolate" brings all positions to the trained range (Chen et al. 2023,
 #: arXiv:2306.15595, section 2.3). "ntk" raises theta to ``theta * s ** (n / (n - 1))`` (Peng et al. 2023,
-#: arXiv:2309.00071, section 3.1): the slowest pair is squeezed as much, the fastest not at all.
+#: arXiv:2309.00071, section 3.1): the slowest pair is slowed as much, the fastest not at all.
 SCALINGS: dict[str, Callable[[int], Tensor]] = {
     "interpolate": torch.ones,
     "ntk": lambda pairs: torch.arange(pairs, dtype=torch.float32) / max(pairs - 1, 1),
@@ -31,11 +31,11 @@ SCALINGS: dict[str, Callable[[int], Tensor]] = {
 
 
 class Stretch(NamedTuple):
-    """By how much the axes of clips are longer than in training, and what is done about it.
+    """How many times as long as in training the axes of clips are, and what is done about it.
 
     Attributes:
         scaling: one of ``SCALINGS``.
-        factors: at least 1, which changes nothing; a row per clip, or per token.
+        factors: above 0, where 1 changes nothing; a row per clip, or per token.
     """
 
     scaling: str
@@ -70,7 +70,7 @@ def rotary(
             the batch.
         theta: an axis with n pairs turns pair j by ``theta ** (-j / n)`` per step. Axes of a video are
             tens of tokens long, hence 100 rather than the 10000 of text.
-        stretch: of axes that are longer than in training, with a row per token, or one for all; None for none.
+        stretch: of axes longer or shorter than in training, with a row per token, or one for all; None for none.
 
     Raises:
         SoraError: see :func:`axis_pairs`.

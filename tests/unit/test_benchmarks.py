@@ -27,7 +27,7 @@ def _threads() -> Iterator[None]:
     "name",
     [
         *(pytest.param(long, marks=pytest.mark.release) for long in ("frechet", "operators")),
-        *("frechet_world", "muon", "transformer", "vae"),
+        *("frechet_world", "muon", "sizes", "transformer", "vae"),
     ],
 )
 def test_each_benchmark_writes_a_page_with_its_origin(name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -206,6 +206,12 @@ def test_what_a_sample_takes_is_named_alike_wherever_it_is_passed_on() -> None:
     assert named == set(SampleOptions.__annotations__)
 
 
+def test_an_image_is_what_it_is_however_long_clips_were() -> None:
+    model = made(sampling={"steps": 3})
+    model.seen_sizes.add([SIZE], fps=8.0)
+    assert torch.equal(model.sample("a cube", 1, rope="interpolate"), model.sample("a cube", 1))
+
+
 def test_larger_clips_are_placed_and_timed_as_asked() -> None:
     model, large = made(sampling={"steps": 3, "shift": 2.0}), (9, 32, 16)
     model.seen_sizes.add([SIZE, (1, 16, 16)], fps=8.0)
@@ -231,14 +237,14 @@ def test_larger_clips_are_placed_and_timed_as_asked() -> None:
         model.sample("a red cube", *SIZE, rope="yarn")
 
 
-def test_positions_are_stretched_by_what_is_beyond_the_longest_seen() -> None:
+def test_positions_are_stretched_by_what_is_beyond_all_sizes_seen() -> None:
     """In time from the first frame on, which a token holds alone."""
     seen, patch = SeenSizes(), PatchSize(4, 8, 8)
-    seen.add([(17, 16, 64), (1, 64, 16)], fps=8.0)
-    grids = [TokenGrid.of(*size, patch) for size in ((33, 64, 64), (17, 96, 128), (1, 8, 8))]
+    seen.add([(17, 16, 64), (9, 64, 16)], fps=8.0)
+    grids = [TokenGrid.of(*size, patch) for size in ((33, 64, 64), (5, 96, 128), (13, 8, 16), (13, 32, 16))]
     stretch = seen.stretch(grids, patch, "ntk")
     assert stretch is not None
-    assert stretch.factors.tolist() == [[2.0, 1.0, 1.0], [1.0, 1.5, 2.0], [1.0, 1.0, 1.0]]
-    assert seen.stretch(grids[2:], patch, "ntk") is None
+    assert stretch.factors.tolist() == [[2.0, 1.0, 1.0], [0.5, 1.5, 2.0], [1.0, 0.5, 1.0], [1.0, 1.0, 1.0]]
+    assert seen.stretch(grids[3:], patch, "ntk") is None
     assert seen.stretch(grids, patch, "none") is None
     assert SeenSizes().stretch(grids, patch, "ntk") is None
