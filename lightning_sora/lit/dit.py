@@ -242,6 +242,9 @@ class LitDiT(GenerativeModule):
         drawn = self.model.sampling
         sampling = {"sampler": str(drawn.sampler), "steps": drawn.steps, "shift": drawn.shift}
         sampling |= {"guidance": str(drawn.guidance)}
+        # Named where they are chosen: cards of before there was a choice stay what they are.
+        sampling |= {"rope": drawn.rope} if drawn.rope != "none" else {}
+        sampling |= {"shift_by_size": True} if drawn.shift_by_size else {}
         if self.expander is not None:
             sampling |= {"expander": self.expander.fingerprint()}
         if split == "test":

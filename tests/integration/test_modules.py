@@ -227,3 +227,10 @@ def test_a_validation_scores_its_gallery_by_the_networks_that_are_there(
     assert scored == {"val/temporal_flickering"}
     for lacking in ("absent/clip", "absent.pth"):
         assert any(lacking in line and "will need it" in line for line in caplog.messages)
+
+
+def test_a_card_names_how_clips_of_other_sizes_are_placed() -> None:
+    plain = make_dit().protocol("test")
+    chosen = make_dit(rope="interpolate", shift_by_size=True).protocol("test")
+    assert chosen == plain | {"rope": "interpolate", "shift_by_size": True}
+    assert not {"rope", "shift_by_size"} & set(plain)
