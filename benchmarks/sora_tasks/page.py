@@ -19,18 +19,35 @@ def number(value: float, unit: str) -> str:
     return f"{value:.1f}"
 
 
-def cell(told: Mapping[str, Any] | None, unit: str, *, interval: bool = True) -> str:
+def cell(told: Mapping[str, Any] | None, unit: str) -> str:
     """A mean, with its interval."""
     if told is None:
         return "–"
     mean, low, high = (number(told[name], unit) for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]" if interval else mean
+    return f"{mean} [{low}, {high}]"
+
+
+HEAD = ("group", "measure", "score", "ceiling", "floor", "of the way", "clips")
 
 
 def table(result: Mapping[str, Any]) -> str:
     """The lines of one task."""
+    return markdown_table(HEAD, rows_of(result["lines"]))
+
+
+def summary(results: Sequence[Mapping[str, Any]]) -> str:
+    """The headlines of all tasks."""
     rows = []
-    for line in result["lines"]:
+    for result in results:
+        some = [line for line in result["lines"] if line["measure"] in result["headline"]]
+        rows += [[result["name"], *row] for row in rows_of(some)]
+    return markdown_table(["task", *HEAD], rows)
+
+
+def rows_of(lines: Sequence[Mapping[str, Any]]) -> list[list[object]]:
+    """Rows of a table."""
+    rows: list[list[object]] = []
+    for line in lines:
         unit, told = line["unit"], {name: line[name] for name in ("score", "ceiling", "floor")}
         arrow = {"max": " ↑", "min": " ↓", "": ""}[line["better"]]
         part = "–"
@@ -41,7 +58,7 @@ def table(result: Mapping[str, Any]) -> str:
         what = f"{line['measure']}, {unit}{arrow}"
         rows.append([line["group"] or "all", what, cell(told["score"], unit), cell(told["ceiling"], unit),
                      cell(told["floor"], unit), part, clips])  # fmt: skip
-    return markdown_table(["group", "measure", "score", "ceiling", "floor", "of the way", "clips"], rows)
+    return rows
 
 
 def blind(line: Mapping[str, Any]) -> bool:
@@ -90,6 +107,7 @@ def sections(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> 
         "floor), where the intervals of both do not meet. Arrows point to the better. A contact sheet of each task "
         "lies beside the results (given, made, truth).",
     ]
+    told += ["## All tasks", summary(results)]
     for result in results:
         told += [
             f"## {result['name']}",

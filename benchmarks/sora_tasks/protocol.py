@@ -80,12 +80,14 @@ class Capability(ABC):
 
     Attributes:
         measures: what ``judge`` gives.
+        headline: those of them that the page's first table shows.
         control_told: what the control is, in words.
         contrasts: pairs of groups of which the difference is a line: the first less the second, case by case.
         turns: how many controls are made of each clip.
     """
 
     measures: ClassVar[Mapping[str, Measure]]
+    headline: ClassVar[tuple[str, ...]]
     control_told: ClassVar[str] = "judged by the next prompts"
     turns: ClassVar[int] = 1
 

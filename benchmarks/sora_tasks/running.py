@@ -173,6 +173,7 @@ class Runner:
             "spec": spec,
             "asks": (what.__doc__ or "").split("\n\n")[0].replace("\n    ", " ").strip(),
             "control": what.control_told,
+            "headline": list(what.headline),
             "tasks": sorted({case.task for case in cases}),
             "trained": trained,
             "clips": len(cases),

@@ -165,6 +165,7 @@ def test_the_command_writes_the_table_and_goes_on_where_it_ended(
         for line in result["lines"]:
             assert line["score"] is None or line["score"]["low"] <= line["score"]["mean"] <= line["score"]["high"]
     assert "nan" not in text
+    assert text.count("| loop | all | seam") == 1
     # Another seed is another result.
     told = yaml.safe_load(recipe.read_text())
     recipe.write_text(yaml.safe_dump({**told, "seed": 1}, sort_keys=False))

@@ -39,6 +39,7 @@ class Continuation(Capability):
         "PSNR of made frames": Measure("dB"),
         "seam": Measure("median steps", "min"),
     }
+    headline: ClassVar = ("identity", "path error", "seam")
     control_told = "what is given, and then the frames that were made for the next"
     task: ClassVar[str]
     phases: ClassVar[tuple[str, ...]] = ()
@@ -119,6 +120,7 @@ class Image(Continuation):
         **{name: one for name, one in Continuation.measures.items() if name != "seam"},
         "gain over the image held still": Measure("dB"),
     }
+    headline = ("kept", "motion", "path error")
     control_told = "the clip that was made of the next image and prompt"
     task = "image_to_video"
     phases = ("bounce", "orbit")

@@ -32,6 +32,7 @@ class Edit(Capability):
         "other facts kept": Measure(),
         "path error": Measure("% of the frame", "min"),
     }
+    headline = ("asked colour", "other facts kept")
     control_told = "the clips that were made of other videos and prompts"
     turns = 4
 

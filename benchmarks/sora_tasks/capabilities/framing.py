@@ -25,6 +25,7 @@ class Framing(Facts):
     """
 
     measures: ClassVar = {"whole": Measure(), **Facts.measures}
+    headline = ("whole", "mean")
     control_told = "the next prompt's clip, its middle square cut to this aspect as training on squares would"
     turns = 1
 

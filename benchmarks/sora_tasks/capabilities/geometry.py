@@ -33,6 +33,7 @@ class Geometry(Capability):
         "depth error": Measure("% of the depth", "min"),
         "change explained by the true flow": Measure(),
     }
+    headline = ("parallax error", "change explained by the true flow")
     control_told = "the same frames in another order"
 
     def cases(self, scene: Scene) -> list[Case]:

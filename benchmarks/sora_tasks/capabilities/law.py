@@ -35,6 +35,7 @@ class Law(Capability):
         "motion by the law": Measure(),
         "path error": Measure("% of the frame", "min"),
     }
+    headline = ("motion by the law", "path error")
     control_told = "from text, the frames in another order; continued, the last given frame held"
 
     def __init__(self, clips: int = 12, world: str = "simple", given: int = 5) -> None:

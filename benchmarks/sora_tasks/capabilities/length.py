@@ -31,6 +31,7 @@ class Length(Capability):
         "motion": Measure(),
         "ground kept": Measure(),
     }
+    headline = ("identity", "ground kept")
     turns = 2
     control_told = "the next prompt's video up to its middle, then the one after that"
 

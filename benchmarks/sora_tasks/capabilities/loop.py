@@ -28,6 +28,7 @@ class Loop(Capability):
         "color": Measure(),
         "shape": Measure(),
     }
+    headline = ("seam", "color")
     control_told = "the next prompt's clip without its way back"
 
     def cases(self, scene: Scene) -> list[Case]:

@@ -18,6 +18,7 @@ PSNR = "PSNR of the made part"
 class Paint(Capability):
     """A video with a mask."""
 
+    headline = (PSNR,)
     task: ClassVar[str]
     control_told = "what is given, and in the made part the next clip"
 

@@ -27,6 +27,7 @@ class Permanence(Capability):
         "hidden, and out on the other side": Measure(),
         "color": Measure(),
     }
+    headline = ("hidden, and out on the other side",)
     control_told = "its first half, and then the second half of the next prompt's clip"
 
     def cases(self, scene: Scene) -> list[Case]:

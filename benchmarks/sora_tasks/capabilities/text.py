@@ -15,6 +15,7 @@ class Facts(Capability):
     """The facts that prompts tell."""
 
     measures: ClassVar = {name: Measure() for name in (*FACTS, "mean", "all")}
+    headline = ("mean",)
     turns = 4
 
     def judge(self, judge: Judge, cases: Sequence[Case], clips: Sequence[Clip]) -> list[Judged]:
