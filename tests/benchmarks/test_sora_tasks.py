@@ -30,6 +30,7 @@ TASKS = {
     "forward": "forward(world='simple')",
     "backward": "backward(world='simple')",
     "connect": "connect(world='simple')",
+    "interpolate": "interpolate(world='simple')",
     "loop": "loop(world='simple')",
     "edit": "edit(world='simple', strengths=(0.8,))",
     "geometry": "geometry(world='simple')",

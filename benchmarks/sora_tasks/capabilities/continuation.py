@@ -48,6 +48,10 @@ class Continuation(Capability):
         """How many frames are given at the beginning and at the end."""
         raise NotImplementedError
 
+    def made(self, frames: int, first: int, last: int) -> tuple[int, ...]:
+        """Which frames are made."""
+        return tuple(range(first, frames - last))
+
     def inputs(self, truth: Clip, first: int, last: int) -> Mapping[str, Any]:
         """What the task is given."""
         raise NotImplementedError
@@ -55,7 +59,7 @@ class Continuation(Capability):
     def cases(self, scene: Scene) -> list[Case]:
         world = scene.make(self.world)
         first, last = self.split(scene)
-        made = tuple(range(first, scene.size.frames - last))
+        made = self.made(scene.size.frames, first, last)
         found = []
         for f in scene.draw(world, self.clips):
             truth = scene.render(f, world)
@@ -187,6 +191,37 @@ class Between(Continuation):
 
     def inputs(self, truth: Clip, first: int, last: int) -> Mapping[str, Any]:
         return {"video": truth[:first], "second": truth[-last:]}
+
+
+@CAPABILITIES.register("interpolate")
+class Interpolate(Continuation):
+    """Every second frame of a clip is given: what lies between them?"""
+
+    measures: ClassVar = {name: one for name, one in Continuation.measures.items() if name != "seam"}
+    headline = ("identity", "path error")
+    control_told = "the clip that was made for the next"
+    task = "interpolate"
+
+    def split(self, scene: Scene) -> tuple[int, int]:
+        return 1, 1
+
+    def made(self, frames: int, first: int, last: int) -> tuple[int, ...]:
+        return tuple(range(1, frames, 2))
+
+    def inputs(self, truth: Clip, first: int, last: int) -> Mapping[str, Any]:
+        return {"video": truth[::2], "times": 2}
+
+    def completed(self, case: Case, clip: Clip) -> Clip:
+        return clip
+
+    def control(self, cases: Sequence[Case], clips: Sequence[Clip], turn: int) -> list[Clip]:
+        return rolled(cases, clips, turn)
+
+    def judge(self, judge: Judge, cases: Sequence[Case], clips: Sequence[Clip]) -> list[Judged]:
+        return [
+            {name: value for name, value in one.items() if name in self.measures}
+            for one in super().judge(judge, cases, clips)
+        ]
 
 
 def _first(scene: Scene, frames: int) -> int:
