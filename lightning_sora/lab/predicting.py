@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lightning_sora.errors import SoraError, did_you_mean
 from lightning_sora.lab.models import VideoModel
 from lightning_sora.lab.sampling import Request, read_prompts, sample_row
 from lightning_sora.lit.generate import Asked
+from lightning_sora.models.configs import SamplingConfig, plain
 from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.models.pixels import Clip
 from lightning_sora.registry import check_types
@@ -108,7 +109,32 @@ class AskedClips(pl.LightningDataModule):
 
     def __init__(self, requests: Sequence[Request], folder: Path) -> None:
         super().__init__()
-        self.requests, self.folder = requests, folder
+        self.requests, self.folder = list(requests), folder
+
+    def settle(self, sampling: SamplingConfig, kept: Mapping[str, Any] | None) -> None:
+        """Writes into the requests what the recipe samples by and the checkpoint alone would not.
+
+        Args:
+            sampling: of the recipe.
+            kept: by the checkpoint; None where that is not known.
+
+        Raises:
+            SoraError: another shift, which no request can ask for.
+        """
+        if kept is None:
+            return
+        alone = SamplingConfig.of(kept)
+        changed = {name: getattr(sampling, name) for name in sampling.names()}
+        changed = {name: plain(value) for name, value in changed.items() if value != getattr(alone, name)}
+        if "shift" in changed:
+            raise SoraError(
+                f"model.sampling.shift={sampling.shift:g} is not the {alone.shift:g} that the checkpoint keeps, by "
+                "which `sample --again` makes a video again; leave it as it is"
+            )
+        self.requests = [
+            replace(one, **{name: value for name, value in changed.items() if getattr(one, name) is None})
+            for one in self.requests
+        ]
 
     def predict_dataloader(self) -> DataLoader[AskedClip]:
         """Every so many rows, from the rank's own on.

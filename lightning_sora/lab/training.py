@@ -260,6 +260,7 @@ class _Training(RecipeParser):
         if self.asked is not None:
             if not isinstance(self.model, GenerativeModule):
                 raise SoraError(f"a {type(self.model).__name__} makes no videos of prompts; leave out --prompts")
+            self.asked.settle(self.model.model.sampling, self._sampled_by)
             self.datamodule = self.asked
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:

@@ -123,6 +123,7 @@ class RecipeParser(LightningCLI):
         self._from_run: str | None = None
         self._from_step = 0
         self._trained_by: dict[str, Any] = {}  # the recipe that the checkpoint keeps
+        self._sampled_by: dict[str, Any] | None = None  # the options of sampling that it keeps
         super().__init__(
             pl.LightningModule,
             pl.LightningDataModule,
@@ -244,6 +245,7 @@ class RecipeParser(LightningCLI):
         check_module(checkpoint, config.model.class_path.rsplit(".", 1)[-1])
         self._from_run, self._from_step = checkpoint.get("run_id"), checkpoint["global_step"]
         self._trained_by = checkpoint.get("recipe") or {}
+        self._sampled_by = (checkpoint.get("hyper_parameters") or {}).get("sampling")
 
 
 def from_home(value: Any) -> Any:

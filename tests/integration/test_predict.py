@@ -84,6 +84,16 @@ def test_a_text_file_has_a_prompt_per_line(lab: Path) -> None:
     ]  # fmt: skip
 
 
+def test_what_the_recipe_samples_by_is_kept_for_again(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (lab / "one.jsonl").write_text('{"prompt": "a cone", "guidance": 2.0}')
+    assert predict("--prompts=one.jsonl", "--model.sampling.steps=3", "--model.sampling.guidance=4.0") == 0
+    file = PREDICTIONS / "one" / "000_a-cone_seed0.json"
+    assert (json.loads(file.read_text())["steps"], json.loads(file.read_text())["guidance"]) == (3, 2.0)
+    assert main(["sample", "--again", str(file), "--device=cpu"]) == 0
+    assert predict("--prompts=one.jsonl", "--model.sampling.shift=2.0") == 2
+    assert "model.sampling.shift=2 is not the 1 that the checkpoint keeps" in capsys.readouterr().err
+
+
 BAD = [
     ('{"prompt": "a"', "is no JSON"),
     ('["a"]', "has no prompt"),
