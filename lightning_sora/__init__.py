@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lightning_sora.lab.sampling import sample as sample
     from lightning_sora.lab.sampling import sample_again as sample_again
     from lightning_sora.lab.score import score as score
+    from lightning_sora.lab.serving import export as export
     from lightning_sora.lab.videos import read_video as read_video
     from lightning_sora.lab.videos import save_video as save_video
     from lightning_sora.lit.captioner import LitCaptioner as LitCaptioner
@@ -123,6 +124,7 @@ _PLACES = {
     "lab.parts": ("registries",),
     "lab.sampling": ("Samples", "sample", "sample_again"),
     "lab.score": ("score",),
+    "lab.serving": ("export",),
     "lab.videos": ("read_video", "save_video"),
     "lit.captioner": ("LitCaptioner",),
     "lit.captioners": ("CAPTIONERS",),

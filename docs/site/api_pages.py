@@ -9,7 +9,7 @@ PAGES = {
     "models": (
         "Models",
         "load LatentDiffusion DiTConfig DiffusionConfig SamplingConfig VAELossConfig ClipVAE LitDiT LitVAE "
-        "LitCaptioner LitExpander LitEvaluator LitModule",
+        "LitCaptioner LitExpander LitEvaluator LitModule export",
     ),
     "attention": (
         "Attention",

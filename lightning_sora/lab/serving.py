@@ -84,6 +84,11 @@ def export(
 
     Raises:
         SoraError: no such model, a limit that is none, a folder that is there, or no such run.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> ls.export("outputs/world_dit", "served", limits={"frames": 33})  # doctest: +SKIP
+        'served'
     """
     folder = Path(out).expanduser()
     check_folder("--out", folder.parent)

@@ -83,6 +83,7 @@ NAMES = [
     "check_data",
     "compare",
     "create_attention",
+    "export",
     "inspect_data",
     "list_attention",
     "load",
