@@ -33,7 +33,7 @@ from torch import Tensor
 
 from benchmarks import measure
 from benchmarks.sora_tasks.intervals import estimate
-from benchmarks.sora_tasks.judge import Judge
+from benchmarks.sora_tasks.judge import Judge, psnr
 from lightning_sora import media
 from lightning_sora.documents import read_yaml
 from lightning_sora.errors import SoraError
@@ -207,6 +207,7 @@ def run_pair(study: Mapping[str, Any], first: str, second: str, seed: int, folde
             for truth, (i, (a, b)) in zip(truths, cases, strict=True)
         ]  # fmt: skip
         found[name], found[f"{name}_true"] = rows, true
+        found[f"{name}_psnr"] = [psnr(a, b, range(GIVEN, FRAMES)) for a, b in zip(made, truths, strict=True)]
         shown[name] = [*made[:4], *truths[:4]]
     found["seconds"] = round(time.perf_counter() - begun, 1)
     for name, clips in shown.items():
@@ -228,6 +229,7 @@ def sections(study: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> 
         mixed = [row for one in own for row in one["mixed"]]
         trained = [row for one in own for row in one["trained"]]
         true = [row for one in own for row in one["mixed_true"]]
+        near = [value for one in own for value in one["trained_psnr"]]
         score = estimate([a - b for a, b in mixed], "phyworld", first, second)
         assert score is not None, "a study has clips"
         verdict = first if score.low > 0 else second if score.high < 0 else "not told apart"
@@ -238,10 +240,10 @@ def sections(study: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> 
             as_told, told_apart = as_told + (score.low > 0), told_apart + 1
         rows.append(
             [f"{first} before {second}", f"{100 * score.mean:+.0f} [{100 * score.low:+.0f}, {100 * score.high:+.0f}]",
-             verdict, *(f"{a:.0f}, {b:.0f}" for a, b in shares), len(mixed)]
+             verdict, *(f"{a:.0f}, {b:.0f}" for a, b in shares), f"{sum(near) / len(near):.1f}", len(mixed)]
         )  # fmt: skip
     head = ["said to be", "first less second, points", "held on to", "mixed: kept, %", "trained: kept, %",
-            "true clips: kept, %", "clips"]  # fmt: skip
+            "true clips: kept, %", "trained: PSNR, dB", "clips"]  # fmt: skip
     return [
         f"A DiT of pixels, {study['side']}x{study['side']}, {FRAMES} frames of which {GIVEN} are given, "
         f"{study['steps']} steps of {study['batch']} clips, {len(study['seeds'])} seeds. Of each two attributes "
