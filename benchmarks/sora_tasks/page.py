@@ -85,8 +85,8 @@ def shortcomings(results: Sequence[Mapping[str, Any]]) -> list[str]:
     told = []
     if weak:
         told.append(
-            f"True clips through the VAE are read right in less than {100 * WEAK:.0f} % of the cases, so that the "
-            f"score is also the judge's: {'; '.join(weak)}."
+            f"True clips through the VAE are judged to less than {100 * WEAK:.0f} %, so that the score is the "
+            f"judge's and the VAE's as well: {'; '.join(weak)}."
         )
     if unseparated:
         told.append(f"Ceiling and floor have intervals that meet, so that nothing is told: {'; '.join(unseparated)}.")

@@ -86,6 +86,9 @@ def test_a_wheel_works_outside_of_the_checkout(tmp_path: Path) -> None:
     )  # fmt: skip
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     subprocess.run([*uv, "pip", "install", "--no-deps", "--target", "site", str(wheel)], cwd=tmp_path, check=True)
+    assert sorted(file.stem for file in tmp_path.glob("site/lightning_sora/recipes/sora_tasks/*.yaml")) == sorted(
+        file.stem for file in (ROOT / "recipes" / "sora_tasks").glob("*.yaml")
+    )
     (tmp_path / "work").mkdir()
 
     def run(*command: str) -> str:
