@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from lightning_sora.errors import SoraError
 from lightning_sora.names import local_path
 
 #: In a checkout, a link to its recipes; in an installed package, those themselves.
@@ -42,12 +43,21 @@ def model_path(asked: str | Path) -> Path:
 
     Returns:
         a path as it is where it has a folder or something is there; where there is no model of that name, too.
+
+    Raises:
+        SoraError: the model that samples where none is named does not come with this version.
     """
     path = local_path(asked)
     if path.name != str(path) or os.path.exists(path):
         return path
     shipped = MODELS / path.name
-    return shipped if os.path.isdir(shipped) else path
+    if os.path.isdir(shipped):
+        return shipped
+    if path.name == MODEL:
+        raise SoraError(
+            "no model is named, and none comes with this version; give the path of one, such as --ckpt PATH"
+        )
+    return path
 
 
 def is_shipped(asked: str | Path) -> bool:

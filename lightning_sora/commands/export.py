@@ -16,7 +16,7 @@ LIMITS = ("frames", "height", "width", "steps", "prompts")
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("export", help="write a model for mlflow to serve", description=__doc__)
     parser.add_argument(
-        "--ckpt", dest="model", metavar="PATH", default=MODEL, help="as `sample` takes it; default: %(default)s"
+        "--ckpt", dest="model", metavar="PATH", default=MODEL, help="as `sample` takes it; default: that of the package"
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="that is not there yet")
     for name in LIMITS:

@@ -14,7 +14,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("page", help="make videos in a browser", description=__doc__)
     parser.add_argument(
         "--ckpt", dest="model", metavar="PATH", default=MODEL,
-        help="checkpoint of a LitDiT, its run's folder, or a saved model; default: %(default)s, of the package",
+        help="checkpoint of a LitDiT, its run's folder, or a saved model; default: that of the package",
     )  # fmt: skip
     parser.add_argument(
         "--host", default="127.0.0.1",

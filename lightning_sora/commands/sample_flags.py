@@ -19,7 +19,7 @@ STILLS = {
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
-    models = "checkpoint of a LitDiT, its run's folder, or a saved model; default: %(default)s, of the package"
+    models = "checkpoint of a LitDiT, its run's folder, or a saved model; default: that of the package"
     source.add_argument("--ckpt", dest="model", metavar="PATH", default=MODEL, help=models)
     source.add_argument("--again", metavar="JSON", help="make a video again by the JSON beside it")
     parser.add_argument("--prompt", action="append", default=[], help="what to show; may be given several times")

@@ -33,7 +33,7 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Any:
 
     Args:
         path: the folder of a run, of which the last checkpoint is taken; a .ckpt file; a folder that ``save`` wrote; or
-            the name of a model that comes with the package, such as "world64".
+            the name of a model that comes with the package.
         device: such as "cuda:1"; None for CUDA where there is one, else the CPU.
 
     Returns:

@@ -151,8 +151,8 @@ def sample(
     """Makes a video per prompt and seed, and writes each as MP4 and GIF with what makes it again, and a contact sheet.
 
     Args:
-        model: a checkpoint of a LitDiT, the folder of its run, one that ``save`` wrote, or "world64", which comes with
-            the package; or what :func:`~lightning_sora.lab.models.load_video_model` made of it.
+        model: a checkpoint of a LitDiT, the folder of its run, one that ``save`` wrote, or the name of one that comes
+            with the package; or what :func:`~lightning_sora.lab.models.load_video_model` made of it.
         seed: of the noise, or several; the noise depends on the seed alone.
         negative: what guidance leads away from.
         task: spec of what is made of the inputs; None for what they tell.
@@ -175,7 +175,7 @@ def sample(
 
     Example:
         >>> import lightning_sora as ls
-        >>> made = ls.sample("world64", "a red cube", inputs={"image": "cube.png"})  # doctest: +SKIP
+        >>> made = ls.sample("outputs/world_dit", "a red cube", inputs={"image": "cube.png"})  # doctest: +SKIP
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     seeds = [seed] if isinstance(seed, int) else list(seed)

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import lightning_sora as ls
+from lightning_sora import shipped
 from lightning_sora.ablation.plan import read_plan
 from lightning_sora.cli import main
 from lightning_sora.errors import SoraError
@@ -65,6 +67,26 @@ def test_a_new_study_runs_as_it_says(
         new_study(tmp_path / "my_study")
     with pytest.raises(SoraError, match="'a b' is no name for a study"):
         new_study(tmp_path / "a b")
+
+
+def test_where_no_model_comes_with_the_package_one_must_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shipped, "MODELS", tmp_path / "pretrained")
+    for command in (["sample", "--prompt", "a red cube"], ["export", "--out", "served"]):
+        assert main(command) == 2
+        assert "no model is named, and none comes with this version; give the path of one" in capsys.readouterr().err
+    model = ls.LatentDiffusion.create(
+        "identity", dit={"patch_size": (1, 8, 8), "dim": 32, "depth": 1, "num_heads": 2}, sampling={"steps": 2}
+    )
+    model.save(tmp_path / "pretrained" / shipped.MODEL)
+    assert main(["sample", "--prompt", "a red cube", "--frames", "3", "--device", "cpu"]) == 0
+    files = capsys.readouterr().out.split()
+    assert Path(files[0]) == Path("samples/prompts/000_a-red-cube_seed0.mp4")
+    assert torch.equal(ls.load(shipped.MODEL, "cpu").sample("a", 1, 8, 8), model.sample("a", 1, 8, 8))
+    (tmp_path / shipped.MODEL).mkdir()  # what is here comes first
+    assert shipped.model_path(shipped.MODEL) == Path(shipped.MODEL)
 
 
 @pytest.mark.release
