@@ -23,7 +23,6 @@ from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.models.pixels import Clip, to_uint8
 from lightning_sora.models.saved import is_saved
 from lightning_sora.models.vae import VAES, ClipVAE, LatentStatistics, Posterior, VideoVAE
-from lightning_sora.models.vae.base import DECODER
 from lightning_sora.models.vae.losses import VAELoss, VAELossConfig, active_channels, are_active
 from lightning_sora.randomness import generator, initialize, normal_per_clip
 from lightning_sora.shipped import model_path
@@ -85,7 +84,7 @@ class LitVAE(LitModule):
         if latents_of is not None:
             self.vae.adopt_latents(self.trained(latents_of)[0])
             for name, parameter in self.vae.named_parameters():
-                parameter.requires_grad_(name.startswith(DECODER))
+                parameter.requires_grad_(self.vae.decodes(name))
         self.loss = VAELoss(**loss.plain())
         if self.loss.discriminator is not None:
             initialize(self.loss.discriminator, seed, "loss.discriminator.")

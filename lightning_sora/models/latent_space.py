@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from einops import rearrange
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
 from lightning_sora.models.pixels import Clip, from_uint8, to_uint8
-from lightning_sora.models.vae import VideoVAE
+from lightning_sora.models.vae import VAES, VideoVAE
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid, patchify, unpatchify
+from lightning_sora.specs import Spec
 
 
 class LatentSpace(nn.Module, ABC):
@@ -26,7 +27,10 @@ class LatentSpace(nn.Module, ABC):
 
     Attributes:
         latent_dim: numbers per row.
+        config: specs that build it, that of the VAE among them; None if it was made by hand.
     """
+
+    config: Mapping[str, Any] | None = None
 
     def __init__(self, vae: VideoVAE, patch_size: Sequence[int]) -> None:
         super().__init__()
@@ -67,14 +71,18 @@ class LatentSpace(nn.Module, ABC):
         Raises:
             SoraError: its latents are others.
         """
-        own, other = self.vae.latent_weights(), vae.latent_weights()
-        if own.keys() != other.keys() or not all(torch.equal(own[name], other[name].to(own[name])) for name in own):
+        if differ := self.vae.latents_differ(vae):
             raise SoraError(
                 f"the latents of VAE {vae.fingerprint()} are not those of {self.vae_hash}, on which this model was "
-                "trained; give one that was trained with latents_of that VAE"
+                f"trained: they differ in {', '.join(differ[:4])}; give one that was trained with latents_of that VAE"
             )
+        before = self.vae.config
         self.vae = vae.to(self.device, self.dtype).requires_grad_(False).eval()
         self._vae_hash = None
+        decoder = {name: vae.config[name] for name in vae.decoder_options if vae.config[name] != before[name]}
+        if decoder and self.config is not None:
+            spec = VAES.resolve(self.config["vae"])
+            self.config = {**self.config, "vae": str(Spec(spec.name, {**spec.options, **decoder}))}
 
     def check_latents(self, vae_hash: str | None) -> None:
         """Raises SoraError for latents of another VAE."""

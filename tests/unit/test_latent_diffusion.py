@@ -121,6 +121,26 @@ def test_a_saved_vae_encodes_as_before(tmp_path: Path) -> None:
     assert again.vae.fingerprint() == vae.fingerprint()
 
 
+def test_a_model_with_another_decoder_is_saved_as_what_it_is(tmp_path: Path) -> None:
+    model, deeper = made(), VAES.create(VAE.replace("decoder_blocks=1", "decoder_blocks=3"))
+    initialize(deeper, 5)
+    deeper.adopt_latents(model.vae)
+    clip = torch.zeros((*SIZE, 3), dtype=torch.uint8)
+    before = model.encode_videos([clip])
+    model.replace_vae(deeper)
+    read = load(model.save(tmp_path / "model"), "cpu")
+    assert read.vae_hash == read.vae.fingerprint() == deeper.fingerprint()
+    assert torch.equal(read.encode_videos([clip]), before)
+    assert torch.equal(read.sample("a red cube", *SIZE), model.sample("a red cube", *SIZE))
+    # Options that shape no weight make other latents, too.
+    other = VAES.create(VAE.replace("decoder_blocks=1", "front_end='wavelet'"))
+    other.load_state_dict(made().vae.state_dict(), strict=False)
+    with pytest.raises(SoraError, match="their encoders differ in front_end"):
+        other.adopt_latents(model.vae)
+    with pytest.raises(SoraError, match=r"are not those of .*: they differ in front_end"):
+        made().replace_vae(other)
+
+
 def test_a_folder_that_is_no_whole_model_is_refused(tmp_path: Path) -> None:
     folder, other = made().save(tmp_path / "a"), made(seed=1).save(tmp_path / "b")
     good = (folder / "dit.safetensors").read_bytes()

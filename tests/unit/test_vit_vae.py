@@ -129,3 +129,15 @@ def test_impossible_options_are_refused(further: str, said: str) -> None:
 def test_a_size_that_does_not_divide_is_refused() -> None:
     with pytest.raises(SoraError):
         make().encode(clip(5, 9, 12))
+
+
+def test_another_decoder_keeps_the_latents() -> None:
+    """What refines decoded pixels is part of it; and heads shape no weight, but every latent."""
+    vae, deeper, other = make(), make(", decoder_depth=3, refine=4"), make(", num_heads=1")
+    deeper.adopt_latents(vae)
+    video = clip()
+    assert torch.equal(deeper.encode(video).mean, vae.encode(video).mean)
+    assert not deeper.latents_differ(vae)
+    assert {name.partition(".")[0] for name in deeper.state_dict() if deeper.decodes(name)} == {"decoder", "refine"}
+    with pytest.raises(SoraError, match=r"their encoders differ in num_heads; .*\(decoder_depth, refine\)"):
+        other.adopt_latents(vae)

@@ -7,7 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -17,9 +17,6 @@ from lightning_sora.errors import SoraError
 from lightning_sora.models.vae.statistics import LatentStatistics
 from lightning_sora.registry import Registry
 from lightning_sora.spacetime import PatchSize, TokenGrid
-
-#: The part of a VAE on which no latent depends.
-DECODER = "decoder."
 
 
 @dataclass(frozen=True)
@@ -64,12 +61,15 @@ class VideoVAE(nn.Module, ABC):
     Attributes:
         causal: whether a frame is encoded without those after it, so that the first latent frame is that of an image.
         pretrained: whether its weights come with it, so that none are drawn.
+        decoder_parts, decoder_options: the modules, and the options of ``config``, on which no latent depends.
         latent_mean, latent_std: buffers of one value per channel that bring the raw latent to about zero
             mean and unit variance; the identity until :meth:`set_latent_statistics`.
     """
 
     causal: bool = True
     pretrained: bool = False
+    decoder_parts: ClassVar[tuple[str, ...]] = ("decoder",)
+    decoder_options: ClassVar[tuple[str, ...]] = ()
     latent_mean: Float[Tensor, " channels"]
     latent_std: Float[Tensor, " channels"]
 
@@ -164,27 +164,50 @@ class VideoVAE(nn.Module, ABC):
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def latent_weights(self) -> dict[str, Tensor]:
-        """What the latent of a video depends on: every weight but those of the decoder."""
-        return {name: value for name, value in self.state_dict().items() if not name.startswith(DECODER)}
+    def decodes(self, name: str) -> bool:
+        """Whether no latent depends on the weight of this name."""
+        return name.partition(".")[0] in self.decoder_parts
+
+    def latents_differ(self, other: VideoVAE, weights: bool = True) -> list[str]:
+        """What makes the latent of a video another than that of another VAE: options and weights; nothing if none does.
+
+        Args:
+            weights: whether their values are compared, beside their names and shapes.
+        """
+        if type(self) is not type(other):
+            return ["kind"]
+        kept = [name for name in {**self.config, **other.config} if name not in self.decoder_options]
+        options = [name for name in kept if self.config.get(name) != other.config.get(name)]
+        if options:
+            return options
+        own, theirs = (
+            {name: value for name, value in one.state_dict().items() if not one.decodes(name)} for one in (self, other)
+        )
+        return [
+            name
+            for name in {**own, **theirs}
+            if name not in own
+            or name not in theirs
+            or own[name].shape != theirs[name].shape
+            or (weights and not torch.equal(own[name], theirs[name].to(own[name])))
+        ]
 
     @torch.no_grad()
     def adopt_latents(self, of: VideoVAE) -> None:
         """Takes the encoder and the latent scaling of another VAE, and those weights of its decoder that fit.
 
         Raises:
-            SoraError: its encoder is another than this one's, or this VAE has no part called "decoder".
+            SoraError: its encoder is another than this one's, or this VAE has none of ``decoder_parts``.
         """
-        own, other = self.latent_weights(), of.latent_weights()
-        shapes, theirs = ({name: tuple(value.shape) for name, value in one.items()} for one in (own, other))
-        if type(self) is not type(of) or shapes != theirs or len(own) == len(self.state_dict()):
-            differ = sorted(name for name in {*shapes, *theirs} if shapes.get(name) != theirs.get(name))
+        differ, own = self.latents_differ(of, weights=False), self.state_dict()
+        if differ or not any(map(self.decodes, own)):
             raise SoraError(
                 f"the latents of a {type(of).__name__} cannot be taken over by this {type(self).__name__}"
-                + (f": their encoders differ in {', '.join(differ[:4])}" if differ else "")
+                + (f": their encoders differ in {', '.join(differ[:4])}" if differ else ", which has no decoder")
                 + "; give the spec of the trained one, of which only options of the decoder may change"
+                + (f" ({', '.join(self.decoder_options)})" if self.decoder_options else "")
             )
-        fitting = {name: value for name, value in of.state_dict().items() if name in other or _fits(self, name, value)}
+        fitting = {n: v for n, v in of.state_dict().items() if n in own and own[n].shape == v.shape}
         self.load_state_dict(fitting, strict=False)
 
     def _check_video(self, video: Tensor) -> TokenGrid:
@@ -200,11 +223,6 @@ class VideoVAE(nn.Module, ABC):
             raise SoraError(
                 f"this VAE decodes latents of shape (batch, {self.latent_channels}, t, h, w), got {tuple(latent.shape)}"
             )
-
-
-def _fits(vae: VideoVAE, name: str, value: Tensor) -> bool:
-    own = vae.state_dict().get(name)
-    return own is not None and own.shape == value.shape
 
 
 VAES: Registry[VideoVAE] = Registry("VAE", name="vae", contract="lightning_sora.models.vae.contract")

@@ -120,6 +120,8 @@ class CausalConvVAE(VideoVAE):
         SoraError: an option is out of range or does not fit the others.
     """
 
+    decoder_options = ("decoder_blocks",)
+
     def __init__(
         self,
         stride: Sequence[int] = (4, 8, 8),

@@ -124,6 +124,9 @@ class ViTVAE(VideoVAE):
         SoraError: an option is out of range, or an unknown block.
     """
 
+    decoder_parts = ("decoder", "refine")
+    decoder_options = ("decoder_depth", "refine")
+
     def __init__(
         self,
         *,
