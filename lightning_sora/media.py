@@ -34,6 +34,8 @@ Pixels = UInt8[np.ndarray, "frames height width 3"]
 
 ENCODERS = ("libx264", "libopenh264", "mpeg4")
 GIF_MAX_FPS = 50  # viewers play shorter delays than 20 ms at a tenth of the speed
+#: Rates that files can hold: the times of MP4 are fractions of small whole numbers.
+FPS_LEAST, FPS_MOST = 0.01, 1000.0
 BACKGROUND, INK, FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 
 
@@ -225,9 +227,14 @@ def _scale(scale: int) -> int:
     return scale
 
 
+def check_rate(fps: float) -> None:
+    """Raises SoraError for a rate at which no file can be written."""
+    if not FPS_LEAST <= fps <= FPS_MOST:
+        raise SoraError(f"fps={fps:g} must be positive, from {FPS_LEAST:g} to {FPS_MOST:g} frames per second")
+
+
 def _rate(fps: float) -> Fraction:
-    if not (math.isfinite(fps) and fps > 0):
-        raise SoraError(f"fps={fps} must be a positive number of frames per second")
+    check_rate(fps)
     return Fraction(fps).limit_denominator(1001)
 
 

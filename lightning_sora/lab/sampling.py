@@ -75,6 +75,7 @@ class Request:
         """Raises SoraError for what can be told without the model."""
         from lightning_sora.diffusion.guidance import guidance_of
         from lightning_sora.diffusion.samplers import SAMPLERS
+        from lightning_sora.media import check_rate
         from lightning_sora.models.seen_sizes import check_rope
         from lightning_sora.tasks import TASKS
 
@@ -84,8 +85,8 @@ class Request:
                     f"{name} is a {type(value).__name__}, by which nothing could be made again; give the path of a "
                     "file, or take tensors to sample_task"
                 )
-        if self.fps is not None and self.fps <= 0:
-            raise SoraError(f"fps={self.fps:g} must be positive")
+        if self.fps is not None:
+            check_rate(self.fps)
         if not self.prompts:
             raise SoraError("nothing to sample; give --prompt TEXT or --prompts FILE")
         for text in (*self.prompts, self.negative):
@@ -206,14 +207,14 @@ def sample_again(
     path = Path(sidecar)
     told = parsed_json(read_text(path), path)
     known = {one.name for one in fields(Request)}
+    asked, listed = told.get("request") if isinstance(told, dict) else None, ("prompts", "seeds", "plugins")
     if (
-        not isinstance(told, dict)
-        or not isinstance(told.get("request"), dict)
-        or not known >= set(told["request"]) >= {"model"}
+        not isinstance(asked, dict)
+        or not known >= set(asked) >= {"model", *listed}
+        or not all(isinstance(asked[name], list) for name in listed)
     ):
         raise SoraError(f"{path} is no sidecar of a sample; give the JSON beside an MP4 that `sample` wrote")
-    asked = told["request"]
-    request = Request(**{**asked, **{name: tuple(asked[name]) for name in ("prompts", "seeds", "plugins")}})
+    request = Request(**{**asked, **{name: tuple(asked[name]) for name in listed}})
     folder = path.parent / "again" if out is None else out
     return _sample(request, out=folder, scale=scale, preview=preview, device=device, expected=told, stem=path.stem)
 

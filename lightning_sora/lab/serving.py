@@ -194,8 +194,12 @@ class ServedModel:
             raise MlflowException(" ".join(str(problem).split()), INVALID_PARAMETER_VALUE) from problem
 
     def _made(self, data: Any, params: dict[str, Any]) -> list[dict[str, Any]]:
-        prompts = [str(text) for text in data["prompt"]]
-        negatives = list(data["negative_prompt"]) if "negative_prompt" in data else [None] * len(prompts)
+        prompts = list(data["prompt"])
+        # What a row of a table leaves out is no text, but None or not a number.
+        if not all(isinstance(text, str) for text in prompts):
+            raise SoraError("a row has no prompt; give each a text")
+        told = list(data["negative_prompt"]) if "negative_prompt" in data else [""] * len(prompts)
+        negatives = [text if isinstance(text, str) else "" for text in told]
         self.limits.check({**params, "prompts": len(prompts)})
         asked: dict[str, Any] = {
             name: int(value) if PARAMS[name] == "long" else value for name, value in params.items()
@@ -203,9 +207,7 @@ class ServedModel:
         seed, found = asked.pop("seed", 0), []
         for prompt, negative in zip(prompts, negatives, strict=True):
             with tempfile.TemporaryDirectory() as place:
-                made = sample(
-                    self.model, prompt, seed=seed, negative=str(negative or ""), out=place, progress=iter, **asked
-                )
+                made = sample(self.model, prompt, seed=seed, negative=negative, out=place, progress=iter, **asked)
                 video = next(file for file in made.files if file.suffix == ".mp4").read_bytes()
             found.append({"video": base64.b64encode(video).decode(), "fps": made.fps, "seed": seed})
         return found

@@ -99,8 +99,11 @@ def test_what_changed_since_is_told(model: Path, files: dict[str, str], tmp_path
     video(tmp_path / "image.png", seed=9)
     with pytest.raises(SoraError, match="the inputs of this sample changed since"):
         ls.sample_again(made.files[2], device="cpu")
-    with pytest.raises(SoraError, match="is no sidecar of a sample"):
-        ls.sample_again(model / "model.json", device="cpu")
+    (tmp_path / "lacks.json").write_text('{"request": {"model": "toy"}}')
+    (tmp_path / "odd.json").write_text('{"request": {"model": "toy", "prompts": 3, "seeds": [0], "plugins": []}}')
+    for file in (model / "model.json", tmp_path / "lacks.json", tmp_path / "odd.json"):
+        with pytest.raises(SoraError, match="is no sidecar of a sample"):
+            ls.sample_again(file, device="cpu")
 
 
 TASKS = [

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import torch
+from pandas import DataFrame
 
 import lightning_sora as ls
 from lightning_sora.cli import main
@@ -76,7 +77,7 @@ def address(served: Path) -> Iterator[str]:
     port = free_port()
     app = scoring_server.init(mlflow.pyfunc.load_model(str(served)))
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, daemon=True)  # nothing waits for it where it does not answer
     thread.start()
     wait(f"http://127.0.0.1:{port}", thread.is_alive)
     yield f"http://127.0.0.1:{port}"
@@ -125,6 +126,7 @@ BAD = [
     ({"steps": 0}, "steps=0 must be at least 1"),
     ({"sampler": "oiler"}, "did you mean 'euler'"),
     ({"fps": -1.0}, "fps=-1 must be positive"),
+    ({"fps": 1e300}, r"fps=1e\+300 must be positive, from 0.01 to 1000"),
     ({"seed": "many"}, "seed"),
 ]
 
@@ -141,6 +143,21 @@ def test_a_request_names_few_prompts_that_can_be_read(address: str) -> None:
     assert ask(address, ["a"] * 5)[1].endswith("prompts=5 is more than is made here; ask for 4 at most")
     assert "a prompt has 10000 letters" in ask(address, ["a" * 10_000])[1]
     assert ask(address, [])[0] == 400
+
+
+def test_what_a_row_leaves_out_is_no_text(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def sample(loaded: Any, prompt: str, *, negative: str, **options: Any) -> ls.Samples:
+        asked.append((prompt, negative))
+        return ls.sample(loaded, prompt, negative=negative, **options)
+
+    monkeypatch.setattr(serving, "sample", sample)
+    served = serving.ServedModel(load_video_model(model, "cpu"), serving.Limits(9, 32, 32))
+    served.predict(DataFrame([{"prompt": "a", "negative_prompt": "grey"}, {"prompt": "b"}]))
+    assert asked == [("a", "grey"), ("b", "")]
+    with pytest.raises(Exception, match="a row has no prompt"):
+        served.predict(DataFrame([{"prompt": "a"}, {"negative_prompt": "b"}]))
 
 
 def test_what_cannot_be_exported_says_why(

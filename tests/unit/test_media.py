@@ -131,7 +131,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_beside_it(
     [
         (lambda p: media.write_mp4(p, ramp(3).float(), 8), "must be uint8"),
         (lambda p: media.write_mp4(p, ramp(3)[0], 8), r"\[frames height width 3\]"),
-        (lambda p: media.write_mp4(p, ramp(3), 0), "fps=0 must be a positive"),
+        (lambda p: media.write_mp4(p, ramp(3), 0), "fps=0 must be positive"),
         (lambda p: media.write_gif(p, ramp(3), float("nan")), "fps=nan"),
         (lambda p: media.write_gif(p, ramp(3), 8, scale=0), "scale=0"),
         (lambda p: media.contact_sheet(p, [], []), "no videos"),
