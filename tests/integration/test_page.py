@@ -179,31 +179,32 @@ def test_the_page_is_for_this_machine_unless_another_is_named(monkeypatch: pytes
 
 
 def test_every_task_has_its_place(model: Path) -> None:
-    @ls.register_task("of_a_plugin")
-    class OfAPlugin(ls.Task):
-        """A clip of a still. And more."""
+    with ls.TASKS.temporary():
+        @ls.register_task("of_a_plugin")
+        class OfAPlugin(ls.Task):
+            """A clip of a still. And more."""
 
-        needs = ("image",)
-        takes = ("extra",)
+            needs = ("image",)
+            takes = ("extra",)
 
-        def strengths(self, grid: ls.TokenGrid, draw: torch.Generator) -> torch.Tensor:
-            return torch.ones(tuple(grid))
+            def strengths(self, grid: ls.TokenGrid, draw: torch.Generator) -> torch.Tensor:
+                return torch.ones(tuple(grid))
 
-    offered = tasks(ls.load(model, "cpu"))
-    assert {name for _, name in offered} == set(ls.TASKS.list())
-    assert offered[0] == ("Text to video", "text_to_video")
-    assert ("Of a plugin (not trained)", "of_a_plugin") in offered
-    about, taken = described("of_a_plugin")
-    assert about == "A clip of a still. And more. What may be left out: how many frames are to be made."
-    assert [name for name in INPUTS if taken[name]] == ["image", "extra"]
-    assert not described("outpaint")[1]["mask"]
-    # What other tasks left in the form is not theirs to take.
-    values = {"task": "of_a_plugin", "prompt": "a", "seed": "7", "fps": "", "image": "a.png", "extra": "", "times": "x"}
-    asked = asked_of(values)
-    assert (asked.seed, asked.fps, asked.inputs) == (7, None, {"image": "a.png"})
-    for seed, said in (("x", "seed='x' must be a number"), ("1.5", "seed=1.5 must be a whole number")):
-        with pytest.raises(SoraError, match=said):
-            asked_of(values | {"seed": seed})
+        offered = tasks(ls.load(model, "cpu"))
+        assert {name for _, name in offered} == set(ls.TASKS.list())
+        assert offered[0] == ("Text to video", "text_to_video")
+        assert ("Of a plugin (not trained)", "of_a_plugin") in offered
+        about, taken = described("of_a_plugin")
+        assert about == "A clip of a still. And more. What may be left out: how many frames are to be made."
+        assert [name for name in INPUTS if taken[name]] == ["image", "extra"]
+        assert not described("outpaint")[1]["mask"]
+        # What other tasks left in the form is not theirs to take.
+        values = {"task": "of_a_plugin", "prompt": "a", "seed": "7", "fps": "", "image": "a.png", "extra": "", "times": "x"}
+        asked = asked_of(values)
+        assert (asked.seed, asked.fps, asked.inputs) == (7, None, {"image": "a.png"})
+        for seed, said in (("x", "seed='x' must be a number"), ("1.5", "seed=1.5 must be a whole number")):
+            with pytest.raises(SoraError, match=said):
+                asked_of(values | {"seed": seed})
 
 
 @pytest.fixture(scope="module")
