@@ -28,6 +28,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves the page until Ctrl-C."""
+    if args.port is not None and not 0 < args.port < 2**16:
+        raise SoraError(f"--port {args.port} must lie between 1 and {2**16 - 1}")
     try:
         from lightning_sora.page.serving import serve
     except ModuleNotFoundError as problem:

@@ -109,6 +109,8 @@ def page(studio: Studio, served: Path) -> gr.Blocks:
         made.then(lambda: (on, off), None, [start, stop], **at_once)
         stop.click(end, None, None, **at_once)
         blocks.unload(end)
+    for component in blocks.blocks.values():
+        _fetches_nothing(component)
     return blocks.queue(max_size=WAITING, default_concurrency_limit=1)
 
 
@@ -120,11 +122,11 @@ def _given() -> tuple[dict[str, Any], dict[str, Any]]:
         with gr.Column(visible=False, min_width=160) as held[name]:
             if name in STILLS:
                 still = gr.Image(type="filepath", sources=["upload", "clipboard"], height=220, buttons=[], **common)
-                made[name] = _uploaded(still)
+                made[name] = _plain(still)
             elif name == "mask":
-                made[name] = _uploaded(gr.File(file_types=["image", "video"], height=120, **common))
+                made[name] = _plain(gr.File(file_types=["image", "video"], height=120, **common))
             elif name in CLIPS:
-                made[name] = _uploaded(gr.Video(sources=["upload"], height=220, buttons=[], **common))
+                made[name] = _plain(gr.Video(sources=["upload"], height=220, buttons=[], **common))
             elif name == "strength":
                 made[name] = _plain(gr.Slider(0, 1, 0.6, step=0.05, **common))
             else:
@@ -183,8 +185,8 @@ def _plain(component: Any) -> Any:
     return component
 
 
-def _uploaded(component: Any) -> Any:
-    """The same of files that are uploaded, which are not fetched from elsewhere."""
+def _fetches_nothing(component: Any) -> None:
+    """Has a component take no file that lies elsewhere, which gradio would fetch: also in the place of a text."""
     keep = component.async_move_resource_to_block_cache
 
     async def kept(path: str | Path | None) -> str | None:
@@ -193,4 +195,3 @@ def _uploaded(component: Any) -> Any:
         return await keep(path)
 
     component.async_move_resource_to_block_cache = kept
-    return _plain(component)

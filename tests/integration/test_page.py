@@ -164,6 +164,11 @@ def test_a_machine_without_gradio_is_told(monkeypatch: pytest.MonkeyPatch, capsy
     assert "pip install 'lightning-sora[page]'" in capsys.readouterr().err
 
 
+def test_a_port_that_cannot_be_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["page", "--ckpt", "none", "--port", "70000"]) == 2
+    assert "--port 70000 must lie between 1 and 65535" in capsys.readouterr().err
+
+
 def test_the_page_is_for_this_machine_unless_another_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
     serving: Any = ModuleType("lightning_sora.page.serving")
@@ -180,6 +185,7 @@ def test_the_page_is_for_this_machine_unless_another_is_named(monkeypatch: pytes
 
 def test_every_task_has_its_place(model: Path) -> None:
     with ls.TASKS.temporary():
+
         @ls.register_task("of_a_plugin")
         class OfAPlugin(ls.Task):
             """A clip of a still. And more."""
@@ -199,12 +205,56 @@ def test_every_task_has_its_place(model: Path) -> None:
         assert [name for name in INPUTS if taken[name]] == ["image", "extra"]
         assert not described("outpaint")[1]["mask"]
         # What other tasks left in the form is not theirs to take.
-        values = {"task": "of_a_plugin", "prompt": "a", "seed": "7", "fps": "", "image": "a.png", "extra": "", "times": "x"}
+        values = {
+            "task": "of_a_plugin",
+            "prompt": "a",
+            "seed": "7",
+            "fps": "",
+            "image": "a.png",
+            "extra": "",
+            "times": "x",
+        }
         asked = asked_of(values)
         assert (asked.seed, asked.fps, asked.inputs) == (7, None, {"image": "a.png"})
         for seed, said in (("x", "seed='x' must be a number"), ("1.5", "seed=1.5 must be a whole number")):
             with pytest.raises(SoraError, match=said):
                 asked_of(values | {"seed": seed})
+
+
+ELSEWHERE = """
+import asyncio, sys
+from pathlib import Path
+from gradio import processing_utils
+from lightning_sora.errors import SoraError
+from lightning_sora.lab.models import load_video_model
+from lightning_sora.page.form import page
+from lightning_sora.page.studio import Studio
+
+async def fetch(url, **options):
+    raise AssertionError(f"{url} was fetched")
+
+processing_utils.async_ssrf_protected_download = fetch
+folder = Path(sys.argv[2])
+blocks = page(Studio(load_video_model(sys.argv[1], "cpu"), folder), folder / "served").blocks.values()
+fields = {one.elem_id: one for one in blocks}
+file = {"path": "http://127.0.0.1:9/x.png", "meta": {"_type": "gradio.FileData"}}
+for name in sys.argv[3:]:
+    try:
+        asyncio.run(processing_utils.async_move_files_to_cache(file, fields[name], check_in_upload_folder=True))
+    except SoraError as problem:
+        print(name, problem)
+"""
+
+
+@pytest.mark.release
+def test_no_field_makes_the_server_fetch_what_lies_elsewhere(model: Path, tmp_path: Path) -> None:
+    """In a process of its own, with which what gradio leaves open ends."""
+    if find_spec("gradio") is None:
+        pytest.skip("gradio is not installed: pip install 'lightning-sora[page]'")
+    fields = ["prompt", "seed", "task", "sampler", "frames", "given-image", "given-video", "given-mask", "given-extra"]
+    command = [sys.executable, "-c", ELSEWHERE, str(model), str(tmp_path), *fields]
+    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    assert told == [f"{name} http://127.0.0.1:9/x.png lies elsewhere; upload a file" for name in fields]
 
 
 @pytest.fixture(scope="module")
