@@ -21,8 +21,7 @@ from benchmarks.sora_tasks.running import Runner, capability
 from benchmarks.sora_tasks.scene import Scene
 from lightning_sora.documents import read_yaml
 from lightning_sora.errors import SoraError
-from lightning_sora.lab.models import load
-from lightning_sora.models.latent_diffusion import LatentDiffusion
+from lightning_sora.lab.models import load_video_model
 from lightning_sora.sealing import seal_json, write_whole
 from lightning_sora.spacetime import VideoSize
 from lightning_sora.writing import check_folder
@@ -56,19 +55,6 @@ def chosen(recipe: dict[str, Any], only: Sequence[str]) -> dict[str, str]:
     return {name: spec for name, spec in tasks.items() if not only or name in only}
 
 
-def read_model(path: str) -> Any:
-    """The LatentDiffusion of a checkpoint, a run or a saved folder.
-
-    Raises:
-        SoraError: it is something else.
-    """
-    loaded = load(path, "cpu")
-    model = loaded if isinstance(loaded, LatentDiffusion) else getattr(loaded, "model", None)
-    if not isinstance(model, LatentDiffusion):
-        raise SoraError(f"{path} holds a {type(loaded).__name__}, which makes no videos; give a LitDiT's")
-    return model
-
-
 class Once(logging.Filter):
     """Lets each message pass once."""
 
@@ -92,7 +78,7 @@ def run(args: argparse.Namespace, command: str) -> dict[str, Any]:
     once = Once()
     for name in REPEATED:
         logging.getLogger(name).addFilter(once)
-    model = read_model(args.ckpt)
+    model = load_video_model(args.ckpt, "cpu").model
     if model.seen_sizes.native is None:
         raise SoraError(f"{args.ckpt} does not say which size it was trained on; train it by a recipe")
     seed = int(recipe["seed"])
@@ -111,7 +97,9 @@ def run(args: argparse.Namespace, command: str) -> dict[str, Any]:
         "size": f"{scene.size} at {scene.fps:g} frames per second",
         "parameters": f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M with VAE and text encoder",
         "trained on": ", ".join(model.tasks),
-        "sampling": f"{drawn.sampler}, {drawn.steps} steps, guidance {drawn.guidance}, shift {drawn.shift}",
+        "sampling": f"{drawn.sampler}, {drawn.steps} steps, guidance {drawn.guidance}, shift {drawn.shift}"
+        + (" by size" if drawn.shift_by_size else "")
+        + (f", rope {drawn.rope}" if drawn.rope != "none" else ""),
         "evaluator": runner.judge.evaluator.digest[:16],
     }
     for name, spec in tasks.items():

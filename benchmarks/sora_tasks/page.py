@@ -103,9 +103,9 @@ def sections(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> 
         f"{head}.",
         "**Score**: what the model made. **Ceiling**: the true clips through the model's VAE, judged in the same way. "
         "**Floor**: the control, what a model that ignores what it is given would get. In brackets 95 % intervals by a "
-        "bootstrap over clips (all or none of n: Clopper and Pearson). **Of the way**: (score − floor) / (ceiling − "
-        "floor), where the intervals of both do not meet. Arrows point to the better. A contact sheet of each task "
-        "lies beside the results (given, made, truth).",
+        "bootstrap over clips (all or none of n, and no difference in any: Clopper and Pearson). **Of the way**: "
+        "(score − floor) / (ceiling − floor), where the intervals of both do not meet. Arrows point to the better. A "
+        "contact sheet of each task lies beside the results (given, made, truth).",
     ]
     told += ["## All tasks", summary(results)]
     for result in results:

@@ -9,7 +9,8 @@ before shape. Here a model of pixels is trained so for each two of the four, on 
 
 Each attribute is judged of the last frames by what they are nearer to: the true clip, or the same clip with that one
 attribute changed. The score of a pair is how much more often the first is kept than the second, with an interval by a
-bootstrap over clips and seeds. Combinations of training, of other places, are the ceiling: both should be kept.
+bootstrap over the clips of all seeds; how models differ from seed to seed is not in it. Combinations of training, of
+other places, are the ceiling: both should be kept.
 """
 
 from __future__ import annotations
@@ -230,7 +231,7 @@ def sections(study: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> 
         trained = [row for one in own for row in one["trained"]]
         true = [row for one in own for row in one["mixed_true"]]
         near = [value for one in own for value in one["trained_psnr"]]
-        score = estimate([a - b for a, b in mixed], "phyworld", first, second)
+        score = estimate([a - b for a, b in mixed], "phyworld", first, second, difference=True)
         assert score is not None, "a study has clips"
         verdict = first if score.low > 0 else second if score.high < 0 else "not told apart"
         shares = [[100 * sum(row[k] for row in some) / len(some) for k in (0, 1)] for some in (mixed, trained, true)]

@@ -101,7 +101,7 @@ def lines(
                     for a, b in zip(*pairs, strict=True)
                     if name in rows[a] and name in rows[b]
                 ]
-                columns[column] = estimate(values, *key, first, second, name, seed=seed)
+                columns[column] = estimate(values, *key, first, second, name, difference=measure.unit == "%", seed=seed)
             if any(columns.values()):
                 unit = "points" if measure.unit == "%" else measure.unit
                 found.append(_line(f"{first} less {second}", name, unit, "", columns))
@@ -133,10 +133,9 @@ class Runner:
 
     def identity(self, name: str, spec: str, clips: int) -> str:
         """What a result is of."""
-        drawn = self.model.sampling
         told = [
             VERSION, name, spec, clips, self.fingerprint, repr(self.scene), self.seed, self.judge.evaluator.digest,
-            str(drawn.sampler), drawn.steps, str(drawn.guidance), drawn.shift,
+            self.model.sampling.plain(),
         ]  # fmt: skip
         return hashlib.blake2b(json.dumps(told, default=str).encode(), digest_size=8).hexdigest()
 

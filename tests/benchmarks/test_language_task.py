@@ -46,7 +46,10 @@ def test_a_model_that_understands_english_alone_is_found_out() -> None:
     found = {(line["group"], line["measure"]): line for line in lines(what, cases, of, "language")}
     for fact in ("color", "shape", "motion", "camera", "mean"):
         assert found["en", fact]["score"]["mean"] == found["es", fact]["score"]["mean"] > 0.9, fact
-        assert found["es less en", fact]["score"]["low"] == found["es less en", fact]["score"]["high"] == 0
+        same = found["es less en", fact]["score"]
+        # No clip of six differs: nor may more than 46 % of all.
+        assert (same["mean"], same["high"]) == (0, pytest.approx(1 - 0.025 ** (1 / CLIPS))), fact
+        assert same["low"] == -same["high"], fact
         assert found["zh less en", fact]["score"]["high"] < 0, fact
         assert found["zh less en", fact]["ceiling"]["mean"] == 0, fact
         assert found["zh less en", fact]["unit"] == "points"

@@ -115,6 +115,10 @@ def test_intervals_are_of_the_key_and_have_a_width_where_all_are_equal() -> None
     assert every is not None
     assert (every.mean, every.high) == (1.0, 1.0)
     assert every.low == pytest.approx(0.025 ** (1 / 20))
+    same = estimate([0.0] * 20, "a", difference=True)
+    assert same is not None
+    assert (same.mean, same.high) == (0.0, pytest.approx(1 - 0.025 ** (1 / 20)))
+    assert same.low == -same.high
     assert estimate([], "a") is None
     assert way(3.0, 5.0, 1.0) == 0.5
     assert way(3.0, 1.0, 5.0) == 0.5
