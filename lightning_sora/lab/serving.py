@@ -17,7 +17,7 @@ from lightning_sora import __version__
 from lightning_sora.errors import SoraError
 from lightning_sora.lab.models import VideoModel, load_video_model
 from lightning_sora.lab.sampling import sample
-from lightning_sora.plugins import load_plugins
+from lightning_sora.plugins import load_plugins, loaded
 from lightning_sora.sealing import write_whole
 from lightning_sora.texts import parsed_json, read_text
 from lightning_sora.tracking import store
@@ -94,7 +94,7 @@ def export(
     check_folder("--out", folder.parent)
     if folder.exists():
         raise SoraError(f"{folder} is there already; give --out of a folder that is not")
-    load_plugins(plugins)
+    files = [plugin.path for plugin in load_plugins(plugins)]
     made = load_video_model(model, "cpu")
     least, most = made.model.patch, made.model.seen_sizes.most or (1, 1, 1)
     frames, height, width = (LARGER * max(one, two) for one, two in zip(least, most, strict=True))
@@ -106,7 +106,7 @@ def export(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # mlflow's, of its own type hints, and of an example that it lacks
-        _write(made, folder, allowed, plugins)
+        _write(made, folder, allowed, files)
     if run is None:
         return str(folder)
     client, run_id = run
@@ -114,7 +114,7 @@ def export(
     return f"runs:/{run_id}/{ARTIFACT}"
 
 
-def _write(made: VideoModel, folder: Path, limits: Limits, plugins: Sequence[str | Path]) -> None:
+def _write(made: VideoModel, folder: Path, limits: Limits, plugins: Sequence[Path]) -> None:
     import mlflow.pyfunc
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
@@ -130,7 +130,7 @@ def _write(made: VideoModel, folder: Path, limits: Limits, plugins: Sequence[str
         write_whole(data / LIMITS, json.dumps(asdict(limits), indent=1).encode())
         for index, file in enumerate(plugins):
             (data / PLUGINS).mkdir(exist_ok=True)
-            shutil.copy(file, data / PLUGINS / f"{index:02d}_{Path(file).name}")
+            shutil.copy(file, data / PLUGINS / f"{index:02d}_{file.name}")
         mlflow.pyfunc.save_model(
             str(folder),
             loader_module=__name__,
@@ -159,7 +159,8 @@ def _run_of(made: VideoModel, uri: str | None) -> tuple[Any, str]:
 def _load_pyfunc(path: str) -> ServedModel:
     """How mlflow loads what :func:`export` wrote."""
     folder = Path(path)
-    load_plugins(sorted((folder / PLUGINS).glob("*.py")))
+    there = {plugin.source for plugin in loaded().values()}  # of the process that exported it
+    load_plugins([file for file in sorted((folder / PLUGINS).glob("*.py")) if read_text(file) not in there])
     limits = Limits(**parsed_json(read_text(folder / LIMITS), folder / LIMITS))
     return ServedModel(load_video_model(folder / MODEL), limits)
 

@@ -25,6 +25,7 @@ import torch
 from pandas import DataFrame
 
 import lightning_sora as ls
+from lightning_sora import plugins
 from lightning_sora.cli import main
 from lightning_sora.lab import serving
 from lightning_sora.lab.models import load_video_model
@@ -158,6 +159,25 @@ def test_what_a_row_leaves_out_is_no_text(model: Path, monkeypatch: pytest.Monke
     assert asked == [("a", "grey"), ("b", "")]
     with pytest.raises(Exception, match="a row has no prompt"):
         served.predict(DataFrame([{"prompt": "a"}, {"negative_prompt": "b"}]))
+
+
+def test_plugins_go_with_the_model_and_are_loaded_once(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = "from lightning_sora import TASKS\nfrom lightning_sora.tasks.text import TextToVideo\n"
+    (tmp_path / "mine.py").write_text(f'{text}\n@TASKS.register("mine")\nclass Mine(TextToVideo):\n    "As text."\n')
+    monkeypatch.setattr(plugins, "_LOADED", {})
+    with ls.TASKS.temporary():
+        serving.export(model, tmp_path / "out", plugins=["~/mine.py"])
+        (kept,) = (tmp_path / "out").rglob("00_mine.py")
+        assert kept.read_text() == (tmp_path / "mine.py").read_text()
+        served = serving._load_pyfunc(str(kept.parents[1]))  # where it was exported
+        assert len(served.predict(DataFrame([{"prompt": "a"}]))) == 1
+    plugins._LOADED.clear()
+    with ls.TASKS.temporary():
+        serving._load_pyfunc(str(kept.parents[1]))  # and elsewhere
+        assert "mine" in ls.TASKS.list()
 
 
 def test_what_cannot_be_exported_says_why(
