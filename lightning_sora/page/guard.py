@@ -6,6 +6,7 @@ import ipaddress
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import urlsplit
 
 #: What a browser may load for the page: what this server sends, and nothing from elsewhere.
 POLICY = (
@@ -28,10 +29,18 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _is_of_loopback(origin: bytes) -> bool:
+    try:
+        return is_loopback(urlsplit(origin.decode("latin-1")).hostname or "")
+    except ValueError:
+        return False
+
+
 class Guard:
     """Lets no answer make a browser load from elsewhere, and no request make this server do so.
 
-    A page that only this machine may see is refused by any other name, as under one a foreign site could reach it.
+    A page that only this machine may see is refused by any other name, as under one a foreign site could reach it, and
+    to what a browser sends for a foreign site.
     """
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], loopback: bool) -> None:
@@ -42,7 +51,8 @@ class Guard:
             return await self.app(scope, receive, send)
         headers = {name.lower(): value for name, value in scope["headers"]}
         name = headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0]
-        foreign = self.loopback and not is_loopback(name)
+        origin = headers.get(b"origin")  # of the page by which a browser was told to ask
+        foreign = self.loopback and not (is_loopback(name) and (origin is None or _is_of_loopback(origin)))
         if foreign or FETCHES.search(scope["path"].lower()):
             await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
             await send({"type": "http.response.body", "body": b"not served here"})
