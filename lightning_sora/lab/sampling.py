@@ -74,7 +74,7 @@ class Request:
     def check(self) -> None:
         """Raises SoraError for what can be told without the model."""
         from lightning_sora.diffusion.guidance import guidance_of
-        from lightning_sora.diffusion.samplers import SAMPLERS
+        from lightning_sora.diffusion.samplers import SAMPLERS, time_schedule
         from lightning_sora.media import check_rate
         from lightning_sora.models.seen_sizes import check_rope
         from lightning_sora.tasks import TASKS
@@ -98,6 +98,8 @@ class Request:
                 "its run's folder"
             )
         TASKS.create(self.task or task_for(self.inputs))
+        if self.steps is not None:
+            time_schedule(self.steps)
         if self.guidance is not None:
             guidance_of(self.guidance)
         if self.sampler is not None:

@@ -12,6 +12,7 @@ import lightning_sora as ls
 from lightning_sora.cli import main
 from lightning_sora.errors import SoraError
 from lightning_sora.lab.models import load_video_model
+from lightning_sora.lab.sampling import Request
 
 SIZE = ls.VideoSize(9, 32, 32)
 
@@ -187,6 +188,8 @@ def test_a_call_gives_files_and_sizes_that_can_be(model: Path, files: dict[str, 
         ls.sample(model, "a", frames=0, out=tmp_path, device="cpu")
     with pytest.raises(SoraError, match="fps=0 must be positive"):
         ls.sample(model, "a", fps=0, out=tmp_path, device="cpu")
+    with pytest.raises(SoraError, match="steps=0 must be at least 1"):
+        Request(str(model), ("a",), (0,), steps=0).check()  # before a model is read
     made = ls.sample(model, "a", inputs={"image": Path(files["image"])}, out=tmp_path, device="cpu")
     assert torch.equal(ls.sample_again(made.files[2], device="cpu").videos[0], made.videos[0])
 
