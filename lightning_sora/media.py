@@ -182,7 +182,7 @@ def read_image(path: str | Path | Openable) -> UInt8[Tensor, "height width 3"]:
         image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I") or image.mode == "F":
         deep = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray(np.uint8(np.clip(deep / 257 if deep.max() > 255 else deep, 0, 255).round()))
+        image = Image.fromarray(np.clip(deep / 257 if deep.max() > 255 else deep, 0, 255).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
