@@ -143,6 +143,7 @@ def test_rows_are_divided_over_ranks() -> None:
 def test_two_ranks_make_what_one_makes(lab: Path) -> None:
     flags = ["--ckpt_path=last", "--prompts=asked/rows.jsonl", "--trainer.devices=2", "--trainer.strategy=ddp"]
     environment = {**os.environ, "PYTHONPATH": str(Path(ls.__file__).parents[1])}
+    assert predict("--prompts=asked/rows.jsonl") == 0
     (lab / PREDICTIONS / "rows").rename(lab / "alone")
     done = subprocess.run(
         [sys.executable, "-m", "lightning_sora.cli", "predict", *RECIPE, *flags],
