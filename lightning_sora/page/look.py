@@ -16,7 +16,7 @@ MONO = ("ui-monospace", "Menlo", "Consolas", "monospace")
 #: Pixels that what is made is high on the page.
 STAGE = 380
 STYLE = """
-.gradio-container main { width: 100%; max-width: 1040px !important; margin: 0 auto; }
+.gradio-container main { width: 100%; max-width: 1040px !important; margin: 0 auto !important; }
 .head h1 { font-size: 1.35rem; font-weight: 650; margin: 0 0 .15rem; }
 .head p, .task p { margin: 0; line-height: 1.45; overflow-wrap: anywhere; }
 .head p, .task p, .say .faint, .say .note { opacity: .72; }
