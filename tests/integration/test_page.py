@@ -257,12 +257,30 @@ def test_no_field_makes_the_server_fetch_what_lies_elsewhere(model: Path, tmp_pa
     assert told == [f"{name} http://127.0.0.1:9/x.png lies elsewhere; upload a file" for name in fields]
 
 
+PATIENT = """
+import time
+from lightning_sora.diffusion.samplers import SAMPLERS, sample_euler
+
+@SAMPLERS.register("patient")
+def sample_patiently(denoise, noise, times, progress=iter):
+    \"\"\"So slow that it can be stopped.\"\"\"
+    def slowly(x, t):
+        time.sleep(0.5)
+        return denoise(x, t)
+
+    return sample_euler(slowly, noise, times, progress)
+"""
+
+
 @pytest.fixture(scope="module")
-def address(model: Path) -> Iterator[str]:
+def address(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of the command, in a process of its own: what gradio leaves open ends with it."""
     if find_spec("gradio") is None:
         pytest.skip("gradio is not installed: pip install 'lightning-sora[page]'")
+    plugin = tmp_path_factory.mktemp("plugins") / "patient.py"
+    plugin.write_text(PATIENT)
     command = [sys.executable, "-m", "lightning_sora.cli", "page", "--ckpt", str(model), "--device", "cpu"]
+    command += ["--plugins", str(plugin)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
@@ -311,6 +329,7 @@ def test_a_browser_clicks_through_it(address: str, files: dict[str, Path], tmp_p
     ) as browser:  # fmt: skip
         view = browser.new_page(viewport={"width": 400, "height": 900})
         view.set_default_timeout(120_000)
+        api.expect.set_options(timeout=120_000)  # beside other tests an answer takes seconds
         asked, faults = [], []
         view.on("request", lambda request: asked.append(request.url))
         view.on("pageerror", lambda fault: faults.append(str(fault)))
@@ -361,7 +380,10 @@ def test_a_browser_clicks_through_it(address: str, files: dict[str, Path], tmp_p
         told = json.loads(Path(download.value.path()).read_text())
         assert (told["task"], told["request"]["seeds"], told["steps"]) == ("image_to_video", [5], 3)
 
-        # A long job is stopped; on a narrow screen nothing is beside the page; nothing came from elsewhere.
+        # A long job, by a sampler of a plugin, is stopped; on a narrow screen nothing is beside the page; nothing came
+        # from elsewhere.
+        view.click("#sampler input")
+        view.get_by_role("option", name="patient").click()
         view.locator("#steps input[type=number]").fill("200")
         view.locator("#steps input[type=number]").press("Tab")
         view.click("#start")
