@@ -16,31 +16,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks import measure
 from benchmarks.sora_tasks import capabilities  # noqa: F401  (they register themselves)
+from benchmarks.sora_tasks.options import RECIPES, read_options
 from benchmarks.sora_tasks.page import sections
 from benchmarks.sora_tasks.running import Runner, capability
 from benchmarks.sora_tasks.scene import Scene
-from lightning_sora.documents import read_yaml
 from lightning_sora.errors import SoraError
 from lightning_sora.lab.models import load_video_model
 from lightning_sora.sealing import seal_json, write_whole
 from lightning_sora.spacetime import VideoSize
 from lightning_sora.writing import check_folder
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "sora_tasks" / "world.yaml"
+RECIPE = RECIPES / "world.yaml"
 REPEATED = ("lightning_sora.tasks.base", "lightning_sora.models.latent_diffusion")  # loggers that warn of each clip
 KEYS = ("seed", "captions", "worlds", "tasks")
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The options of a benchmark.
-
-    Raises:
-        SoraError: unreadable, or a key that is missing or unknown.
-    """
-    told = read_yaml(path)
-    if not isinstance(told, dict) or set(told) != set(KEYS):
-        raise SoraError(f"{path} must have the keys {', '.join(KEYS)}; see {RECIPE}")
-    return told
 
 
 def chosen(recipe: dict[str, Any], only: Sequence[str]) -> dict[str, str]:
@@ -70,7 +58,7 @@ class Once(logging.Filter):
 
 def run(args: argparse.Namespace, command: str) -> dict[str, Any]:
     """Runs the tasks, and writes the page after each."""
-    recipe = read_recipe(args.recipe)
+    recipe = read_options(args.recipe, KEYS, RECIPE)
     tasks = chosen(recipe, args.only)
     for spec in tasks.values():
         capability(spec, args.clips)

@@ -35,8 +35,8 @@ from torch import Tensor
 from benchmarks import measure
 from benchmarks.sora_tasks.intervals import estimate
 from benchmarks.sora_tasks.judge import Judge, psnr
+from benchmarks.sora_tasks.options import RECIPES, read_options
 from lightning_sora import media
-from lightning_sora.documents import read_yaml
 from lightning_sora.errors import SoraError
 from lightning_sora.models.given import Given
 from lightning_sora.models.latent_diffusion import LatentDiffusion
@@ -47,7 +47,7 @@ from lightning_sora.testbench.evaluator.vocabulary import FPS, code
 from lightning_sora.world import SIZES, Facts, World
 from lightning_sora.writing import check_folder
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "sora_tasks" / "phyworld.yaml"
+RECIPE = RECIPES / "phyworld.yaml"
 KEYS = ("seeds", "steps", "batch", "learning_rate", "clips", "test_clips", "side", "dit", "sampling")
 #: The two values of each attribute, in the order in which models are said to hold on to them.
 ATTRIBUTES: dict[str, tuple[Any, Any]] = {
@@ -257,18 +257,6 @@ def sections(study: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> 
     ]
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The study.
-
-    Raises:
-        SoraError: unreadable, or a key that is missing or unknown.
-    """
-    told = read_yaml(path)
-    if not isinstance(told, dict) or set(told) != set(KEYS):
-        raise SoraError(f"{path} must have the keys {', '.join(KEYS)}; see {RECIPE}")
-    return told
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sora_tasks.phyworld", description=__doc__,
@@ -277,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     args = parser.parse_args(arguments)
     try:
-        study = read(args.recipe)
+        study = read_options(args.recipe, KEYS, RECIPE)
         check_folder("--out", args.out.parent)
         folder, results = args.out.with_suffix(""), []
         command = measure.command_line("sora_tasks.phyworld", arguments)

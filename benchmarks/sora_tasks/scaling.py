@@ -27,7 +27,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import measure
-from lightning_sora.documents import read_yaml
+from benchmarks.sora_tasks.options import RECIPES, read_options
 from lightning_sora.errors import SoraError
 from lightning_sora.lab.training import fit
 from lightning_sora.recipe.recipe import Recipe
@@ -35,7 +35,7 @@ from lightning_sora.sealing import read_json, seal_json, write_whole
 from lightning_sora.shipped import recipe_path
 from lightning_sora.writing import check_folder, whole
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "sora_tasks" / "scaling.yaml"
+RECIPE = RECIPES / "scaling.yaml"
 KEYS = ("recipe", "overrides", "sizes", "steps", "seeds", "quality")
 LEVEL = 0.95
 
@@ -80,18 +80,6 @@ def optimal(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         if not found or error < found[-1][1]:
             found.append((flops, error))
     return found
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The study.
-
-    Raises:
-        SoraError: unreadable, or a key that is missing or unknown.
-    """
-    told = read_yaml(path)
-    if not isinstance(told, dict) or set(told) != set(KEYS):
-        raise SoraError(f"{path} must have the keys {', '.join(KEYS)}; see {RECIPE}")
-    return told
 
 
 def arms(study: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -206,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     args = parser.parse_args(arguments)
     try:
-        study = read(args.recipe)
+        study = read_options(args.recipe, KEYS, RECIPE)
         check_folder("--out", args.out.parent)
         folder, results = args.out.with_suffix(""), []
         for arm in arms(study):

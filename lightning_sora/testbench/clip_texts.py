@@ -57,6 +57,6 @@ class Texts:
             style = self.style if name == "en" or not place else "short"
             turn = self.languages[:place].count(name)
             texts.append(world.caption(facts, style, stream_seed(number, name, turn) if turn else number, name))
-        keys = (stream_seed(number, "alternative", place) for place in range(len(self.alternatives)))
-        texts += [world.caption(facts, style, key) for style, key in zip(self.alternatives, keys, strict=False)]
+        for place, style in enumerate(self.alternatives):
+            texts.append(world.caption(facts, style, stream_seed(number, "alternative", place)))
         return tuple(texts)

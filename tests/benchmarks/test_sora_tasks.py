@@ -9,9 +9,10 @@ import torch
 import yaml
 
 from benchmarks.sora_tasks import capabilities, phyworld, scaling  # noqa: F401  (capabilities register themselves)
-from benchmarks.sora_tasks.__main__ import RECIPE, chosen, main, read_recipe
+from benchmarks.sora_tasks.__main__ import KEYS, RECIPE, chosen, main
 from benchmarks.sora_tasks.intervals import estimate, way
 from benchmarks.sora_tasks.judge import Judge
+from benchmarks.sora_tasks.options import read_options
 from benchmarks.sora_tasks.protocol import CAPABILITIES, rolled
 from benchmarks.sora_tasks.running import capability, judged, lines
 from benchmarks.sora_tasks.scaling import fitted, optimal
@@ -84,7 +85,7 @@ def test_a_contrast_of_groups_is_told_case_by_case(true: Any) -> None:
 
 
 def test_every_capability_is_in_the_recipe_and_in_the_test_of_controls() -> None:
-    recipe = read_recipe(RECIPE)
+    recipe = read_options(RECIPE, KEYS, RECIPE)
     used = {spec.split("(")[0] for spec in chosen(recipe, []).values()}
     assert used == set(CAPABILITIES.list())
     assert used - {"language"} == {spec.split("(")[0] for spec in TASKS.values()}

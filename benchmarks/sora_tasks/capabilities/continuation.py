@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -44,17 +45,17 @@ class Continuation(Capability):
     task: ClassVar[str]
     phases: ClassVar[tuple[str, ...]] = ()
 
+    @abstractmethod
     def split(self, scene: Scene) -> tuple[int, int]:
         """How many frames are given at the beginning and at the end."""
-        raise NotImplementedError
 
     def made(self, frames: int, first: int, last: int) -> tuple[int, ...]:
         """Which frames are made."""
         return tuple(range(first, frames - last))
 
+    @abstractmethod
     def inputs(self, truth: Clip, first: int, last: int) -> Mapping[str, Any]:
         """What the task is given."""
-        raise NotImplementedError
 
     def cases(self, scene: Scene) -> list[Case]:
         world = scene.make(self.world)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -22,9 +23,9 @@ class Paint(Capability):
     task: ClassVar[str]
     control_told = "what is given, and in the made part the next clip"
 
+    @abstractmethod
     def white(self, scene: Scene) -> torch.Tensor:
         """What is made anew: bool [height width], in whole tokens."""
-        raise NotImplementedError
 
     def cases(self, scene: Scene) -> list[Case]:
         world, white = scene.make(self.world), self.white(scene)
