@@ -39,7 +39,8 @@ def page(studio: Studio, served: Path) -> gr.Blocks:
                 about = gr.HTML(elem_classes="task")
                 given, held = _given()
                 prompt = gr.Textbox(label="Prompt", lines=2, max_lines=8, elem_id="prompt")
-                fields = {"task": task, "prompt": prompt, **_more(model)}
+                seed = gr.Textbox("0", label="Seed", info="Of the noise", max_lines=1, elem_id="seed")
+                fields = {"task": task, "prompt": prompt, "seed": seed, **_more(model)}
             with gr.Column(min_width=300):
                 with gr.Row():
                     start = gr.Button("Make", variant="primary", min_width=100, elem_id="start")
@@ -145,12 +146,9 @@ def _more(model: LatentDiffusion) -> dict[str, Any]:
     own, at = model.sampling, ranges(model)
     with gr.Accordion("More", open=False, elem_id="more"):
         negative = gr.Textbox(label="Negative prompt", info="What is not to be seen", max_lines=4, elem_id="negative")
-        with gr.Row():
-            seed = gr.Textbox("0", label="Seed", info="Of the noise", max_lines=1, min_width=120, elem_id="seed")
-            guidance = gr.Textbox(
-                label="Guidance", info="1 is off", placeholder=str(own.guidance), max_lines=1, min_width=120,
-                elem_id="guidance",
-            )  # fmt: skip
+        guidance = gr.Textbox(
+            label="Guidance", info="1 is off", placeholder=str(own.guidance), max_lines=1, elem_id="guidance"
+        )
         steps = _plain(gr.Slider(1, STEPS, min(own.steps, STEPS), step=1, label="Steps", elem_id="steps"))
         sampler = _plain(gr.Dropdown(samplers(model), value=str(own.sampler), label="Sampler", elem_id="sampler"))
         sides = {
@@ -163,7 +161,7 @@ def _more(model: LatentDiffusion) -> dict[str, Any]:
             label="Frames per second", placeholder=f"{model.seen_sizes.fps:g}", max_lines=1, elem_id="fps"
         )  # fmt: skip
     return {
-        "negative": negative, "seed": seed, "guidance": guidance, "steps": steps, "sampler": sampler, **sides,
+        "negative": negative, "guidance": guidance, "steps": steps, "sampler": sampler, **sides,
         "fps": fps,
     }  # fmt: skip
 
