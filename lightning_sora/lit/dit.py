@@ -28,6 +28,7 @@ from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.models.pixels import Clip, from_uint8, to_uint8
 from lightning_sora.models.saved import is_saved
 from lightning_sora.randomness import normal_per_clip, uniform_per_clip
+from lightning_sora.shipped import model_path
 from lightning_sora.spacetime import SpacetimeBatch, TokenLayout
 from lightning_sora.specs import SPEC, SpecText
 from lightning_sora.tasks import TaskMixture
@@ -83,6 +84,9 @@ class LitDiT(GenerativeModule):
         dit: the transformer; of this and the next two, a mapping of options does too.
         diffusion: the training objective.
         sampling: how samples are drawn when nothing else is asked.
+        start: path of a checkpoint of a LitDiT run, of a folder that such a model was saved to, or the name of one that
+            comes with the package, whose transformer and text encoder this training begins with; None for fresh
+            weights. They must be of the same shapes, latents and objective.
         prompts, expander: see :class:`GenerativeModule`.
         optimizer, schedule, ema_decay, seed: see :class:`LitModule`.
 
@@ -110,6 +114,7 @@ class LitDiT(GenerativeModule):
         dit: DiTConfig = DiTConfig(),
         diffusion: DiffusionConfig = DiffusionConfig(),
         sampling: SamplingConfig = SamplingConfig(),
+        start: SpecText | None = None,
         prompts: Sequence[str] | None = None,
         expander: SpecText | None = None,
         optimizer: SpecText = "adamw(lr=1e-3, weight_decay=0.01)",
@@ -137,6 +142,7 @@ class LitDiT(GenerativeModule):
         )
         self.model.seen_sizes, self.model.read_weak = self.seen_sizes, read_model
         self.model.tasks = tuple(self.tasks.tasks)
+        self.start_hash = None if start is None else self._begin_with(start)
         self.reconstruction = ReconstructionQuality()
         self._clip_cache: ClipCache | None = None
         self._latents = LatentMemory()  # of the fit that runs
@@ -148,6 +154,28 @@ class LitDiT(GenerativeModule):
         data = self.data_spec()
         if data is not None and data.vae_hash is not None:
             self.model.check_latents(data.vae_hash)
+
+    def _begin_with(self, start: str) -> str:
+        """Takes over the weights of a trained model; returns its fingerprint."""
+        other = read_model(str(model_path(start)))
+        theirs, own = _kind(other), _kind(self.model)
+        differ = [
+            f"{name} is {theirs.get(name, 'missing')} (here {own.get(name, 'missing')})"
+            for name in sorted(theirs | own)
+            if theirs.get(name) != own.get(name)
+        ]
+        if differ:
+            more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+            raise SoraError(
+                f"start={start!r} is of another kind than this recipe asks for: {', '.join(differ[:3])}{more}; give "
+                "vae, text, dit and diffusion.objective as it was trained with, or drop start"
+            )
+        with torch.no_grad():
+            for part in ("text", "dit"):
+                weights = getattr(other, part).state_dict()
+                for name, value in getattr(self.model, part).state_dict().items():
+                    value.copy_(weights[name])
+        return other.fingerprint()
 
     def configure_callbacks(self) -> list[pl.Callback]:
         return [*super().configure_callbacks(), *evaluation_where_none_is(self.trainer)]
@@ -322,12 +350,23 @@ class LitDiT(GenerativeModule):
     @classmethod
     def rebuild_arguments(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
         # The VAE's weights are in the checkpoint: its own run need not be at hand.
-        own = {"vae": SPEC + checkpoint["vae"]["spec"], "expander": None}
+        own = {"vae": SPEC + checkpoint["vae"]["spec"], "start": None, "expander": None}
         return {**super().rebuild_arguments(checkpoint), **own}
 
     def lineage(self) -> dict[str, str]:
         """What this run stands on, for the record."""
-        return {"vae.hash": self.model.vae_hash, "vae.run_id": self.vae_run_id or "none"}
+        start = {} if self.start_hash is None else {"start.hash": self.start_hash}
+        return {"vae.hash": self.model.vae_hash, "vae.run_id": self.vae_run_id or "none", **start}
+
+
+def _kind(model: LatentDiffusion) -> dict[str, str]:
+    """What two models must share for one to take the other's weights."""
+    shapes = {
+        f"{part}.{name}": str(tuple(value.shape))
+        for part in ("text", "dit")
+        for name, value in getattr(model, part).state_dict().items()
+    }
+    return {"vae": model.vae_hash, "objective": repr(model.objective), "patch_size": str(model.patch_size), **shapes}
 
 
 def read_model(path: str) -> LatentDiffusion:

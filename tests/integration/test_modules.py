@@ -134,6 +134,38 @@ def test_latents_of_a_trained_vae_have_about_unit_variance(make_trainer: Callabl
     assert latent.std().item() == pytest.approx(1.0, abs=0.35)
 
 
+def test_a_training_begins_with_the_weights_of_another(make_trainer: Callable[..., pl.Trainer], tmp_path: Path) -> None:
+    first = make_dit("identity", patch_size=(4, 8, 8), seed=1)
+    trainer = make_trainer(max_steps=3)
+    trainer.fit(first, make_data())
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
+    average = LitDiT.load(tmp_path / "first.ckpt").model
+    average.save(tmp_path / "first")
+    for start in ("first.ckpt", "first"):
+        second = make_dit("identity", patch_size=(4, 8, 8), seed=2, start=str(tmp_path / start))
+        assert second.model.fingerprint() == average.fingerprint() == second.lineage()["start.hash"]
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(second, make_data(clips=16))  # of other data, which a resumed training refuses
+    assert second.model.fingerprint() != average.fingerprint()
+    trainer.save_checkpoint(tmp_path / "second.ckpt")
+    (tmp_path / "first" / "model.json").unlink()  # no longer needed
+    assert LitDiT.load(tmp_path / "second.ckpt").model.config is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"objective": "eps"}, r"objective is Velocity\(\) \(here Noise\(\)\); give vae"),
+        ({"dim": 64}, r"dit\.\S+ is \(\d+.*\) \(here \(.*\)\).* and \d+ more; give vae, text, dit"),
+        ({"text": "bytes(dim=8, depth=0, num_heads=1)"}, r"text\.\S+ is \(.*\) \(here missing\)"),
+    ],
+)
+def test_weights_of_another_kind_are_refused(options: dict[str, Any], told: str, tmp_path: Path) -> None:
+    make_dit("identity", patch_size=(4, 8, 8)).model.save(tmp_path / "first")
+    with pytest.raises(SoraError, match=told):
+        make_dit("identity", patch_size=(4, 8, 8), start=str(tmp_path / "first"), **options)
+
+
 def test_a_dit_on_pixels_needs_no_vae(make_trainer: Callable[..., pl.Trainer]) -> None:
     module = make_dit("identity", patch_size=(4, 8, 8))
     make_trainer(max_steps=2).fit(module, make_data())
