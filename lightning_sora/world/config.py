@@ -1,4 +1,4 @@
-"""What a world may contain: its vocabulary, and four levels of difficulty.
+"""What a world may contain: its vocabulary, and five levels of difficulty.
 
 The ground is the plane z = 0; x points right, y away from the viewer, z up. Lengths are in world
 units, angles in degrees, times in seconds.
@@ -166,6 +166,15 @@ class WorldConfig:
 
 LEVELS: dict[str, WorldConfig] = {
     "tiny": WorldConfig(),
+    "duo": WorldConfig(
+        objects=(2, 2),
+        cameras=("static", "pan_left", "pan_right", "dolly_in", "dolly_out"),
+        stage=7.0,
+        spread=1.9,
+        pitch=(42.0, 42.0),
+        fov=30.0,
+        contrast=0.15,
+    ),
     "simple": WorldConfig(
         motions=MOTIONS,
         cameras=CAMERAS,

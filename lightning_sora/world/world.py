@@ -20,7 +20,7 @@ class World:
     """Procedural clips; clip ``index`` is a pure function of (config, seed, split, index).
 
     Args:
-        config: a level ("tiny", "simple", "medium", "hard") or a configuration.
+        config: a level ("tiny", "duo", "simple", "medium", "hard") or a configuration.
         seed: another seed, another collection.
         split: "train" never shows the held-out (colour, shape) pairs, "heldout" shows only those.
 

@@ -85,6 +85,16 @@ def test_several_objects_are_told_apart_and_ordered_in_depth() -> None:
     assert sum(ordered) / len(ordered) > 0.9
 
 
+def test_both_objects_and_the_camera_of_the_level_between_are_read() -> None:
+    """It is none of the levels that the evaluator was trained on."""
+    facts, readings = clips("duo", 60, 64)[0], readings_of("duo", 60, 64)
+    assert all(len(r.objects) == 2 for r in readings)
+    assert right(facts, readings, "color") >= 0.99
+    for fact in ("shape", "motion"):
+        assert right(facts, readings, fact) >= 0.95, fact
+    assert sum(r.camera == f.camera.motion for f, r in zip(facts, readings, strict=True)) >= 57
+
+
 def test_it_agrees_with_the_measurement_that_learned_nothing() -> None:
     _, videos = clips("tiny", 24, 32, seed=7)
     readings = load_evaluator().read(videos, [FPS] * 24)
