@@ -77,6 +77,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "world_vae": {**SHORT, "data.source": WORLD, "model.vae": VAE},
     "world_dit": {**SHORT, "data.source": WORLD, **DIT, "model.sampling.steps": 2},
     "world_pixels": {**TINY, **STEPS, "trainer.max_steps": 3, "model.sampling.steps": 2},
+    "world_duo": {**TINY, **STEPS, "trainer.max_steps": 3, "model.sampling.steps": 2},
     "folder_vae": {**SHORT, "model.vae": VAE, "data.num_workers": 0},
     "folder_dit": {**SHORT, **DIT, "model.sampling.steps": 2, "data.num_workers": 0},
 }

@@ -40,7 +40,7 @@ def test_a_name_is_that_of_a_shipped_recipe_unless_something_is_there(
     with pytest.raises(SoraError, match="no recipe at world_pixel, and none is called so; did you mean 'world_pixels'"):
         recipe_files(["--config", "world_pixel"])
     assert ls.Recipe.load("world_pixels").options("data")["frames"] == 17
-    assert read_plan(Path("attention")).base.name == "world_pixels.yaml"
+    assert read_plan(Path("attention")).base.name == "world_duo.yaml"
 
 
 def test_a_new_study_runs_as_it_says(
