@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -42,19 +41,16 @@ class JointEncoder(TextEncoder):
         dim: width.
         depth: number of layers.
         num_heads: divides ``dim``.
-        std: standard deviation of the table's initial values.
     """
 
     trainable = True
 
-    def __init__(self, vocabulary: int, dim: int, depth: int, num_heads: int, std: float) -> None:
+    def __init__(self, vocabulary: int, dim: int, depth: int, num_heads: int) -> None:
         super().__init__()
         if dim < 1 or depth < 0:
             raise SoraError(f"dim={dim} must be at least 1 and depth={depth} 0 or more")
-        if not 0 < std < math.inf:
-            raise SoraError(f"std={std} must be finite and more than 0")
         self.dim, self.head_dim, self.pad = dim, head_width(dim, num_heads), vocabulary - 1
-        self.embedding = _Table(vocabulary, dim, std)
+        self.embedding = nn.Embedding(vocabulary, dim)
         self.blocks = nn.ModuleList(_TextBlock(dim, num_heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         axis_pairs(self.head_dim, axes=1)
@@ -145,18 +141,14 @@ class BytesEncoder(JointEncoder):
         dim: width of the vectors.
         depth: number of layers of a small transformer over them.
         num_heads: of its attention; divides ``dim``.
-        std: of the table's initial values. A small one, such as 0.05, lets an optimizer of few and small steps move
-            words of one meaning together sooner.
     """
 
     bos, eos = 256, 257
 
-    def __init__(
-        self, dim: int = 128, depth: int = 2, num_heads: int = 2, max_bytes: int = 256, std: float = 1.0
-    ) -> None:
+    def __init__(self, dim: int = 128, depth: int = 2, num_heads: int = 2, max_bytes: int = 256) -> None:
         if max_bytes < 1:
             raise SoraError(f"max_bytes={max_bytes} must be at least 1")
-        super().__init__(259, dim, depth, num_heads, std)
+        super().__init__(259, dim, depth, num_heads)
         self.max_bytes = max_bytes
 
     def parts(self, caption: str) -> list[tuple[str, list[int]]]:
@@ -182,17 +174,14 @@ class WordsEncoder(JointEncoder):
         dim: width of the vectors.
         depth: number of layers of a small transformer over them.
         num_heads: of its attention; divides ``dim``.
-        std: of the table's initial values. A small one, such as 0.05, lets an optimizer of few and small steps move
-            words of one meaning together sooner.
     """
 
     def __init__(
-        self, dim: int = 128, depth: int = 1, num_heads: int = 2, rows: int = 4096, max_words: int = 128,
-        std: float = 1.0,
-    ) -> None:  # fmt: skip
+        self, dim: int = 128, depth: int = 1, num_heads: int = 2, rows: int = 4096, max_words: int = 128
+    ) -> None:
         if rows < 1 or max_words < 1:
             raise SoraError(f"rows={rows} and max_words={max_words} must be at least 1")
-        super().__init__(rows + 2, dim, depth, num_heads, std)
+        super().__init__(rows + 2, dim, depth, num_heads)
         self.rows, self.max_words = rows, max_words
 
     def parts(self, caption: str) -> list[tuple[str, list[int]]]:
@@ -204,17 +193,6 @@ class WordsEncoder(JointEncoder):
     def _row(self, word: str) -> int:
         content = word.encode("utf-8", errors="replace")
         return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") % self.rows
-
-
-class _Table(nn.Embedding):
-    """A row for each token, drawn with a standard deviation."""
-
-    def __init__(self, rows: int, dim: int, std: float) -> None:
-        self.std = std
-        super().__init__(rows, dim)
-
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=self.std)
 
 
 class _TextBlock(nn.Module):

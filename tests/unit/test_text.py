@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import logging
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -230,18 +229,6 @@ def test_what_an_encoder_was_never_trained_on_is_told_once(
     untrained.load_state_dict(untrained.state_dict())
     untrained.eval()([unknown])
     assert len(caplog.records) == 2
-
-
-@pytest.mark.parametrize("encoder", ["words", "bytes"])
-def test_a_table_is_drawn_as_wide_as_asked(encoder: str) -> None:
-    own, narrow = TEXT_ENCODERS.create(f"{encoder}(dim=64)"), TEXT_ENCODERS.create(f"{encoder}(dim=64, std=0.05)")
-    for each in (own, narrow):
-        initialize(each, 3)
-    assert torch.allclose(narrow.embedding.weight, 0.05 * own.embedding.weight)
-    assert own.embedding.weight.std().item() == pytest.approx(1, abs=0.02)
-    for std in (0, -1, math.inf, math.nan):
-        with pytest.raises(SoraError, match=r"std=\S+ must be finite and more than 0"):
-            TEXT_ENCODERS.builder(encoder)(std=std)
 
 
 def test_a_word_that_a_tokenizer_does_not_know_is_told(
