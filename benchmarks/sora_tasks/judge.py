@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
@@ -54,9 +55,9 @@ class Judge:
         return self._places[key]
 
     def facts(self, clips: Sequence[Tensor], told: Sequence[dict[str, object]]) -> list[dict[str, float]]:
-        """Of each clip the share of each fact that is as told, in [0, 1]."""
+        """Of each clip the share of each fact that is as told, in [0, 1]; without those that cannot be read."""
         scores = agreement(read_codes(self.read(clips)), asked_codes(told))
-        return [dict(zip(FACTS, row, strict=True)) for row in scores.tolist()]
+        return [{n: v for n, v in zip(FACTS, row, strict=True) if not math.isnan(v)} for row in scores.tolist()]
 
     def path_error(self, clip: Tensor, truth: Tensor, color: str, frames: Sequence[int]) -> float | None:
         """How far an object is in the picture from where it should be: mean over frames that should show it, in

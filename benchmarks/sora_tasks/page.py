@@ -92,7 +92,6 @@ def shortcomings(results: Sequence[Mapping[str, Any]]) -> list[str]:
         told.append(f"Ceiling and floor have intervals that meet, so that nothing is told: {'; '.join(unseparated)}.")
     if untrained:
         told.append(f"The model was not trained on what these ask of it: {', '.join(untrained)}.")
-    told.append("Collisions are not judged: objects of the world do not meet.")
     return told
 
 
@@ -115,4 +114,5 @@ def sections(results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> 
             f"(sampling {result['sampling_seconds']:.0f} s). Control: {result['control']}.",
             table(result),
         ]
-    return [*told, "## What falls short", "\n".join(f"- {line}" for line in shortcomings(results))]
+    short = shortcomings(results)
+    return [*told, *(["## What falls short", "\n".join(f"- {line}" for line in short)] if short else [])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,19 +39,22 @@ def read_codes(readings: Sequence[Reading]) -> Codes:
 
 
 def asked_codes(facts: Sequence[Mapping[str, Any]]) -> Codes:
-    """What clips should show, in the same form, from ``Facts.as_dict()``."""
+    """What clips should show, in the same form, from ``Facts.as_dict()``; NaN where the evaluator does not read it."""
     asked = torch.zeros((len(facts), WIDTH), dtype=torch.float64)
     for row, fact in zip(asked, facts, strict=True):
         slots = row[:-1].view(COLORS, -1)
         for thing in fact["objects"]:
-            values = [float(code(name, thing[name])) for name in OF_OBJECTS]
+            values = [code(n, thing[n]) if thing[n] in VOCABULARY[n] else math.nan for n in OF_OBJECTS]
             slots[code("color", thing["color"])] = torch.tensor([1.0, *values], dtype=torch.float64)
         row[-1] = code("camera", fact["camera"]["motion"])
     return asked
 
 
 def agreement(found: Codes, asked: Codes) -> Float[Tensor, "clips facts"]:
-    """The share of each fact that is as asked, in [0, 1]; facts in the order of ``FACTS``."""
+    """The share of each fact that is as asked, in [0, 1]; facts in the order of ``FACTS``.
+
+    NaN where the evaluator reads none of what is asked, such as the motions of a collision.
+    """
     rows = [_judge_one(f, a) for f, a in zip(found, asked, strict=True)]
     return torch.tensor(rows, dtype=torch.float64).reshape(-1, len(FACTS))
 
@@ -65,10 +69,11 @@ def _judge_one(found: Tensor, asked: Tensor) -> list[float]:
     for color in sought:
         if color not in partner and spare:
             partner[color] = spare.pop(0)
-    hits = [
-        sum(float(shown[partner[c], 1 + i] == wanted[c, 1 + i]) for c in sought if c in partner) / max(len(sought), 1)
-        for i in range(len(OF_OBJECTS))
-    ]
+    hits = []
+    for i in range(1, 1 + len(OF_OBJECTS)):
+        judged = [c for c in sought if not wanted[c, i].isnan()]
+        right = [float(shown[partner[c], i] == wanted[c, i]) for c in judged if c in partner]
+        hits.append(math.nan if sought and not judged else sum(right) / max(len(judged), 1))
     return [float(seen == sought), float(len(seen) == len(sought)), *hits, float(found[-1] == asked[-1])]
 
 
@@ -105,10 +110,10 @@ class PromptAdherence(ClipListMetric):
         if not clips:
             return rates
         scores = agreement(found, asked)
-        rates |= {name: scores[:, i].mean() for i, name in enumerate(FACTS)}
-        rates |= {"mean": scores.mean(), "all": (scores == 1).all(dim=1).double().mean()}
+        rates |= {name: scores[:, i].nanmean() for i, name in enumerate(FACTS)}
+        rates |= {"mean": scores.nanmean(), "all": ((scores == 1) | scores.isnan()).all(dim=1).double().mean()}
         if clips > 1:
             turns = torch.linspace(1, clips - 1, min(SHUFFLES, clips - 1)).round().long().tolist()
             shuffled = torch.cat([agreement(found, asked.roll(turn, 0)) for turn in turns])
-            rates |= {f"{name}_shuffled": shuffled[:, i].mean() for i, name in enumerate(FACTS)}
+            rates |= {f"{name}_shuffled": shuffled[:, i].nanmean() for i, name in enumerate(FACTS)}
         return rates

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_sora.world.captions import CAMERA_MOTIONS, DENSE_MOTIONS, SHORT_MOTIONS, SIZE_WORDS, caption
-from lightning_sora.world.config import CAMERAS, COLORS, MOTIONS, SHAPES
+from lightning_sora.world.config import CAMERAS, COLLISION, COLORS, MOTIONS, SHAPES
 from lightning_sora.world.facts import Facts
 
 FACTS = ("color", "shape", "size", "motion", "camera", "count")
@@ -47,7 +47,7 @@ def _phrases() -> dict[str, str]:
         for motion, wordings in table.items():
             for wording in wordings:
                 found |= {wording.format(way=way): motion for way in WAYS}
-    found |= {f", {motion.replace('_', ' ')}": motion for motion in MOTIONS}  # tags
+    found |= {f", {motion.replace('_', ' ')}": motion for motion in (*MOTIONS, *COLLISION)}  # tags
     return dict(sorted(found.items(), key=lambda item: -len(item[0])))
 
 

@@ -33,7 +33,7 @@ class Adherence(VideoMetric):
             return {}
         readings, facts, ids = zip(*((v.features, v.facts, v.id) for v in videos), strict=True)
         self.state.update(readings, facts, ids)
-        rows = agreement(read_codes(readings), asked_codes(facts)).mean(dim=1)
+        rows = agreement(read_codes(readings), asked_codes(facts)).nanmean(dim=1)
         return dict(zip(ids, rows.tolist(), strict=True))
 
     def compute(self) -> Score | None:

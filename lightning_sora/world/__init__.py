@@ -1,6 +1,16 @@
 """Procedural captioned videos with known facts, and their measurement from pixels."""
 
-from lightning_sora.world.config import CAMERAS, COLORS, DIRECTIONS, LEVELS, MOTIONS, SHAPES, SIZES, WorldConfig
+from lightning_sora.world.config import (
+    CAMERAS,
+    COLLISION,
+    COLORS,
+    DIRECTIONS,
+    LEVELS,
+    MOTIONS,
+    SHAPES,
+    SIZES,
+    WorldConfig,
+)
 from lightning_sora.world.facts import Facts
 from lightning_sora.world.measure import Measurement, measure
 from lightning_sora.world.render import Rendering
@@ -9,6 +19,7 @@ from lightning_sora.world.world import World
 
 __all__ = [
     "CAMERAS",
+    "COLLISION",
     "COLORS",
     "DIRECTIONS",
     "LEVELS",

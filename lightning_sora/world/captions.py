@@ -22,7 +22,7 @@ from lightning_sora.randomness import stream_seed
 from lightning_sora.world.config import DIRECTIONS
 from lightning_sora.world.facts import Facts, ObjectFacts
 from lightning_sora.world.languages import LANGUAGES
-from lightning_sora.world.motion import camera_path, positions
+from lightning_sora.world.motion import HIT_SHARE, camera_path, positions
 from lightning_sora.world.natural import write as write_natural
 
 # The first wording of each is the plainest.
@@ -41,6 +41,8 @@ SHORT_MOTIONS: dict[str, tuple[str, ...]] = {
     "orbit": ("moves in a circle", "goes round in a circle"),
     "fall": ("falls down", "falls to the ground"),
     "behind": ("moves {way} behind a wall", "passes behind a wall to the {way}"),
+    "strike": ("moves {way} and hits the other", "moves {way} into the other"),
+    "struck": ("is hit and moves on", "is hit"),
 }
 
 DENSE_MOTIONS: dict[str, tuple[str, ...]] = {
@@ -58,6 +60,8 @@ DENSE_MOTIONS: dict[str, tuple[str, ...]] = {
     "orbit": ("travels counter-clockwise along a circle on the ground", "circles round on the ground"),
     "fall": ("falls from above and comes to rest on the ground", "drops down out of the air and lands"),
     "behind": ("passes behind a grey wall, moving {way}", "disappears behind a grey wall on its way to the {way}"),
+    "strike": ("slides to the {way} until it hits the other", "runs into the other on its way to the {way}"),
+    "struck": ("rests until it is hit, and then slides on", "is hit and pushed along"),
 }
 
 CAMERA_MOTIONS: dict[str, tuple[str, ...]] = {
@@ -197,9 +201,10 @@ def _motion(thing: ObjectFacts, facts: Facts, wording: str) -> str:
 
 def _seen_as_told(thing: ObjectFacts, facts: Facts) -> bool:
     """Whether an object that leads somewhere does so in the picture too, at every moment: sideways, and in size."""
-    if facts.camera.motion == "static" or not (thing.motion in DIRECTIONS or thing.motion == "behind"):
+    if facts.camera.motion == "static" or not (thing.motion in DIRECTIONS or thing.motion in ("behind", "strike")):
         return True
-    times = torch.linspace(0, facts.duration, LOOKS)
+    told = HIT_SHARE if thing.motion == "strike" else 1.0  # where to it goes after a collision is not told
+    times = torch.linspace(0, told * facts.duration, LOOKS)
     camera = camera_path(facts.camera, times, facts.duration)
     spot, depth = camera.project(positions(thing, times, facts.duration), 2, 2)
     across, size = spot[:, 0].diff(), (1 / (camera.tangent * depth)).diff()

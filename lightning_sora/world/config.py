@@ -42,6 +42,9 @@ DIRECTIONS: dict[str, tuple[float, float]] = {
 }
 
 MOTIONS: tuple[str, ...] = (*DIRECTIONS, "still", "bounce", "spin", "orbit", "fall", "behind")
+COLLIDE = "collide"
+"""Drawn for a clip, not for one object: the first two have the motions of ``COLLISION``."""
+COLLISION: tuple[str, ...] = ("strike", "struck")
 
 CAMERAS: tuple[str, ...] = (
     "static",
@@ -63,7 +66,8 @@ class WorldConfig:
     """The family of clips of one world.
 
     Attributes:
-        colors, shapes, sizes, motions, cameras: names to draw from.
+        colors, shapes, sizes, motions, cameras: names to draw from. Among motions may be "collide", which takes two
+            objects and which the world's evaluator does not read.
         objects: least and greatest number of coloured objects.
         occluder: probability that a grey wall stands on the stage (the motion "behind" brings its own).
         holdout: how many (colour, shape) pairs never occur in the split "train".
@@ -102,7 +106,7 @@ class WorldConfig:
             ("colors", COLORS),
             ("shapes", SHAPES),
             ("sizes", SIZES),
-            ("motions", MOTIONS),
+            ("motions", (*MOTIONS, COLLIDE)),
             ("cameras", CAMERAS),
         ):
             names = tuple(getattr(self, field))
@@ -125,6 +129,15 @@ class WorldConfig:
             raise SoraError(
                 f"world holdout={self.holdout} must leave pairs to train on and be at most the number of "
                 f"colours, {len(self.colors)}; lower it"
+            )
+        if COLLIDE in self.motions and greatest < 2:
+            raise SoraError(
+                f"world objects={self.objects!r}: 'collide' takes two objects; raise objects, or take it out of motions"
+            )
+        if set(self.motions) == {COLLIDE} and self.objects != (2, 2):
+            raise SoraError(
+                f"world objects={self.objects!r}: 'collide' alone leaves clips of other than two objects without a "
+                "motion; set objects=(2, 2), or add motions"
             )
         if set(self.motions) == {"spin"} and set(self.shapes) == {"sphere"}:
             raise SoraError("a spinning sphere looks still; add a shape or a motion to the world")

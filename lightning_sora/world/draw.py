@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import torch
 
 from lightning_sora.errors import SoraError
 from lightning_sora.randomness import stream_seed
-from lightning_sora.world.config import DIRECTIONS, SIZES, WorldConfig
+from lightning_sora.world.config import COLLIDE, DIRECTIONS, SIZES, WorldConfig
 from lightning_sora.world.facts import CameraFacts, Facts, ObjectFacts, OccluderFacts, SceneFacts
-from lightning_sora.world.motion import camera_path, positions
+from lightning_sora.world.motion import camera_path, collision, positions
 from lightning_sora.world.shapes import CUBE_HALF, SOLIDS
 
 # Everything stays this far apart, edge to edge of the upright bounding cylinders.
@@ -54,9 +55,17 @@ def _place(
     crowded = config.objects[1] > 1
     objects: list[ObjectFacts] = []
     wall: OccluderFacts | None = None
+    if COLLIDE in config.motions and len(chosen) > 1 and rng.random() * len(config.motions) < 1:
+        for _ in range(ATTEMPTS):
+            pair = _draw_pair(rng, config, chosen)
+            if all(_fits(thing, [], None, camera, config.duration) for thing in pair):
+                break
+        else:
+            return None
+        objects, chosen = list(pair), chosen[2:]
     for color, shape in chosen:
         # One wall, one object behind it.
-        motions = [m for m in config.motions if m != "behind" or wall is None]
+        motions = [m for m in config.motions if m != COLLIDE and (m != "behind" or wall is None)]
         for _ in range(ATTEMPTS):
             thing = _draw_object(rng, config, color, shape, motions)
             own_wall = _wall_before(thing) if thing.motion == "behind" else wall
@@ -107,6 +116,26 @@ def _draw_object(rng: random.Random, config: WorldConfig, color: str, shape: str
     }.get(motion, config.travel)
     return ObjectFacts(
         color, shape, size, radius, motion, heading, center, travel, rng.uniform(*config.yaw), rng.random()
+    )
+
+
+def _draw_pair(
+    rng: random.Random, config: WorldConfig, chosen: list[tuple[str, str]]
+) -> tuple[ObjectFacts, ObjectFacts]:
+    """Two that collide head on: one comes from the side, the other rests until then."""
+    one, other = (_draw_object(rng, config, *pair, ["still"]) for pair in chosen[:2])
+    left, pushed = collision(one.radius, other.radius)
+    apart = footprint(one) + footprint(other)
+    x, y = one.center
+    return (
+        replace(one, motion="strike", rebound=left),
+        replace(
+            other,
+            motion="struck",
+            heading=one.heading,
+            center=(x + apart * one.heading[0], y + apart * one.heading[1]),
+            travel=pushed * one.travel,
+        ),
     )
 
 

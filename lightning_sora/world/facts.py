@@ -13,12 +13,15 @@ class ObjectFacts:
 
     Attributes:
         radius: world units; the solid is its unit form times this.
-        motion: one of ``MOTIONS``.
-        heading: unit vector on the ground along which a straight motion (or "behind") leads.
-        center: (x, y) of the middle of a straight path, of the circle of "orbit", of the place otherwise.
-        travel: length of a straight path; radius of the circle of "orbit"; height of "bounce" and "fall".
+        motion: one of ``MOTIONS``, or of ``COLLISION``.
+        heading: unit vector on the ground along which a straight motion (or "behind", or a collision) leads.
+        center: (x, y) of the middle of a straight path, of the circle of "orbit", of the place otherwise; where it is
+            when it collides.
+        travel: length of a straight path; radius of the circle of "orbit"; height of "bounce" and "fall"; of "strike"
+            and "struck" how far it would come in the clip's duration at its speed before and after the collision.
         yaw: rotation about the vertical at time 0, degrees.
         phase: where a periodic motion starts, as a fraction of its period.
+        rebound: velocity after a collision, of "strike", as a share of the one before; less than 0 where it turns back.
     """
 
     color: str
@@ -31,6 +34,7 @@ class ObjectFacts:
     travel: float
     yaw: float
     phase: float
+    rebound: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_sora.world.config import DIRECTIONS
+from lightning_sora.world.config import COLLISION, DIRECTIONS
 from lightning_sora.world.facts import CameraFacts, ObjectFacts
 from lightning_sora.world.shapes import SOLIDS
 
@@ -20,6 +20,7 @@ SPIN_PERIOD = 2.0  # seconds a turn
 ORBIT_PERIOD = 2.6  # seconds a round
 SPIN_TILT = 35.0  # degrees; a leaning body makes its turning visible
 FALL_SHARE = 0.75  # of the duration until the ground is reached
+HIT_SHARE = 0.4  # of the duration until two things collide
 
 # How far the camera's parameters move over the duration, symmetric about the middle pose.
 PAN_SHARE, TILT_SHARE = 0.45, 0.35  # of the angle of view
@@ -41,6 +42,9 @@ def positions(thing: ObjectFacts, times: Sequence[float] | Tensor, duration: flo
     if thing.motion in DIRECTIONS or thing.motion == "behind":
         along = (_progress(times, duration) - 0.5) * thing.travel
         x, y = x + along * thing.heading[0], y + along * thing.heading[1]
+    elif thing.motion in COLLISION:
+        along = thing.travel * struck_path(_progress(times, duration), HIT_SHARE, thing.motion, thing.rebound)
+        x, y = x + along * thing.heading[0], y + along * thing.heading[1]
     elif thing.motion == "bounce":
         part = (times / BOUNCE_PERIOD + thing.phase) % 1.0
         z = z + thing.travel * 4 * part * (1 - part)
@@ -53,6 +57,27 @@ def positions(thing: ObjectFacts, times: Sequence[float] | Tensor, duration: flo
     elif thing.motion == "spin":
         z = torch.full_like(times, solid.bound * thing.radius)
     return torch.stack([x, y, z], dim=-1)
+
+
+def struck_path(times: Float[Tensor, " frames"], hit: float, motion: str, rebound: float) -> Float[Tensor, " frames"]:
+    """How far along its heading a thing is from where it collides, per unit of its speed.
+
+    Args:
+        times: in any unit.
+        hit: when the two meet, in the same unit.
+        motion: "strike" comes at speed 1 and goes on at ``rebound``; "struck" rests and goes on at speed 1.
+    """
+    after = (times - hit).clamp(min=0)
+    return after if motion == "struck" else (times - hit).clamp(max=0) + rebound * after
+
+
+def collision(radius: float, other: float) -> tuple[float, float]:
+    """Velocities after a thing meets another that rests, as shares of its own before: its own, and the other's.
+
+    Head on, without loss, and each as heavy as its radius cubed: momentum and energy are kept (Goldstein, 3.11).
+    """
+    share = radius**3 / (radius**3 + other**3)
+    return 2 * share - 1, 2 * share
 
 
 def rotations(thing: ObjectFacts, times: Float[Tensor, " frames"]) -> Float[Tensor, "frames 3 3"]:

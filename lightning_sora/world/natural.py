@@ -42,9 +42,17 @@ MOTIONS = {
     "spin": ("spins", "spins in place", "turns in place", "turns round and round", "turns around"),
     "orbit": ("moves in a circle", "circles", "goes round in a circle", "goes in circles", "circles around"),
     "fall": ("falls down", "falls", "drops", "drops to the ground", "falls to the ground"),
-    "behind": ("{verb} {way} behind a wall", "passes behind a wall", "passes behind a wall to the {way}",
-               "{verb} behind a grey wall to the {way}", "goes {way} behind a wall"),
-}  # fmt: skip
+    "behind": (
+        "{verb} {way} behind a wall",
+        "passes behind a wall",
+        "passes behind a wall to the {way}",
+        "{verb} behind a grey wall to the {way}",
+        "goes {way} behind a wall",
+    ),
+}
+COLLISIONS = ("{one} {verb} {way} into {other}", "{one} {verb} into {other}", "{one} {verb} {way} and hits {other}",
+              "{one} hits {other}", "{one} bumps into {other}", "{one} collides with {other}",
+              "{other} is hit by {one}")  # fmt: skip
 CAMERAS = {
     "pan_left": ("pans left", "pans to the left", "turns left", "turns to the left"),
     "pan_right": ("pans right", "pans to the right", "turns right", "turns to the right"),
@@ -82,7 +90,10 @@ def write(facts: Facts, seen: Callable[[ObjectFacts], bool], choose: Choose) -> 
     """
     things = list(facts.objects)
     clauses = []
-    pair = choose((None, *behind(facts))) if len(things) > 1 else None
+    if things[0].motion == "strike":
+        clauses.append(_collision(things[0], things[1], seen(things[0]), choose))
+        things = things[2:]
+    pair = choose((None, *behind(facts))) if len(things) == len(facts.objects) > 1 else None
     if pair is not None:
         far, near = pair
         clauses.append(_relation(far, near, seen, choose))
@@ -143,3 +154,11 @@ def _relation(far: ObjectFacts, near: ObjectFacts, seen: Callable[[ObjectFacts],
     if second.motion == "still" or choose((False, False, True)):
         other = _noun(second, choose, "a")
     return f"{_noun(first, choose)} {motion} {where} {other}"
+
+
+def _collision(one: ObjectFacts, other: ObjectFacts, seen: bool, choose: Choose) -> str:
+    """For example: "a big red ball rolls right into a small blue cube"."""
+    verb = choose(ROLLS if one.shape == "sphere" else VERBS)
+    way = choose(WAYS["right" if one.heading[0] > 0 else "left"])
+    told = choose(COLLISIONS if seen else COLLISIONS[3:])  # without where to, which the picture would not show
+    return told.format(one=_noun(one, choose), other=_noun(other, choose, "a"), verb=verb, way=way)

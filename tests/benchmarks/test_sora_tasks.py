@@ -40,8 +40,9 @@ TASKS = {
     "inpaint": "inpaint(world='simple')",
     "outpaint": "outpaint(world='simple')",
     "law": "law(world='simple')",
+    "collision": "collision(world='duo')",
 }
-WORLDS = {"simple": {"level": "simple"}}
+WORLDS = {"simple": {"level": "simple"}, "duo": {"level": "duo"}}
 
 
 @pytest.fixture(scope="module")

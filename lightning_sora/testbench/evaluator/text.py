@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightning_sora.world import CAMERAS, COLORS, MOTIONS, SHAPES, SIZES
+from lightning_sora.world import CAMERAS, COLLISION, COLORS, MOTIONS, SHAPES, SIZES
 from lightning_sora.world import captions as wordings
 
 WORD = re.compile(r"[a-z]+|[.,]")
@@ -20,11 +20,11 @@ UNKNOWN, PAD = 0, 1
 
 @lru_cache(maxsize=1)
 def vocabulary() -> tuple[str, ...]:
-    """Every word that captions of the world may hold, sorted."""
+    """Every word that captions of the world may hold, sorted; without those of collisions, which it does not read."""
     texts: list[str] = [*COLORS, *SHAPES, *SIZES, *wordings.COUNTS, *wordings.SURFACES, ". , wall"]
     texts += [name.replace("_", " ") for name in (*MOTIONS, *CAMERAS)]
     for table in (wordings.SHORT_MOTIONS, wordings.DENSE_MOTIONS, wordings.CAMERA_MOTIONS, wordings.SIZE_WORDS):
-        texts += [wording for options in table.values() for wording in options]
+        texts += [wording for name, options in table.items() if name not in COLLISION for wording in options]
     texts.append(
         "a the in on at from front back middle left right looking scene high above somewhat near ground "
         "grey plain of tiles softly chequered floor under even light lit with soft shadows carries object objects "

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lightning_sora.errors import SoraError
 from lightning_sora.world import CAMERAS, COLORS, MOTIONS, SHAPES, SIZES, Facts
 from lightning_sora.world.motion import camera_path, positions
 
@@ -80,7 +81,13 @@ def answers(facts: Sequence[Mapping[str, Any]], frames: int, fps: float) -> Answ
 
 
 def code(fact: str, value: str) -> int:
-    """The number of a value among those of a fact."""
+    """The number of a value among those of a fact.
+
+    Raises:
+        SoraError: the evaluator does not read it.
+    """
+    if value not in VOCABULARY[fact]:
+        raise SoraError(f"the evaluator reads no {fact} {value!r}; it reads {', '.join(VOCABULARY[fact])}")
     return VOCABULARY[fact].index(value)
 
 

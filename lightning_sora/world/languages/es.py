@@ -42,6 +42,8 @@ MOTIONS = {
     "orbit": ("se mueve en círculo", "da vueltas en círculo"),
     "fall": ("cae", "cae al suelo"),
     "behind": ("se mueve a la {way} detrás de una pared", "pasa por detrás de una pared hacia la {way}"),
+    "strike": ("se mueve a la {way} y golpea al otro objeto", "se mueve hacia la {way} y choca con el otro"),
+    "struck": ("recibe un golpe y avanza", "recibe un golpe"),
 }
 ACROSS = " por el suelo"
 CAMERAS = {
