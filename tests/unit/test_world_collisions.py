@@ -112,7 +112,8 @@ SENTENCES = {
     "en": "a small red sphere moves right and hits the other, a big blue cube is hit and moves on",
     "es": "una esfera roja pequeña se mueve a la derecha y golpea al otro objeto, un cubo azul grande recibe un golpe y "
     "avanza",
-    "zh": "一个红色的小球体向右移动并撞上另一个，一个蓝色的大立方体被撞后继续移动",
+    "zh": "一个红色的小球体向右移动并撞上另一个，"
+    "一个蓝色的大立方体被撞后继续移动",
     "ar": "كرة حمراء صغيرة تتحرك إلى اليمين وتصدم الآخر، مكعب أزرق كبير يتلقى صدمة ويتابع",
 }
 
