@@ -110,10 +110,9 @@ def test_people_s_words_tell_who_strikes_whom() -> None:
 #: In the plainest words, of a small red sphere that comes from the left and a big blue cube.
 SENTENCES = {
     "en": "a small red sphere moves right and hits the other, a big blue cube is hit and moves on",
-    "es": "una esfera roja pequeña se mueve a la derecha y golpea al otro objeto, un cubo azul grande recibe un golpe y "
-    "avanza",
-    "zh": "一个红色的小球体向右移动并撞上另一个，"
-    "一个蓝色的大立方体被撞后继续移动",
+    "es": "una esfera roja pequeña se mueve a la derecha y golpea al otro objeto, un cubo azul grande recibe un golpe "
+    "y avanza",
+    "zh": "一个红色的小球体向右移动并撞上另一个，一个蓝色的大立方体被撞后继续移动",
     "ar": "كرة حمراء صغيرة تتحرك إلى اليمين وتصدم الآخر، مكعب أزرق كبير يتلقى صدمة ويتابع",
 }
 
