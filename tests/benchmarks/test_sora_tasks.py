@@ -20,14 +20,18 @@ from benchmarks.sora_tasks.scene import Scene
 from lightning_sora.errors import SoraError
 from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.spacetime import PatchSize, VideoSize
+from lightning_sora.tasks import TASKS as TASK_REGISTRY
+from lightning_sora.tasks.base import check_inputs
 
 CLIPS, SEED = 4, 33  # of which colours, shapes, sizes and motions differ
 #: Of the recipe, less what would be the same again.
 TASKS = {
     "text": "text(world='simple')",
+    "text_to_image": "text_to_image(world='simple')",
     "composition": "composition(world='simple')",
     "framing": "framing(world='simple', sizes=((48, 80),))",
     "image": "image(world='simple')",
+    "first_and_last": "first_and_last(world='simple')",
     "forward": "forward(world='simple')",
     "backward": "backward(world='simple')",
     "connect": "connect(world='simple')",
@@ -90,6 +94,32 @@ def test_every_capability_is_in_the_recipe_and_in_the_test_of_controls() -> None
     used = {spec.split("(")[0] for spec in chosen(recipe, []).values()}
     assert used == set(CAPABILITIES.list())
     assert used - {"language"} == {spec.split("(")[0] for spec in TASKS.values()}
+
+
+@pytest.mark.parametrize("name", ["image", "first_and_last"])
+@pytest.mark.parametrize("patch", [PatchSize(1, 8, 8), PatchSize(4, 8, 8)], ids=["frame by frame", "four frames"])
+def test_the_truth_begins_and_ends_as_the_task_holds_what_is_given(name: str, patch: PatchSize) -> None:
+    scene = Scene(WORLDS, VideoSize(9, 16, 16), patch)
+    what = capability(TASKS[name], 2)
+    for case in what.cases(scene):
+        task = TASK_REGISTRY.create(case.task)
+        given = task.given(case.size, patch, check_inputs(case.task, task, case.size, case.inputs))
+        assert given is not None
+        held = given.strength == 0
+        assert torch.equal(given.video[held], case.truth[held])
+        assert [t for t in range(9) if not held[t].any()] == list(case.made or ())
+        shown = what.shown(case)
+        assert shown is not None
+        assert torch.equal(shown, torch.cat(list(case.inputs.values())))
+
+
+def test_an_image_is_judged_by_what_an_image_tells() -> None:
+    what = capability(TASKS["text_to_image"], CLIPS)
+    cases = what.cases(Scene(WORLDS, VideoSize(17, 48, 48), PatchSize(4, 8, 8), seed=SEED))
+    assert {tuple(case.truth.shape) for case in cases} == {(1, 48, 48, 3)}
+    for one in what.judge(Judge(), cases, [case.truth for case in cases]):
+        assert list(one) == ["color", "shape", "size", "mean", "all"]
+        assert one["mean"] == (one["color"] + one["shape"] + one["size"]) / 3
 
 
 def test_a_control_gives_no_case_its_own_clip() -> None:

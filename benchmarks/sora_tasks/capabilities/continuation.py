@@ -57,13 +57,17 @@ class Continuation(Capability):
     def inputs(self, truth: Clip, first: int, last: int) -> Mapping[str, Any]:
         """What the task is given."""
 
+    def answer(self, clip: Clip, first: int, last: int) -> Clip:
+        """What a perfect model would make, from a clip of the world."""
+        return clip
+
     def cases(self, scene: Scene) -> list[Case]:
         world = scene.make(self.world)
         first, last = self.split(scene)
         made = self.made(scene.size.frames, first, last)
         found = []
         for f in scene.draw(world, self.clips):
-            truth = scene.render(f, world)
+            truth = self.answer(scene.render(f, world), first, last)
             found.append(
                 Case(f"{self.world}-{f.index}", f, world.config, scene.prompt(f, world), truth, scene.size, "",
                      self.task, self.inputs(truth, first, last), made)
@@ -114,27 +118,23 @@ def pasted(case: Case, given: Clip, made: Clip) -> Clip:
     return clip
 
 
-@CAPABILITIES.register("image")
-class Image(Continuation):
-    """An image is brought to life: is it kept, is the prompt's motion obeyed, and does what is made come true?"""
+class FromImages(Continuation):
+    """Images are given, and what a prompt says of them is made: its motion and its camera are judged as well.
 
-    measures: ClassVar = {
-        "kept": Measure("dB"),
-        "motion": Measure(),
-        "camera": Measure(),
-        **{name: one for name, one in Continuation.measures.items() if name != "seam"},
-        "gain over the image held still": Measure("dB"),
-    }
-    headline = ("kept", "motion", "path error")
-    control_told = "the clip that was made of the next image and prompt"
-    task = "image_to_video"
+    Attributes:
+        gain: the measure that says by how much a clip is nearer to the truth than one without a model.
+    """
+
     phases = ("bounce", "orbit")
+    gain: ClassVar[str]
 
-    def split(self, scene: Scene) -> tuple[int, int]:
-        return 1, 0
+    @abstractmethod
+    def without_model(self, case: Case) -> Clip:
+        """What the images give by themselves."""
 
-    def inputs(self, truth: Clip, first: int, last: int) -> Mapping[str, Any]:
-        return {"image": truth[:1]}
+    @abstractmethod
+    def keeps(self, case: Case, clip: Clip) -> Judged:
+        """How well what is given is kept."""
 
     def completed(self, case: Case, clip: Clip) -> Clip:
         return clip
@@ -147,12 +147,87 @@ class Image(Continuation):
         facts = judge.facts(clips, [case.told() for case in cases])
         for one, case, clip, fact in zip(found, cases, clips, facts, strict=True):
             one.pop("seam", None)
-            one |= {"kept": psnr(clip, case.truth, [0]), "motion": fact["motion"], "camera": fact["camera"]}
+            one |= {**self.keeps(case, clip), "motion": fact["motion"], "camera": fact["camera"]}
             if "PSNR of made frames" in one:
-                still = psnr(case.truth[:1].expand(case.truth.shape), case.truth, case.made)
+                still = psnr(self.without_model(case), case.truth, case.made)
                 if still < MOVING:
-                    one["gain over the image held still"] = one["PSNR of made frames"] - still
+                    one[self.gain] = one["PSNR of made frames"] - still
         return found
+
+
+@CAPABILITIES.register("image")
+class Image(FromImages):
+    """An image is brought to life: is it kept, is the prompt's motion obeyed, and does what is made come true?"""
+
+    gain = "gain over the image held still"
+    measures: ClassVar = {
+        "kept": Measure("dB"),
+        "motion": Measure(),
+        "camera": Measure(),
+        **{name: one for name, one in Continuation.measures.items() if name != "seam"},
+        gain: Measure("dB"),
+    }
+    headline = ("kept", "motion", "path error")
+    control_told = "the clip that was made of the next image and prompt"
+    task = "image_to_video"
+
+    def split(self, scene: Scene) -> tuple[int, int]:
+        return 1, 0
+
+    def inputs(self, truth: Clip, first: int, last: int) -> Mapping[str, Any]:
+        return {"image": truth[:1]}
+
+    def without_model(self, case: Case) -> Clip:
+        return case.truth[:1].expand(case.truth.shape)
+
+    def keeps(self, case: Case, clip: Clip) -> Judged:
+        return {"kept": psnr(clip, case.truth, [0])}
+
+
+@CAPABILITIES.register("first_and_last")
+class FirstAndLast(FromImages):
+    """A first and a last image are given: are both kept, is the prompt's motion obeyed, and does what is made between
+    them come true?
+
+    The task holds the last image for as many frames as a token has. So does the truth: of a clip of the world all is
+    as it was until the first of them, and stands then.
+    """
+
+    gain = "gain over a blend of both"
+    measures: ClassVar = {
+        "first kept": Measure("dB"),
+        "last kept": Measure("dB"),
+        "motion": Measure(),
+        "camera": Measure(),
+        **{name: one for name, one in Continuation.measures.items() if name != "seam"},
+        gain: Measure("dB"),
+    }
+    headline = ("first kept", "last kept", "motion", "path error")
+    control_told = "the clip that was made of the next two images and prompt"
+    task = "first_and_last"
+
+    def split(self, scene: Scene) -> tuple[int, int]:
+        return 1, scene.patch.frames
+
+    def inputs(self, truth: Clip, first: int, last: int) -> Mapping[str, Any]:
+        return {"first": truth[:1], "last": truth[-1:]}
+
+    def answer(self, clip: Clip, first: int, last: int) -> Clip:
+        reached = len(clip) - last
+        return torch.cat([clip[:reached], clip[reached : reached + 1].expand(last, -1, -1, -1)])
+
+    def without_model(self, case: Case) -> Clip:
+        """The first image fades into the last."""
+        assert case.made, "some frame is"
+        part = (torch.arange(len(case.truth)) / (case.made[-1] + 1)).clamp(max=1)[:, None, None, None]
+        first, last = (case.truth[t].float() for t in (0, -1))
+        return ((1 - part) * first + part * last).round().to(torch.uint8)
+
+    def shown(self, case: Case) -> Clip:
+        return case.truth[[0, -1]]
+
+    def keeps(self, case: Case, clip: Clip) -> Judged:
+        return {"first kept": psnr(clip, case.truth, [0]), "last kept": psnr(clip, case.truth, [len(clip) - 1])}
 
 
 @CAPABILITIES.register("forward")

@@ -1,4 +1,4 @@
-"""From text: does the clip show what the prompt says, fact by fact?"""
+"""From text: does the clip, or the image, show what the prompt says, fact by fact?"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from benchmarks.sora_tasks.judge import Judge
 from benchmarks.sora_tasks.protocol import CAPABILITIES, Capability, Case, Clip, Judged, Measure
 from benchmarks.sora_tasks.scene import Scene
 from lightning_sora.testbench.adherence import FACTS
+from lightning_sora.testbench.evaluator.vocabulary import MIN_FRAMES
 
 
 class Facts(Capability):
@@ -19,10 +20,11 @@ class Facts(Capability):
     turns = 4
 
     def judge(self, judge: Judge, cases: Sequence[Case], clips: Sequence[Clip]) -> list[Judged]:
-        return [
-            {**one, "mean": sum(one.values()) / len(one), "all": float(min(one.values()) == 1)}
-            for one in (asked(case, fact) for case, fact in zip(cases, facts_of(judge, cases, clips), strict=True))
-        ]
+        found = []
+        for case, facts in zip(cases, facts_of(judge, cases, clips), strict=True):
+            one = {name: value for name, value in asked(case, facts).items() if name in self.measures}
+            found.append({**one, "mean": sum(one.values()) / len(one), "all": float(min(one.values()) == 1)})
+        return found
 
 
 def facts_of(judge: Judge, cases: Sequence[Case], clips: Sequence[Clip]) -> list[Judged]:
@@ -46,3 +48,26 @@ class Text(Facts):
             Case(f"{self.world}-{f.index}", f, world.config, scene.prompt(f, world), scene.render(f, world), scene.size)
             for f in scene.draw(world, self.clips)
         ]
+
+
+@CAPABILITIES.register("text_to_image")
+class TextToImage(Facts):
+    """Single images of prompts of held-out combinations of colour and shape: what an image can tell of what they say.
+
+    Things stand still before a camera at rest. An image tells no motion; and where things or the camera come nearer
+    later on, a big thing that is far is in the first frame as large as a small one that is near.
+    """
+
+    measures: ClassVar = {name: one for name, one in Facts.measures.items() if name not in ("motion", "camera")}
+
+    def cases(self, scene: Scene) -> list[Case]:
+        world = scene.make(self.world, motions=("still",), cameras=("static",))
+        return [
+            Case(f"{self.world}-{f.index}", f, world.config, scene.prompt(f, world),
+                 scene.render(f, world, frames=1), scene.size, task="text_to_image")
+            for f in scene.draw(world, self.clips)
+        ]  # fmt: skip
+
+    def judge(self, judge: Judge, cases: Sequence[Case], clips: Sequence[Clip]) -> list[Judged]:
+        """As clips in which nothing moves: the evaluator reads no fewer frames."""
+        return super().judge(judge, cases, [clip.expand(MIN_FRAMES, -1, -1, -1) for clip in clips])
