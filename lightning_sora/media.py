@@ -1,10 +1,12 @@
 """Pictures and films for human eyes: MP4, GIF, contact sheets, and the reading of still images.
 
-A file appears whole or not at all: everything is written beside its target and then moved there.
+A file appears whole or not at all: everything is written beside its target and then moved there. MP4 and GIF carry the
+digest of their bytes as a comment (:mod:`lightning_sora.sealing`), so that damage later on is seen.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from lightning_sora import lettering
 from lightning_sora.errors import SoraError
+from lightning_sora.sealing import BLANK, seal, write_whole
 from lightning_sora.writing import whole
 
 log = logging.getLogger(__name__)
@@ -56,8 +59,9 @@ def write_mp4(path: str | Path, video: Video, fps: float, *, scale: int = 1) -> 
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     rate = _rate(fps)
-    encoder = _encoder()
-    with whole(path) as partial, av.open(str(partial), "w", format="mp4") as container:
+    encoder, content = _encoder(), io.BytesIO()
+    with av.open(content, "w", format="mp4") as container:
+        container.metadata["comment"] = BLANK
         stream: VideoStream = container.add_stream(encoder, rate=rate)  # type: ignore[assignment]
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         stream.thread_type = "NONE"
@@ -70,6 +74,7 @@ def write_mp4(path: str | Path, video: Video, fps: float, *, scale: int = 1) -> 
         for picture in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
         container.mux(stream.encode())
+    write_whole(Path(path), seal(content.getvalue()))
 
 
 def write_gif(path: str | Path, video: Video, fps: float, *, scale: int = 1) -> None:
@@ -95,10 +100,12 @@ def write_gif(path: str | Path, video: Video, fps: float, *, scale: int = 1) -> 
     if scale != 1:
         size = (frames.shape[2] * _scale(scale), frames.shape[1] * scale)
         pictures = [picture.resize(size, Image.Resampling.NEAREST) for picture in pictures]
-    with whole(path) as partial:
-        pictures[0].save(
-            partial, format="GIF", save_all=True, append_images=pictures[1:], duration=delays, loop=0, optimize=False
-        )
+    content = io.BytesIO()
+    pictures[0].save(
+        content, format="GIF", save_all=True, append_images=pictures[1:], duration=delays, loop=0, optimize=False,
+        comment=BLANK,
+    )  # fmt: skip
+    write_whole(Path(path), seal(content.getvalue()))
 
 
 def contact_sheet(

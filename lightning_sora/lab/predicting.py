@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch.utils.data import DataLoader
 
 from lightning_sora.errors import SoraError, did_you_mean
 from lightning_sora.lab.models import VideoModel
-from lightning_sora.lab.sampling import Request, read_prompts, sample_row
+from lightning_sora.lab.request import Request
+from lightning_sora.lab.sampling import read_prompts, row_changed, row_file, sample_row
 from lightning_sora.lit.generate import Asked
 from lightning_sora.models.configs import SamplingConfig, plain
 from lightning_sora.models.latent_diffusion import LatentDiffusion
@@ -21,6 +25,8 @@ from lightning_sora.models.pixels import Clip
 from lightning_sora.registry import check_types
 from lightning_sora.tasks.base import INPUTS, NUMBERS
 from lightning_sora.texts import read_text
+
+log = logging.getLogger(__name__)
 
 #: What a row may say beside its prompt and its inputs; the rest is that of the run.
 OPTIONS = tuple(
@@ -83,21 +89,46 @@ def _row(place: str, line: str) -> dict[str, Any]:
     return row
 
 
+@dataclass
+class Tally:
+    """How many rows were made, and how many were there already."""
+
+    made: int = 0
+    kept: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.made} made" + (f", {self.kept} kept as they were there" if self.kept else "")
+
+
 class AskedClip(Asked):
     """A row of a file, as a batch of a prediction; no dataclass, which lightning would take apart.
 
     Args:
         index: of the row.
-        folder: of the files that are written.
+        asked: all of them.
     """
 
-    def __init__(self, index: int, request: Request, folder: Path) -> None:
-        self.index, self.request, self.folder = index, request, folder
+    def __init__(self, index: int, request: Request, asked: AskedClips) -> None:
+        self.index, self.request, self.asked = index, request, asked
 
     def answer(self, model: LatentDiffusion, run_id: str | None) -> list[Clip]:
-        """Makes the video, alone: which device makes it, and beside which others, changes nothing."""
-        own = VideoModel(self.request.model, model, run_id, model.device)
-        return list(sample_row(self.request, own, self.folder, self.index).videos)
+        """Makes the video, alone: which device makes it, and beside which others, changes nothing.
+
+        Returns:
+            the video; nothing where an earlier prediction has made it.
+        """
+        asked, own = self.asked, VideoModel(self.request.model, model, run_id, model.device)
+        fingerprint = asked.model_fingerprint(model)
+        changed = row_changed(self.request, own, asked.folder, self.index, fingerprint)
+        if changed == []:
+            asked.tally.kept += 1
+            return []
+        if changed:
+            name = row_file(self.request, asked.folder, self.index).stem
+            log.warning("%s is made again: what is there has %s", name, " and ".join(changed))
+        made = sample_row(self.request, own, asked.folder, self.index, fingerprint)
+        asked.tally.made += 1
+        return list(made.videos)
 
 
 class AskedClips(pl.LightningDataModule):
@@ -105,11 +136,41 @@ class AskedClips(pl.LightningDataModule):
 
     Args:
         folder: of the files that are written.
+
+    Attributes:
+        tally: of this rank; at the end, of all.
     """
 
     def __init__(self, requests: Sequence[Request], folder: Path) -> None:
         super().__init__()
-        self.requests, self.folder = list(requests), folder
+        self.requests, self.folder, self.tally = list(requests), folder, Tally()
+        self._fingerprint: str | None = None
+
+    def model_fingerprint(self, model: LatentDiffusion) -> str:
+        """That of the one model of a prediction, computed once: it reads all weights."""
+        if self._fingerprint is None:
+            self._fingerprint = model.fingerprint()
+        return self._fingerprint
+
+    def setup(self, stage: str) -> None:
+        """Tells of videos in the folder that no row asks for, which stay."""
+        if self.trainer is None or not self.trainer.is_global_zero or not os.path.isdir(self.folder):
+            return
+        own = {row_file(one, self.folder, index).stem for index, one in enumerate(self.requests)}
+        others = sorted({file.stem for file in self.folder.glob("*.mp4")} - own)
+        if others:
+            log.warning(
+                "%s has videos of no row of this file: %s; they are left there",
+                self.folder,
+                ", ".join(others[:3]) + (" ..." if len(others) > 3 else ""),
+            )
+
+    def teardown(self, stage: str) -> None:
+        """Counts over ranks."""
+        if self.trainer is not None:
+            strategy = self.trainer.strategy
+            counts = torch.tensor(astuple(self.tally), device=strategy.root_device)
+            self.tally = Tally(*(int(count) for count in strategy.reduce(counts, reduce_op="sum")))
 
     def settle(self, sampling: SamplingConfig, kept: Mapping[str, Any] | None) -> None:
         """Writes into the requests what the recipe samples by and the checkpoint alone would not.
@@ -149,5 +210,5 @@ class AskedClips(pl.LightningDataModule):
                 f"{len(self.requests)} prompts cannot be dealt to {ranks} ranks; set trainer.devices to at most "
                 f"{len(self.requests)}"
             )
-        rows: Any = [AskedClip(index, one, self.folder) for index, one in enumerate(self.requests)]
+        rows: Any = [AskedClip(index, one, self) for index, one in enumerate(self.requests)]
         return DataLoader(rows, batch_size=None, sampler=range(rank, len(rows), ranks))

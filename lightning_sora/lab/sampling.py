@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lab.devices import usable_device
-from lightning_sora.lab.given_files import check_files, check_rates, read_inputs, task_for
+from lightning_sora.lab.request import Request
+from lightning_sora.lab.sidecars import changed_since, digest, settle, sidecar_of
 from lightning_sora.plugins import load_packages, load_plugins
-from lightning_sora.redaction import redacted
 from lightning_sora.sealing import write_whole
-from lightning_sora.shipped import is_shipped, model_path
+from lightning_sora.shipped import is_shipped
 from lightning_sora.texts import parsed_json, read_text
-from lightning_sora.writing import check_folder
+from lightning_sora.writing import check_folder, unwritable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,83 +30,6 @@ if TYPE_CHECKING:
     from lightning_sora.lab.models import VideoModel
     from lightning_sora.media import Video
     from lightning_sora.models.expander import Expander
-
-#: Longest prompt, in letters: no text encoder reads as much.
-LONGEST = 5000
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked of a model, as a sidecar file holds it; nothing else decides the pixels.
-
-    Attributes:
-        model: path of the checkpoint, the run or the saved folder, or the name of a model of the package.
-        prompts: one per clip.
-        seeds: of the noise of each clip.
-        negative: what guidance leads away from.
-        task: a spec; None for that which the inputs tell.
-        inputs: paths of files, or numbers, by the names that tasks know.
-        frames, height, width, fps: None for as trained; sizes in pixels.
-        sampler, steps, guidance, rope, shift_by_size: None for those of the recipe.
-        expand: what makes prompts rich first.
-        plugins: files that register parts.
-    """
-
-    model: str
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-    negative: str = ""
-    task: str | None = None
-    inputs: Mapping[str, Any] = field(default_factory=dict)
-    frames: int | None = None
-    height: int | None = None
-    width: int | None = None
-    fps: float | None = None
-    sampler: str | None = None
-    steps: int | None = None
-    guidance: str | float | None = None
-    rope: str | None = None
-    shift_by_size: bool | None = None
-    expand: str | None = None
-    plugins: tuple[str, ...] = ()
-
-    def check(self) -> None:
-        """Raises SoraError for what can be told without the model."""
-        from lightning_sora.diffusion.guidance import guidance_of
-        from lightning_sora.diffusion.samplers import SAMPLERS, time_schedule
-        from lightning_sora.media import check_rate
-        from lightning_sora.models.seen_sizes import check_rope
-        from lightning_sora.tasks import TASKS
-
-        for name, value in self.inputs.items():
-            if not isinstance(value, str | int | float):
-                raise SoraError(
-                    f"{name} is a {type(value).__name__}, by which nothing could be made again; give the path of a "
-                    "file, or take tensors to sample_task"
-                )
-        if self.fps is not None:
-            check_rate(self.fps)
-        if not self.prompts:
-            raise SoraError("nothing to sample; give --prompt TEXT or --prompts FILE")
-        for text in (*self.prompts, self.negative):
-            if len(text) > LONGEST:
-                raise SoraError(f"a prompt has {len(text)} letters, beginning {text[:40]!r}; give {LONGEST} at most")
-        if not os.path.exists(model_path(self.model)):
-            raise SoraError(
-                f"no checkpoint at {self.model}; give the path of a .ckpt file that `lightning-sora fit` wrote, or of "
-                "its run's folder"
-            )
-        TASKS.create(self.task or task_for(self.inputs))
-        if self.steps is not None:
-            time_schedule(self.steps)
-        if self.guidance is not None:
-            guidance_of(self.guidance)
-        if self.sampler is not None:
-            SAMPLERS.create(self.sampler)
-        if self.rope is not None:
-            check_rope(self.rope)
-        check_files(self.inputs)
-        check_rates(self.inputs, self.fps)
 
 
 @dataclass(frozen=True)
@@ -221,23 +143,44 @@ def sample_again(
     return _sample(request, out=folder, scale=scale, preview=preview, device=device, expected=told, stem=path.stem)
 
 
-def sample_row(request: Request, model: VideoModel, out: Path, index: int) -> Samples:
+def sample_row(request: Request, model: VideoModel, out: Path, index: int, fingerprint: str | None = None) -> Samples:
     """Makes the one video of a request as :func:`sample` does, without a word and without a contact sheet.
 
     Args:
         out: folder.
         index: among others of the folder, for the names of the files.
+        fingerprint: of the model; None to compute it.
     """
-    stem = _stem(index, request.prompts[0], request.seeds[0])
     return _sample(
-        request, out=out, scale=1, preview=False, device=None, stem=stem, loaded=model, progress=iter, sheet=False
-    )
+        request, out=out, scale=1, preview=False, device=None, stem=row_file(request, Path(), index).stem, loaded=model,
+        progress=iter, sheet=False, fingerprint=fingerprint,
+    )  # fmt: skip
+
+
+def row_changed(request: Request, model: VideoModel, out: Path, index: int, fingerprint: str) -> list[str] | None:
+    """What of the video that :func:`sample_row` made before is not as it would make it now; arguments as there.
+
+    Returns:
+        nothing where it is whole and the same, so that it need not be made; None where none was finished.
+    """
+    file = row_file(request, out, index)
+    if not os.path.lexists(file):
+        return None
+    load_packages()
+    load_plugins(request.plugins)
+    expander = None if request.expand is None else _expander(request.expand, str(model.device)).fingerprint()
+    return changed_since(file, request, settle(request, model, expander, fingerprint))
+
+
+def row_file(request: Request, out: Path, index: int) -> Path:
+    """The JSON beside the video of a row."""
+    return out / f"{_stem(index, request.prompts[0], request.seeds[0])}.json"
 
 
 def _sample(
     request: Request, *, out: str | Path | None, scale: int, preview: bool, device: str | None,
     expected: Mapping[str, Any] | None = None, stem: str | None = None, loaded: VideoModel | None = None,
-    progress: Progress | None = None, sheet: bool = True,
+    progress: Progress | None = None, sheet: bool = True, fingerprint: str | None = None,
 ) -> Samples:  # fmt: skip
     load_packages()
     load_plugins(request.plugins)
@@ -249,9 +192,7 @@ def _sample(
 
     from lightning_sora import media
     from lightning_sora.lab.models import load_video_model
-    from lightning_sora.models.configs import plain
-    from lightning_sora.spacetime import VideoSize
-    from lightning_sora.tasks import TASKS, sample_task
+    from lightning_sora.tasks import sample_task
 
     place = usable_device(device) if loaded is None or device is not None else loaded.device
     if loaded is not None and place != loaded.device:
@@ -265,49 +206,30 @@ def _sample(
         expander = made_rich.fingerprint()
         expanded = [made_rich.expand([text], seed=one)[0] for text, one in zip(asked, request.seeds, strict=True)]
     loaded = loaded or load_video_model(request.model, place)
-    model = loaded.model
-    native = model.seen_sizes.native or (1, model.patch.height, model.patch.width)
-    wanted = (request.frames, request.height, request.width)
-    size = VideoSize(*(trained if one is None else one for one, trained in zip(wanted, native, strict=True)))
-    rate = model.seen_sizes.fps if request.fps is None else request.fps
-    task = request.task or task_for(request.inputs)
-    inputs = read_inputs(TASKS.create(task), request.inputs, size, rate)
-    known = {
-        "model": model.fingerprint(),
-        "expander": expander,
-        "inputs": {name: _digest(value) for name, value in inputs.items() if not isinstance(value, int | float)},
-    }
+    model, settled = loaded.model, settle(request, loaded, expander, fingerprint)
     if expected is not None:
-        changed = [name for name, value in known.items() if value != expected.get(name)]
+        changed = [name for name, value in settled.known.items() if value != expected.get(name)]
         if changed:
             raise SoraError(f"the {' and the '.join(changed)} of this sample changed since; it cannot be made again")
-    drawn = model.sampling
-    names = ("sampler", "steps", "guidance", "rope", "shift_by_size")
-    chosen = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
-    own = {name: plain(getattr(drawn, name)) for name in names} | chosen
-    told = {
-        **known, **own, "shift": drawn.shift, "size": list(size), "fps": rate, "task": task,
-        "run_id": loaded.run_id, "device": str(place),
-    }  # fmt: skip
     videos: list[Video] = []
     written: list[Path] = []
     for index, (text, one) in enumerate(zip(expanded, request.seeds, strict=True)):
-        on_step = partial(_preview, model, folder / "preview.png", size, scale) if preview else None
+        on_step = partial(_preview, model, folder / "preview.png", settled.size, scale) if preview else None
         label = f"sampling {index + 1}/{len(expanded)}"
         # One by one: what a clip is computed beside changes its last digits.
         (video,) = sample_task(
-            model, task, [text], size, inputs, keys=[(0,)], seed=one, negative=request.negative,
-            **chosen, on_step=on_step, progress=progress or partial(tqdm, desc=label, unit="step", file=sys.stderr),
+            model, settled.task, [text], settled.size, settled.inputs, keys=[(0,)], seed=one,
+            negative=request.negative, **settled.chosen, on_step=on_step,
+            progress=progress or partial(tqdm, desc=label, unit="step", file=sys.stderr),
         )  # fmt: skip
         name = folder / (stem or _stem(index, asked[index], one))
         written += [name.with_suffix(ending) for ending in (".mp4", ".gif", ".json")]
-        media.write_mp4(written[-3], video, rate, scale=scale)
-        media.write_gif(written[-2], video, rate, scale=scale)
-        alone = replace(request, prompts=(asked[index],), seeds=(one,))
-        digest = _digest(video)
-        sidecar = {"request": asdict(alone), "expanded": text, "pixels": digest, **told}
-        write_whole(written[-1], json.dumps(redacted(sidecar), indent=1, ensure_ascii=False).encode())
-        if expected is not None and digest != expected["pixels"]:
+        _remove(written[-1])  # first: a JSON tells of the files beside it, whenever this may be ended
+        media.write_mp4(written[-3], video, settled.rate, scale=scale)
+        media.write_gif(written[-2], video, settled.rate, scale=scale)
+        alone, pixels = replace(request, prompts=(asked[index],), seeds=(one,)), digest(video)
+        write_whole(written[-1], sidecar_of(alone, settled, text, pixels))
+        if expected is not None and pixels != expected["pixels"]:
             raise SoraError(
                 f"{name.with_suffix('.mp4')} differs from what was made before: this machine or this version of torch "
                 "computes otherwise"
@@ -316,7 +238,7 @@ def _sample(
     if sheet:
         written.append(folder / "contact_sheet.png")
         media.contact_sheet(written[-1], videos, asked)
-    return Samples(tuple(asked), tuple(expanded), tuple(videos), rate, tuple(written))
+    return Samples(tuple(asked), tuple(expanded), tuple(videos), settled.rate, tuple(written))
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -334,10 +256,11 @@ def _preview(model: Any, file: Path, size: tuple[int, int, int], scale: int, t: 
         media.write_image(file, clip[len(clip) // 2], scale=scale)
 
 
-def _digest(video: Tensor) -> str:
-    import hashlib
-
-    return hashlib.sha256(repr(tuple(video.shape)).encode() + video.contiguous().numpy().tobytes()).hexdigest()
+def _remove(file: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as problem:
+        raise unwritable(file, problem) from problem
 
 
 def _samples_of(checkpoint: Path) -> Path:

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_sora.data.reading import reader_died
 from lightning_sora.errors import SoraError
-from lightning_sora.lab.predicting import AskedClips, read_requests
+from lightning_sora.lab.predicting import AskedClips, Tally, read_requests
 from lightning_sora.lifeline import end_with_starter
 from lightning_sora.lit.callbacks import ClipScores, Costs, PartsSummary, PredictionWriter, Progress
 from lightning_sora.lit.generate import GenerativeModule
@@ -46,6 +46,7 @@ class Trained:
         model, trainer: as they are at the end.
         checkpoint: that was begun from, or scored.
         asked: the folder of the videos of a file of prompts.
+        tally: how many of them were made, and how many were there already.
     """
 
     command: str
@@ -53,6 +54,7 @@ class Trained:
     trainer: pl.Trainer = field(repr=False)
     checkpoint: Path | None = None
     asked: Path | None = None
+    tally: Tally | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -83,7 +85,7 @@ class Trained:
             kept = sorted(path.name for path in folder.glob("*.ckpt"))
             lines.append(f"checkpoints: {short_path(folder)}: {', '.join(kept)}")
         if self.asked is not None:
-            lines.append(f"samples: {short_path(self.asked)}")
+            lines.append(f"samples: {short_path(self.asked)}: {self.tally}")
         lines += [f"run: {name} in {uri}; `lightning-sora ui` shows it" for name, uri in self.runs.items()]
         return "\n".join(lines)
 
@@ -155,8 +157,9 @@ def run_recipe(command: str, flags: Sequence[str]) -> Trained:
     if stopper.requested:
         raise KeyboardInterrupt("what was trained is kept; `--ckpt_path last` goes on from there")
     path = training.config_init[command].get("ckpt_path")
-    asked = None if training.asked is None else training.asked.folder
-    return Trained(command, training.model, training.trainer, Path(path) if path else None, asked)
+    rows = training.asked
+    asked, tally = (None, None) if rows is None else (rows.folder, rows.tally)
+    return Trained(command, training.model, training.trainer, Path(path) if path else None, asked, tally)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import lightning_sora as ls
+from lightning_sora import media, writing
 from lightning_sora.cli import main
 from lightning_sora.errors import SoraError
 from lightning_sora.lab.predicting import AskedClips, read_requests
@@ -94,6 +97,118 @@ def test_what_the_recipe_samples_by_is_kept_for_again(lab: Path, capsys: pytest.
     assert "model.sampling.shift=2 is not the 1 that the checkpoint keeps" in capsys.readouterr().err
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def written(folder: Path) -> dict[str, int]:
+    """When the JSON of each row was."""
+    return {name: (folder / f"{name}.json").stat().st_mtime_ns for name in NAMES}
+
+
+@pytest.fixture
+def rows(lab: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Path:
+    """The rows in a file of the test's own, predicted once."""
+    file = lab / "asked" / f"{request.node.name}.jsonl"
+    file.write_text((lab / "asked" / "rows.jsonl").read_text())
+    assert predict(f"--prompts={file}") == 0
+    made = PREDICTIONS / file.stem
+    assert f"samples: {made}: 4 made\n" in capsys.readouterr().err
+    return file
+
+
+def test_a_prediction_that_was_ended_goes_on(
+    lab: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    file, write_gif, ended = lab / "asked" / "ended.jsonl", media.write_gif, list[Path]()
+    file.write_text((lab / "asked" / "rows.jsonl").read_text())
+    made = PREDICTIONS / "ended"
+
+    def end_at_the_third(path: Path, *args: Any, **options: Any) -> None:
+        ended.append(path)
+        if len(ended) == 3:
+            raise KeyboardInterrupt
+        write_gif(path, *args, **options)
+
+    monkeypatch.setattr(media, "write_gif", end_at_the_third)
+    assert predict(f"--prompts={file}") == 130
+    assert sorted(one.name for one in made.glob("*.json")) == [f"{name}.json" for name in NAMES[:2]]
+    assert (made / f"{NAMES[2]}.mp4").exists()
+    half = made / f".{NAMES[2]}.gif.999999.part"
+    half.write_bytes(b"GIF89a")
+    monkeypatch.setattr(writing, "_SWEPT", set())  # as of a new process
+    before = contents(made)
+    times = {name: (made / f"{name}.json").stat().st_mtime_ns for name in NAMES[:2]}
+    capsys.readouterr()
+
+    assert predict(f"--prompts={file}") == 0
+    told = capsys.readouterr().err
+    assert f"samples: {made}: 2 made, 2 kept as they were there\n" in told
+    assert "is made again" not in caplog.text  # what was not finished was not there
+    assert {name: written(made)[name] for name in NAMES[:2]} == times
+    at_once = lab / "asked" / "at_once.jsonl"
+    at_once.write_text(file.read_text())
+    assert predict(f"--prompts={at_once}") == 0
+    assert contents(made) == contents(PREDICTIONS / "at_once")
+    assert before[f"{NAMES[2]}.mp4"] == contents(made)[f"{NAMES[2]}.mp4"]
+    assert len(ended) == 3 + 2 + 4
+
+
+def test_what_is_damaged_is_made_again(
+    rows: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    made = PREDICTIONS / rows.stem
+    before, times = contents(made), written(made)
+    (made / f"{NAMES[0]}.mp4").write_bytes(before[f"{NAMES[0]}.mp4"][:-100])
+    (made / f"{NAMES[1]}.gif").unlink()
+    (made / f"{NAMES[2]}.json").write_bytes(before[f"{NAMES[2]}.json"][:50])
+    assert predict(f"--prompts={rows}") == 0
+    assert f"{NAMES[0]} is made again: what is there has a damaged MP4" in caplog.text
+    assert f"{NAMES[1]} is made again: what is there has no GIF" in caplog.text
+    assert f"{NAMES[2]} is made again: what is there has a JSON that cannot be read" in caplog.text
+    assert f"samples: {made}: 3 made, 1 kept as they were there" in capsys.readouterr().err
+    assert contents(made) == before
+    assert [name for name in NAMES if written(made)[name] == times[name]] == [NAMES[3]]
+
+
+def test_what_another_request_or_model_made_is_made_again(
+    lab: Path, rows: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    made = PREDICTIONS / rows.stem
+    assert predict(f"--prompts={rows}", "--model.sampling.steps=1") == 0
+    assert caplog.text.count("is made again: what is there has another steps") == 3  # the last row says its own
+    assert f"{made}: 3 made, 1 kept as they were there" in capsys.readouterr().err
+
+    still, begun = (lab / "asked" / "still.png"), (lab / "asked" / "still.png").read_bytes()
+    clip = ls.World("tiny").render(ls.World("tiny").facts(1), frames=1, height=16, width=16, fps=8)
+    ls.save_video(still, clip)
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    lines[0]["prompt"], lines[1]["guidance"] = "a red cylinder", 3.0
+    rows.write_text("\n".join(json.dumps(line) for line in lines))
+    assert predict(f"--prompts={rows}", "--model.sampling.steps=1") == 0
+    assert f"{made} has videos of no row of this file: {NAMES[0]}; they are left there" in caplog.text
+    assert f"{NAMES[1]} is made again: what is there has another guidance" in caplog.text
+    assert f"{NAMES[2]} is made again: what is there has another inputs" in caplog.text
+    assert f"{made}: 3 made, 1 kept as they were there" in capsys.readouterr().err
+    still.write_bytes(begun)
+
+    other = lab / "other.ckpt"
+    trained = torch.load(CHECKPOINT, weights_only=False)
+    torch.save(trained, other)
+    assert main(["predict", *RECIPE, f"--ckpt_path={other}", f"--prompts={rows}"]) == 0
+    for weights in trained["ema"]["shadow"].values():
+        weights *= 1.1
+    torch.save(trained, other)
+    capsys.readouterr()
+    caplog.clear()
+    assert main(["predict", *RECIPE, f"--ckpt_path={other}", f"--prompts={rows}"]) == 0
+    assert caplog.text.count("is made again: what is there has another model") == 4
+    assert f"{made}: 4 made\n" in capsys.readouterr().err
+
+
 BAD = [
     ('{"prompt": "a"', "is no JSON"),
     ('["a"]', "has no prompt"),
@@ -143,14 +258,28 @@ def test_rows_are_divided_over_ranks() -> None:
 def test_two_ranks_make_what_one_makes(lab: Path) -> None:
     flags = ["--ckpt_path=last", "--prompts=asked/rows.jsonl", "--trainer.devices=2", "--trainer.strategy=ddp"]
     environment = {**os.environ, "PYTHONPATH": str(Path(ls.__file__).parents[1])}
+    made = lab / PREDICTIONS / "rows"
+    shutil.rmtree(made, ignore_errors=True)
     assert predict("--prompts=asked/rows.jsonl") == 0
-    (lab / PREDICTIONS / "rows").rename(lab / "alone")
-    done = subprocess.run(
-        [sys.executable, "-m", "lightning_sora.cli", "predict", *RECIPE, *flags],
-        env=environment, capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
+    shutil.copytree(made, lab / "alone")
+    (made / f"{NAMES[0]}.json").unlink()  # of either rank one goes on
+    (made / f"{NAMES[1]}.mp4").write_bytes(b"half")
+    kept = {name: (made / f"{name}.json").stat().st_mtime_ns for name in NAMES[2:]}
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "lightning_sora.cli", "predict", *RECIPE, *flags],
+            env=environment, capture_output=True, text=True, timeout=400,
+        )  # fmt: skip
+
+    done = run()
     assert done.returncode == 0, done.stderr[-3000:]
-    for name in NAMES:
-        for end in (".mp4", ".gif", ".json"):
-            together = lab / PREDICTIONS / "rows" / f"{name}{end}"
-            assert together.read_bytes() == (lab / "alone" / f"{name}{end}").read_bytes()
+    assert f"{NAMES[1]} is made again: what is there has a damaged MP4" in done.stderr
+    assert "2 made, 2 kept as they were there" in done.stderr
+    assert contents(made) == contents(lab / "alone")
+    assert {name: written(made)[name] for name in kept} == kept
+    shutil.rmtree(made)
+    done = run()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"samples: {PREDICTIONS / 'rows'}: 4 made\n" in done.stderr
+    assert contents(made) == contents(lab / "alone")

@@ -12,7 +12,7 @@ import lightning_sora as ls
 from lightning_sora.cli import main
 from lightning_sora.errors import SoraError
 from lightning_sora.lab.models import load_video_model
-from lightning_sora.lab.sampling import Request
+from lightning_sora.lab.request import Request
 
 SIZE = ls.VideoSize(9, 32, 32)
 

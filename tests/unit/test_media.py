@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -10,6 +11,7 @@ from PIL import Image, ImageSequence
 
 from lightning_sora import media
 from lightning_sora.errors import SoraError
+from lightning_sora.sealing import is_whole
 
 
 def ramp(frames: int, height: int = 32, width: int = 32) -> torch.Tensor:
@@ -113,17 +115,32 @@ def test_large_frames_are_shrunk_on_a_sheet(tmp_path: Path) -> None:
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "a.gif").write_text("old")
-
-    def fail(*args: object, **options: object) -> None:
-        Path(str(args[1])).write_text("half")
+    def fail(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
         raise OSError("disk full")
 
-    monkeypatch.setattr(Image.Image, "save", fail)
+    (tmp_path / "a.gif").write_text("old")
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(SoraError, match="disk full"):
         media.write_gif(tmp_path / "a.gif", ramp(3), 8)
     assert [p.name for p in tmp_path.iterdir()] == ["a.gif"]
     assert (tmp_path / "a.gif").read_text() == "old"
+
+
+@pytest.mark.parametrize("write", [media.write_mp4, media.write_gif], ids=["mp4", "gif"])
+@pytest.mark.parametrize("frames", [1, 5])
+def test_a_film_tells_whether_its_bytes_are_those_that_were_written(
+    tmp_path: Path, write: Callable[[Path, torch.Tensor, float], None], frames: int
+) -> None:
+    file, again = tmp_path / "one", tmp_path / "two"
+    write(file, ramp(frames), 8)
+    write(again, ramp(frames), 8)
+    content = file.read_bytes()
+    assert content == again.read_bytes()
+    assert is_whole(content)
+    for damaged in (content[:-20], content[:40] + bytes([content[40] ^ 1]) + content[41:], content + b"\0"):
+        assert not is_whole(damaged)
 
 
 @pytest.mark.parametrize(
