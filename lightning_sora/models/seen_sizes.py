@@ -14,11 +14,13 @@ from lightning_sora.spacetime import PatchSize, TokenGrid
 
 AXES = ("frames", "height", "width")
 Size = tuple[int, int, int]
+#: What can be done about positions of sizes that were not seen; "none" takes them as they are.
+ROPES = ("none", *SCALINGS)
 
 
 def check_rope(rope: str) -> None:
     """Raises SoraError for a scaling of positions that is not known."""
-    if rope not in ("none", *SCALINGS):
+    if rope not in ROPES:
         raise SoraError(f"rope={rope!r} must be 'none', {' or '.join(map(repr, SCALINGS))}")
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from lightning_sora.data.decode import is_image, probe
 from lightning_sora.errors import SoraError
 from lightning_sora.models.latent_diffusion import LatentDiffusion
+from lightning_sora.models.seen_sizes import check_rope
 from lightning_sora.spacetime import TokenGrid, VideoSize
 from lightning_sora.tasks import TASKS
 
@@ -57,6 +58,7 @@ class Asked:
     height: int | None = None
     width: int | None = None
     fps: float | None = None
+    rope: str | None = None
     inputs: Mapping[str, str | float] = field(default_factory=dict)
 
 
@@ -111,6 +113,8 @@ def check(asked: Asked, model: LatentDiffusion) -> None:
             continue
         if not isinstance(value, int | float) or not least <= value <= most:
             raise SoraError(f"{name}={value} must lie between {least:g} and {most:g}; {ELSEWHERE}")
+    if asked.rope is not None:
+        check_rope(asked.rope)
     size, offered = size_of(asked, model), ranges(model)
     for name, value in zip(offered, size, strict=True):
         if value > offered[name].most:

@@ -11,6 +11,7 @@ import gradio as gr
 
 from lightning_sora.errors import SoraError
 from lightning_sora.models.latent_diffusion import LatentDiffusion
+from lightning_sora.models.seen_sizes import ROPES
 from lightning_sora.page import look
 from lightning_sora.page.asking import FIRST, asked_of, described, label, line_of, number_before, samplers, tasks
 from lightning_sora.page.bounds import STEPS, WAITING, ranges
@@ -157,11 +158,13 @@ def _more(model: LatentDiffusion) -> dict[str, Any]:
             )
             for name, one in at.items()
         }
+        told = "Of sizes and lengths beyond those of the training; none takes them as they are"
+        rope = _plain(gr.Dropdown(list(ROPES), value=own.rope, label="Positions", info=told, elem_id="rope"))
         fps = gr.Textbox(
             label="Frames per second", placeholder=f"{model.seen_sizes.fps:g}", max_lines=1, elem_id="fps"
         )  # fmt: skip
     return {
-        "negative": negative, "guidance": guidance, "steps": steps, "sampler": sampler, **sides,
+        "negative": negative, "guidance": guidance, "steps": steps, "sampler": sampler, **sides, "rope": rope,
         "fps": fps,
     }  # fmt: skip
 

@@ -125,8 +125,9 @@ class Studio:
             options: dict[str, Any] = {
                 "task": asked.task, "inputs": inputs, "seed": asked.seed, "negative": asked.negative,
                 "steps": asked.steps, "guidance": asked.guidance, "sampler": asked.sampler, "frames": asked.frames,
-                "height": asked.height, "width": asked.width, "fps": asked.fps, "plugins": self.plugins,
-                "out": folder, "scale": max(1, -(-SHOWN // min(size.height, size.width))), "preview": True,
+                "height": asked.height, "width": asked.width, "fps": asked.fps, "rope": asked.rope,
+                "plugins": self.plugins, "out": folder, "scale": max(1, -(-SHOWN // min(size.height, size.width))),
+                "preview": True,
             }  # fmt: skip
             work = _Work(self.loaded, asked.prompt, options, self._stopped)
             try:

@@ -78,6 +78,25 @@ def test_the_page_makes_what_the_command_makes(studio: Studio, model: Path, file
     assert not (made.file(".mp4").parent / "preview.png").exists()
 
 
+@pytest.mark.slow
+def test_larger_clips_have_the_positions_that_are_asked_for(studio: Studio) -> None:
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # at its start a model attends to nothing
+        for weights in studio.model.parameters():
+            weights += 0.1 * torch.randn(weights.shape, generator=draw)
+    made = {}
+    for rope in (None, "none", "interpolate", "ntk"):
+        *_, one = studio.make(Asked("text_to_video", "a", width=64, rope=rope))
+        assert isinstance(one, Made)
+        (made[rope],) = one.samples.videos
+        other = ls.sample(studio.loaded, "a", width=64, rope=rope, out=studio.out / f"{rope}", device="cpu")
+        assert torch.equal(made[rope], other.videos[0])
+        assert json.loads(one.file(".json").read_text())["rope"] == (rope or "none")
+    assert torch.equal(made[None], made["none"])  # the model's own
+    assert not torch.equal(made["none"], made["interpolate"])
+    assert not torch.equal(made["ntk"], made["interpolate"])
+
+
 def test_steps_of_all_passes_are_counted_and_warnings_kept(studio: Studio, files: dict[str, Path]) -> None:
     asked = Asked("extend_forward", "a", inputs={"video": str(files["video"]), "extra": 12}, frames=5)
     *steps, made = studio.make(asked)
@@ -132,6 +151,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"seed": 2**53}, "must be smaller than"),
     ({"inputs": {"extra": 257}}, "extra=257 must lie between 1 and 256"),
     ({"inputs": {"times": 9}}, "times=9 must lie between 1 and 8"),
+    ({"rope": "yarn"}, "rope='yarn' must be 'none', 'interpolate' or 'ntk'"),
+    ({"rope": ["ntk"]}, "rope=['ntk'] must be 'none', 'interpolate' or 'ntk'"),
     ({"frames": 37}, "frames=37 must be 33 at most"),
     ({"width": 136}, "width=136 must be 128 at most"),
     ({"height": 30}, "height=30 is not a multiple of 8 (nearest: 24 or 32)"),
@@ -210,12 +231,13 @@ def test_every_task_has_its_place(model: Path) -> None:
             "prompt": "a",
             "seed": "7",
             "fps": "",
+            "rope": "ntk",
             "image": "a.png",
             "extra": "",
             "times": "x",
         }
         asked = asked_of(values)
-        assert (asked.seed, asked.fps, asked.inputs) == (7, None, {"image": "a.png"})
+        assert (asked.seed, asked.fps, asked.rope, asked.inputs) == (7, None, "ntk", {"image": "a.png"})
         for seed, said in (("x", "seed='x' must be a number"), ("1.5", "seed=1.5 must be a whole number")):
             with pytest.raises(SoraError, match=said):
                 asked_of(values | {"seed": seed})
@@ -251,7 +273,18 @@ def test_no_field_makes_the_server_fetch_what_lies_elsewhere(model: Path, tmp_pa
     """In a process of its own, with which what gradio leaves open ends."""
     if find_spec("gradio") is None:
         pytest.skip("gradio is not installed: pip install 'lightning-sora[page]'")
-    fields = ["prompt", "seed", "task", "sampler", "frames", "given-image", "given-video", "given-mask", "given-extra"]
+    fields = [
+        "prompt",
+        "seed",
+        "task",
+        "sampler",
+        "rope",
+        "frames",
+        "given-image",
+        "given-video",
+        "given-mask",
+        "given-extra",
+    ]
     command = [sys.executable, "-c", ELSEWHERE, str(model), str(tmp_path), *fields]
     told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
     assert told == [f"{name} http://127.0.0.1:9/x.png lies elsewhere; upload a file" for name in fields]
