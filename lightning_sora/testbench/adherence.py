@@ -71,9 +71,9 @@ def _judge_one(found: Tensor, asked: Tensor) -> list[float]:
             partner[color] = spare.pop(0)
     hits = []
     for i in range(1, 1 + len(OF_OBJECTS)):
-        judged = [c for c in sought if not wanted[c, i].isnan()]
-        right = [float(shown[partner[c], i] == wanted[c, i]) for c in judged if c in partner]
-        hits.append(math.nan if sought and not judged else sum(right) / max(len(judged), 1))
+        read = [c for c in sought if not wanted[c, i].isnan()]
+        right = [float(shown[partner[c], i] == wanted[c, i]) for c in read if c in partner]
+        hits.append(math.nan if sought and not read else sum(right) / max(len(read), 1))
     return [float(seen == sought), float(len(seen) == len(sought)), *hits, float(found[-1] == asked[-1])]
 
 

@@ -9,7 +9,10 @@ from benchmarks.sora_tasks.judge import Judge
 from benchmarks.sora_tasks.protocol import CAPABILITIES, Capability, Case, Clip, Judged, Measure
 from benchmarks.sora_tasks.scene import Scene
 from lightning_sora.testbench.adherence import FACTS
-from lightning_sora.testbench.evaluator.vocabulary import MIN_FRAMES
+from lightning_sora.testbench.evaluator.vocabulary import FPS, MIN_FRAMES
+from lightning_sora.world import DIRECTIONS, measure
+
+PATH = "motion by its path"
 
 
 class Facts(Capability):
@@ -40,7 +43,22 @@ def asked(case: Case, facts: Judged) -> Judged:
 
 @CAPABILITIES.register("text")
 class Text(Facts):
-    """Prompts of held-out combinations of colour and shape: each fact that they tell."""
+    """Prompts of held-out combinations of colour and shape: each fact that they tell.
+
+    Of one thing that moves straight or rests, its path is measured as well, with no learned part: which of the eight
+    ways its centre moves on the ground, or none, by a line through all frames. The evaluator reads motion from the
+    picture as it is, and mistakes what trembles.
+    """
+
+    measures: ClassVar = {**Facts.measures, PATH: Measure()}
+
+    def judge(self, judge: Judge, cases: Sequence[Case], clips: Sequence[Clip]) -> list[Judged]:
+        found = super().judge(judge, cases, clips)
+        for case, clip, one in zip(cases, clips, found, strict=True):
+            motions = [thing.motion for thing in case.facts.objects]
+            if len(motions) == 1 and motions[0] in (*DIRECTIONS, "still"):
+                one[PATH] = float(measure(clip, case.config, FPS).motion == motions[0])
+        return found
 
     def cases(self, scene: Scene) -> list[Case]:
         world = scene.make(self.world)
