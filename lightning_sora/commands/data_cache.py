@@ -21,7 +21,7 @@ def add_parser(actions: Any) -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe, as data.root=FOLDER")
     parser.add_argument("--config", required=True, type=Path, help="the recipe that will train on the latents")
-    parser.add_argument("--vae", help="checkpoint or run of a LitVAE; default: model.vae of the recipe")
+    parser.add_argument("--vae", help="checkpoint or run of a LitVAE, or diffusers(path='DIR'); default: model.vae")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
     parser.add_argument("--splits", default="train,val", help="of train, val, test (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from lightning_sora.jobs.shards import IDENTITY, Shard, check_unchanged, claim, 
 from lightning_sora.lab.devices import usable_device
 from lightning_sora.lit.captioners import checkpoint_of
 from lightning_sora.lit.pretrained import load_vae
+from lightning_sora.models.diffusers_folder import is_folder
 from lightning_sora.models.pixels import from_uint8
 from lightning_sora.models.text import TEXT_ENCODERS
 from lightning_sora.models.text_hf import FrozenTransformer
@@ -33,7 +34,7 @@ from lightning_sora.recipe.recipe import Recipe
 from lightning_sora.redaction import redacted
 from lightning_sora.sealing import seal_json, write_whole
 from lightning_sora.shown import Shown
-from lightning_sora.spacetime import Crop
+from lightning_sora.spacetime import Crop, PatchSize
 from lightning_sora.writing import check_folder
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def cache_latents(
     Args:
         recipe: that will train on the latents.
         out: folder of the cache.
-        vae: checkpoint or run of a LitVAE; None for ``model.vae`` of the recipe.
+        vae: checkpoint or run of a LitVAE, or the spec of one that comes with its weights, such as
+            "diffusers(path='DIR')"; None for ``model.vae`` of the recipe.
         splits: of "train", "val" and "test".
         dtype: of the latents: "float32", "bfloat16" or "float16".
         text: spec of a frozen text encoder whose embeddings are cached too, under ``out/text``.
@@ -136,13 +138,10 @@ def cache_latents(
     if not chosen:
         raise SoraError(f"{named} names no model.vae; give the checkpoint of a LitVAE run by --vae")
     encoder = None if text is None else _frozen(text, device)
-    path = checkpoint_of(chosen)
+    path = chosen if is_folder(chosen) else checkpoint_of(chosen)
     seed = int(recipe.options("model").get("seed") or 0)  # moves a VAE with fresh weights
     network = _made_vae(path, device, seed)
-    if any(p % s for p, s in zip(options["patch"], network.stride, strict=True)):
-        raise SoraError(
-            f"data.patch={options['patch']} is no multiple of the stride {list(network.stride)} of the VAE {path}"
-        )
+    _check_patch(options["patch"], recipe.options("model"), network, path)
     data = _made_data(options)
     for split in splits:
         _refuse_what_varies(data, split)
@@ -157,6 +156,7 @@ def cache_latents(
     for split in splits:
         work = {"data": options, "split": split, "clips": shard_clips, "vae": path, "dtype": dtype, "device": device,
                 "seed": seed, "identity": [fingerprints[split], vae_hash]}  # fmt: skip
+        _refuse_or_warn_of_sizes(data, split, network)
         shards[split] = [
             Shard(out / "shards" / f"{split}-{first:08d}.safetensors", {**work, "first": first})
             for first in range(0, len(data.plan(split).grids), shard_clips)
@@ -191,7 +191,8 @@ def cache_latents(
     before = cached.read_header(out) if (out / cached.HEADER).is_file() else {}
     totals = {split: len(data.source(split).infos) for split in splits}
     header = {"schema": cached.SCHEMA, "vae_hash": vae_hash, "vae": path, "vae_stride": list(network.stride),
-              "channels": network.latent_channels, "dtype": dtype, "splits": before.get("splits", {}) | clips,
+              "vae_facts": asdict(network.facts), "channels": network.latent_channels, "dtype": dtype,
+              "splits": before.get("splits", {}) | clips,
               "skipped": before.get("skipped", {}) | skipped, "data": before.get("data", {}) | fingerprints,
               "clips": before.get("clips", {}) | totals, "recipe": what,
               "text": text or before.get("text")}  # fmt: skip
@@ -236,6 +237,30 @@ def _frozen(spec: str, device: str) -> FrozenTransformer:
             f"--text {spec}: it learns with the model, so that its embeddings cannot be kept; name a frozen one"
         )
     return encoder.to(usable_device(device))
+
+
+def _check_patch(patch: Sequence[int], model: Mapping[str, Any], vae: VideoVAE, path: str) -> None:
+    """Refuses pixels per token that are not those of the VAE and of the recipe's transformer."""
+    if any(p % s for p, s in zip(patch, vae.stride, strict=True)):
+        raise SoraError(f"data.patch={list(patch)} is no multiple of the stride {list(vae.stride)} of the VAE {path}")
+    tokens = (model.get("dit") or {}).get("patch_size")
+    if tokens is None:
+        return
+    if (expected := vae.stride * PatchSize.of(tokens)) != PatchSize.of(patch):
+        raise SoraError(
+            f"data.patch={list(patch)} is not the stride {list(vae.stride)} of the VAE {path} times "
+            f"model.dit.patch_size={list(tokens)}; set data.patch to {list(expected)}, or another patch_size"
+        )
+
+
+def _refuse_or_warn_of_sizes(data: SpacetimeDataModule, split: str, vae: VideoVAE) -> None:
+    """Before anything is encoded: each size is one that the VAE takes; and images beside clips are told of."""
+    grids = set(data.plan(split).grids.values())
+    for grid in grids:
+        vae.grid(*grid.size(data.patch))
+    otherwise = vae.facts.otherwise("first_frame_alone")
+    if otherwise and len({grid.frames == 1 for grid in grids}) == 2:
+        log.warning("the split %s has images beside clips, and of this VAE, %s", split, otherwise)
 
 
 def _refuse_what_varies(data: SpacetimeDataModule, split: str) -> None:

@@ -78,8 +78,8 @@ class LitDiT(GenerativeModule):
     """Trains a :class:`LatentDiffusion`: a diffusion transformer on the latents of a frozen VAE, guided by text.
 
     Args:
-        vae: path of a checkpoint of a LitVAE run, or of a folder that it was saved to; "identity", for a model of
-            pixels; or "spec:" and a spec.
+        vae: path of a checkpoint of a LitVAE run, or of a folder that it was saved to; "diffusers(path='DIR')", a
+            pretrained one; "identity", for a model of pixels; or "spec:" and a spec.
         text: spec of the text encoder.
         dit: the transformer; of this and the next two, a mapping of options does too.
         diffusion: the training objective.
@@ -142,6 +142,7 @@ class LitDiT(GenerativeModule):
         )
         self.model.seen_sizes, self.model.read_weak = self.seen_sizes, read_model
         self.model.tasks = tuple(self.tasks.tasks)
+        self.tasks.check_vae(self.model.vae.facts)
         self.start_hash = None if start is None else self._begin_with(start)
         self.reconstruction = ReconstructionQuality()
         self._clip_cache: ClipCache | None = None

@@ -9,6 +9,7 @@ from typing import Any, Unpack, overload
 
 from torch import Tensor
 
+from lightning_sora.errors import SoraError
 from lightning_sora.lit.expander import create_expander
 from lightning_sora.lit.module import LitModule
 from lightning_sora.models.denoiser import SampleOptions
@@ -53,6 +54,15 @@ class GenerativeModule(LitModule):
     @property
     def patch(self) -> PatchSize:
         return self.model.patch
+
+    def check_patch(self, patch: PatchSize) -> None:
+        vae = self.model.vae
+        if patch.frames != self.patch.frames and vae.images:
+            raise SoraError(
+                f"data.patch={list(patch)} joins {patch.frames} frames, but model.vae is a VAE of images, which takes "
+                f"each frame by itself; set data.patch to {list(self.patch)}, or take a VAE of videos"
+            )
+        super().check_patch(patch)
 
     @overload
     def sample(  # type: ignore[overload-overlap]  # a string is a sequence of strings, too

@@ -37,7 +37,8 @@ class LitVAE(LitModule):
     """A video VAE under reconstruction, KL and, where asked for, perceptual and adversarial losses.
 
     Args:
-        vae: spec of the VAE.
+        vae: spec of the VAE. Of one that comes with its weights, as ``diffusers(path='DIR')``, the latents are kept:
+            the decoder alone is trained.
         loss: what it is trained to do; a mapping of options does too.
         permute_colors: train on each clip with its colour channels in a random order, so that what is seen
             in one colour is learned for others.
@@ -79,10 +80,12 @@ class LitVAE(LitModule):
         self.vae = VAES.create(vae)
         if not any(p.requires_grad for p in self.vae.parameters()):
             raise SoraError(f"the VAE {vae!r} has nothing to train; use it directly in a DiT recipe: model.vae={vae}")
-        initialize(self.vae, seed, "vae.")
-        self.keeps_latents = latents_of is not None
+        if not self.vae.pretrained:
+            initialize(self.vae, seed, "vae.")
+        self.keeps_latents = latents_of is not None or self.vae.pretrained
         if latents_of is not None:
             self.vae.adopt_latents(self.trained(latents_of)[0])
+        if self.keeps_latents:
             for name, parameter in self.vae.named_parameters():
                 parameter.requires_grad_(self.vae.decodes(name))
         self.loss = VAELoss(**loss.plain())
@@ -93,7 +96,8 @@ class LitVAE(LitModule):
         self.statistics = LatentStatistics(self.vae.latent_channels)
         self._unstepped = LatentStatistics(self.vae.latent_channels)  # of the batches that make the next step
         self.quality = ReconstructionQuality()
-        self._means, self._latents = EvaluationMeans(), LatentStatistics(self.vae.latent_channels)  # of an evaluation
+        # Of an evaluation: raw latents and scaled ones.
+        self._means, self._latents = EvaluationMeans(), LatentStatistics(2 * self.vae.latent_channels)
         self._gallery_batches: list[SpacetimeBatch] = []
         self._count = CountedFlops()
 
@@ -285,9 +289,10 @@ class LitVAE(LitModule):
         self.score_clips(f"{split}/psnr", batch.ids, psnr.tolist())
         self.score_clips(f"{split}/ssim", batch.ids, ssim.tolist())
         self._means.add(f"{split}/l1", (made - video).abs().flatten(1).mean(dim=1))
-        for i, kl in enumerate(posterior.kl().mean(dim=(2, 3, 4)).unbind(dim=1)):
-            self._means.add(f"kl/{split}_channel_{i:02d}", kl)
-        self._latents.update(posterior.mean)
+        if not self.vae.facts.deterministic_posterior:
+            for i, kl in enumerate(posterior.kl().mean(dim=(2, 3, 4)).unbind(dim=1)):
+                self._means.add(f"kl/{split}_channel_{i:02d}", kl)
+        self._latents.update(torch.cat([posterior.mean, self.vae.scale(posterior.mean)], dim=1))
         return to_uint8(made)
 
     def on_validation_epoch_end(self) -> None:
@@ -301,19 +306,18 @@ class LitVAE(LitModule):
         self.quality.reset()
         means = self._means.log(self)
         everyone = of_all_ranks(self.trainer, self._latents)
-        self._latents = LatentStatistics(self.vae.latent_channels)
+        latents, self._latents = (LatentStatistics(2 * self.vae.latent_channels) for _ in range(2))
         for one in everyone:
-            self._latents.merge(one)
-        self._log_latents(self._latents, means, split)
-        self._latents = LatentStatistics(self.vae.latent_channels)
+            latents.merge(one)
+        self._log_latents(latents, means, split)
 
     def _log_latents(self, latents: LatentStatistics, means: dict[str, float], split: str) -> None:
         """Logs how many channels carry anything, and the spread of scaled latents, over all clips of an evaluation."""
-        kl = torch.tensor([means[f"kl/{split}_channel_{i:02d}"] for i in range(latents.channels)])
-        self.log(f"{split}/active_channels", are_active(latents.std.square().cpu(), kl).sum().float())
-        scale, offset = self.vae.latent_std.to(latents.mean), self.vae.latent_mean.to(latents.mean)
-        mean = (latents.mean - offset) / scale
-        square = (latents.std / scale).square() + mean.square()
+        channels = self.vae.latent_channels
+        kl = torch.tensor([means.get(f"kl/{split}_channel_{i:02d}", 0.0) for i in range(channels)])
+        self.log(f"{split}/active_channels", are_active(latents.std[:channels].square().cpu(), kl).sum().float())
+        mean = latents.mean[channels:]
+        square = latents.std[channels:].square() + mean.square()
         self.log(f"{split}/latent_std", (square.mean() - mean.mean().square()).clamp(min=0).sqrt().float())
 
     @torch.no_grad()
@@ -366,6 +370,7 @@ class LitVAE(LitModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["latent_sums"] = self.statistics.sums
+        checkpoint["vae_spec"] = self.vae.spec_of_its_own(str(self.hparams["vae"]))
         for name in self._borrowed():
             del checkpoint["state_dict"][name]
 
@@ -383,7 +388,8 @@ class LitVAE(LitModule):
         # The trained model needs no perceptual loss, nor the VAE that it began as: their weights may be elsewhere.
         arguments = super().rebuild_arguments(checkpoint)
         loss = {**arguments.get("loss", {}), "perceptual_weight": 0.0}
-        return {**arguments, "loss": loss, "latents_of": None}
+        vae = checkpoint.get("vae_spec", arguments["vae"])  # none in checkpoints of before
+        return {**arguments, "vae": vae, "loss": loss, "latents_of": None}
 
     def lineage(self) -> dict[str, str]:
         """What the run is, for the record."""

@@ -294,6 +294,7 @@ class LatentDiffusion(LatentSpace):
         native = self.seen_sizes.native or (1, self.patch.height, self.patch.width)
         size = [n if asked is None else asked for asked, n in zip((frames, height, width), native, strict=True)]
         grid = TokenGrid.of(size[0], size[1], size[2], self.patch)
+        self.vae.grid(*size)  # which may take fewer lengths
         if beyond := self.seen_sizes.beyond(size):
             log.warning("%s is beyond what this model has seen: samples may be worse", beyond)
         wanted = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -308,7 +309,7 @@ class LatentDiffusion(LatentSpace):
         noise = torch.stack(normal_per_clip(sizes, seed, "sample", keys)).to(self.device)
         of_each = [given] * len(wanted) if given is None or isinstance(given, Given) else list(given)
         with self.evaluating():
-            known = given_rows(of_each, grid, self.patch, noise, self.encode_videos)
+            known = given_rows(of_each, grid, self.patch, noise, self.encode_given)
             denoise = self.denoiser(wanted, layout, guidance, on_step, negative, known, rope)
             solve = self.sampler if sampler is None else SAMPLERS.create(sampler)
             rows = solve(denoise, noise, times, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -16,6 +17,8 @@ from lightning_sora.models.pixels import Clip, from_uint8, to_uint8
 from lightning_sora.models.vae import VAES, VideoVAE
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid, patchify, unpatchify
 from lightning_sora.specs import Spec
+
+log = logging.getLogger(__name__)
 
 
 class LatentSpace(nn.Module, ABC):
@@ -38,6 +41,8 @@ class LatentSpace(nn.Module, ABC):
         self.latent_dim = self.patch_size.volume * vae.latent_channels
         self.vae = vae.requires_grad_(False).eval()
         self._vae_hash: str | None = None
+        self._met = set[bool]()  # images, clips of several frames
+        self._told = set[str]()  # what was warned of
 
     @property
     def patch(self) -> PatchSize:
@@ -105,6 +110,7 @@ class LatentSpace(nn.Module, ABC):
         """
         if batch.space == "latent":
             self.check_latents(batch.vae_hash)
+            self._note_lengths(batch)
             return batch.patches.to(self.dtype)
         return batch.layout.join(self.encode_clips(batch))
 
@@ -113,6 +119,7 @@ class LatentSpace(nn.Module, ABC):
 
         In the precision of the VAE's own weights, as a cache of latents is made.
         """
+        self._note_lengths(batch)
         rows: dict[int, Tensor] = {}
         for members, part in batch.split_by_grid():
             rows |= zip(members, self.encode_videos(part.videos()), strict=True)
@@ -124,6 +131,23 @@ class LatentSpace(nn.Module, ABC):
         with torch.autocast(self.device.type, enabled=False):
             latent = self.vae.encode_latent(from_uint8(videos, self.dtype))
         return patchify(rearrange(latent, "b c t h w -> b t h w c"), self.patch_size)
+
+    def encode_given(self, videos: Sequence[Clip]) -> Float[Tensor, "clips tokens latent_dim"]:
+        """Rows of videos of which a part is given, and the rest stands for what is to be made."""
+        if otherwise := self.vae.facts.otherwise("first_frame_alone", "encoder_causal"):
+            self._warn_once(f"of this VAE, {otherwise}: what is given is seen together with what fills the rest")
+        return self.encode_videos(videos)
+
+    def _note_lengths(self, batch: SpacetimeBatch) -> None:
+        """Warns once where images and clips are mixed, and an image is not a clip of one frame."""
+        self._met |= {grid.frames == 1 for grid in batch.layout.grids}
+        if len(self._met) == 2 and (otherwise := self.vae.facts.otherwise("first_frame_alone")):
+            self._warn_once(f"images and clips are mixed, and of this VAE, {otherwise}: the model learns two kinds")
+
+    def _warn_once(self, words: str) -> None:
+        if words not in self._told:
+            self._told.add(words)
+            log.warning("%s", words)
 
     def decode(self, rows: Float[Tensor, "clips tokens latent_dim"], grid: TokenGrid) -> list[Clip]:
         """Videos of rows on one grid, uint8 [frames height width 3]."""

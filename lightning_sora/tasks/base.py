@@ -58,6 +58,8 @@ class Task(ABC):
     Attributes:
         needs, takes: names of :data:`INPUTS` that it cannot do without, and that it takes besides.
         trained: whether a model has to have been trained on it; what is only a way to sample has not.
+        rests_on: the facts of a VAE (:class:`~lightning_sora.models.facts.VAEFacts`) without which it trains on latents
+            that know what it is to make.
 
     Example:
         >>> import torch, lightning_sora as ls
@@ -69,6 +71,7 @@ class Task(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     takes: ClassVar[tuple[str, ...]] = ()
     trained: ClassVar[bool] = True
+    rests_on: ClassVar[tuple[str, ...]] = ()
 
     def grid(self, grid: TokenGrid) -> TokenGrid:
         """What of a clip's grid it trains on: so many of its first frames."""

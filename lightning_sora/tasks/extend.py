@@ -122,6 +122,8 @@ class ExtendForward(Extend):
         context: the least share of a window that the model sees of what is there.
     """
 
+    rests_on = ("first_frame_alone", "encoder_causal")
+
     def strengths(self, grid: TokenGrid, draw: torch.Generator) -> Strengths:
         strengths = anew(grid)
         if grid.frames > 1:
@@ -184,6 +186,7 @@ class Connect(Task):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("video", "second")
+    rests_on = ("first_frame_alone", "encoder_causal")
 
     def __init__(self, context: float = 0.3) -> None:
         if not 0 < context < 0.5:

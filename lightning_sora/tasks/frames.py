@@ -18,6 +18,7 @@ class ImageToVideo(Task):
     """A clip that begins with an image."""
 
     needs = ("image",)
+    rests_on = ("first_frame_alone",)
 
     def strengths(self, grid: TokenGrid, draw: torch.Generator) -> Strengths:
         strengths = anew(grid)
@@ -40,6 +41,7 @@ class FirstAndLast(Task):
     """
 
     needs = ("first", "last")
+    rests_on = ("first_frame_alone",)
 
     def strengths(self, grid: TokenGrid, draw: torch.Generator) -> Strengths:
         strengths = anew(grid)

@@ -21,6 +21,7 @@ class Windows(Task):
     """
 
     needs = ("extra",)
+    rests_on = ExtendForward.rests_on
 
     def __init__(self, context: float = 0.5) -> None:
         self.forward = ExtendForward(context)
@@ -45,6 +46,7 @@ class Rollout(Task):
     """
 
     takes = ("extra",)
+    rests_on = ExtendForward.rests_on
 
     def strengths(self, grid: TokenGrid, draw: torch.Generator) -> Strengths:
         before = between(0, grid.frames - 1, draw)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
+from lightning_sora.models.facts import VAEFacts
 from lightning_sora.randomness import generator, uniform_per_clip
 from lightning_sora.spacetime import TokenLayout
 from lightning_sora.specs import canonical
@@ -74,6 +75,19 @@ class TaskMixture:
     def alone(self) -> bool:
         """Whether clips are made from text and nothing else."""
         return list(self.tasks) == [ALONE]
+
+    def check_vae(self, facts: VAEFacts) -> None:
+        """Refuses tasks that cannot be trained on the latents of a VAE.
+
+        Raises:
+            SoraError: what one rests on does not hold.
+        """
+        for spec, task in self.tasks.items():
+            if otherwise := facts.otherwise(*task.rests_on):
+                raise SoraError(
+                    f"the task {spec} cannot be trained on the latents of this VAE: {otherwise}; leave it out of "
+                    f"tasks, or take a VAE of {' and '.join(task.rests_on)}"
+                )
 
     def draw(self, layout: TokenLayout, seed: int, keys: Sequence[tuple[str, int]]) -> Drawn:
         """The tasks of the clips of a batch: of each a function of the seed and its key alone."""

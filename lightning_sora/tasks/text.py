@@ -24,6 +24,8 @@ class TextToVideo(Task):
 class TextToImage(TextToVideo):
     """A still of a prompt: a clip of one frame. It is trained on the first frame of clips."""
 
+    rests_on = ("first_frame_alone",)
+
     def grid(self, grid: TokenGrid) -> TokenGrid:
         return replace(grid, frames=1)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sora.contracts import ContractViolation
+from lightning_sora.models.facts import VAEFacts
 from lightning_sora.models.vae import VAES, Posterior, VideoVAE
 from lightning_sora.models.vae.contract import CONTRACT
 from lightning_sora.spacetime import PatchSize
@@ -24,6 +25,8 @@ SPECS = {
         "vit(dim=24, num_heads=2, encoder_depth=1, decoder_depth=1)",
         "vit(dim=24, num_heads=2, encoder_depth=1, decoder_depth=1, attention='full', stride=(2, 4, 4), refine=0)",
     ],
+    # Needs a folder, and seconds for its import: tests/unit/test_pretrained_vae.py puts it to the contract.
+    "diffusers": [],
 }
 
 
@@ -77,6 +80,21 @@ class OfAnotherStride(Pooled):
 class SeesAhead(Pooled):
     def pooled(self, video: Tensor) -> Tensor:
         return super().pooled(video) + video.mean((2, 3, 4), keepdim=True)
+
+
+class SeesOneAhead(Pooled):
+    def pooled(self, video: Tensor) -> Tensor:
+        latent = super().pooled(video)
+        return torch.cat([latent[:, :, :1], latent[:, :, 1:] + latent[:, :, -1:]], dim=2)
+
+
+class DecodesAhead(Pooled):
+    def decode(self, latent: Tensor) -> Tensor:
+        return super().decode(latent) + latent.mean((1, 2, 3, 4), keepdim=True)
+
+
+class NoPoint(Pooled):
+    facts = VAEFacts(deterministic_posterior=True)
 
 
 class MixesClips(Pooled):
@@ -148,6 +166,9 @@ class FailsByAssertion(Pooled):
 MUTANTS = {
     OfAnotherStride: "has_the_sizes_that_it_declares",
     SeesAhead: "the_first_frame_stands_alone",
+    SeesOneAhead: "does_not_see_ahead",
+    DecodesAhead: "does_not_see_ahead",
+    NoPoint: "a_point_is_a_point",
     MixesClips: "clips_do_not_mix",
     DecodesTogether: "clips_do_not_mix",
     Draws: "encodes_the_same_every_time",

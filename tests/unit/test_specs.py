@@ -264,7 +264,7 @@ def test_a_vae_with_weights_of_its_own_keeps_them(tmp_path: Path, monkeypatch: p
         ("causal_conv(dim=8)", "or 'spec:causal_conv(dim=8)' if fresh weights are what you want"),
         ("untrained:identity", "'untrained:' is now 'spec:'; write 'spec:identity'"),
         ("untrained:runs/vae.ckpt", "'untrained:' is now 'spec:'"),
-        ("THUDM/CogVideoX-2b", "models of a hub are not read"),
+        ("THUDM/CogVideoX-2b", '"diffusers(path=...)" for a model of a hub'),
         ("spec:identty", "did you mean 'identity'"),
     ],
 )

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
+from lightning_sora.models.facts import VAEFacts
 from lightning_sora.models.vae.statistics import LatentStatistics
 from lightning_sora.registry import Registry
 from lightning_sora.spacetime import PatchSize, TokenGrid
@@ -51,37 +52,50 @@ class VideoVAE(nn.Module, ABC):
     """Compresses clips of RGB video into latents and back.
 
     An image is a clip of one frame. Clips have ``1 + n * stride.frames`` frames and become ``1 + n``
-    latent frames, of which the first sees the first frame alone. :mod:`.contract` says what all must keep.
+    latent frames; what else holds, a VAE declares as its :attr:`facts`. :mod:`.contract` says what all must keep.
 
     Args:
         stride: pixels per latent position along (frames, height, width).
         latent_channels: values per latent position.
         config: the options that built this model, for the fingerprint.
+        statistics_frames: latent frames that have a mean and std of their own, and the most that a clip may have;
+            None where those are of all frames.
 
     Attributes:
-        causal: whether a frame is encoded without those after it, so that the first latent frame is that of an image.
+        facts: what holds of it: whether the first latent frame is that of an image, and more.
         pretrained: whether its weights come with it, so that none are drawn.
+        images: whether it takes a clip frame by frame.
+        latent_step: clips are of ``1 + n * latent_step`` latent frames.
         decoder_parts, decoder_options: the modules, and the options of ``config``, on which no latent depends.
-        latent_mean, latent_std: buffers of one value per channel that bring the raw latent to about zero
-            mean and unit variance; the identity until :meth:`set_latent_statistics`.
+        latent_mean, latent_std: buffers of one value per channel, or per channel and latent frame, that bring the raw
+            latent to about zero mean and unit variance; the identity until :meth:`set_latent_statistics`.
     """
 
-    causal: bool = True
+    facts: VAEFacts = VAEFacts()
     pretrained: bool = False
+    images: bool = False
+    latent_step: int = 1
     decoder_parts: ClassVar[tuple[str, ...]] = ("decoder",)
     decoder_options: ClassVar[tuple[str, ...]] = ()
-    latent_mean: Float[Tensor, " channels"]
-    latent_std: Float[Tensor, " channels"]
+    latent_mean: Float[Tensor, " channels *frames"]
+    latent_std: Float[Tensor, " channels *frames"]
 
-    def __init__(self, stride: PatchSize, latent_channels: int, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        stride: PatchSize,
+        latent_channels: int,
+        config: Mapping[str, Any],
+        statistics_frames: int | None = None,
+    ) -> None:
         super().__init__()
         if latent_channels < 1:
             raise SoraError(f"latent_channels={latent_channels} must be at least 1")
         self.stride = stride
         self.latent_channels = latent_channels
         self.config = dict(config)
-        self.register_buffer("latent_mean", torch.zeros(latent_channels))
-        self.register_buffer("latent_std", torch.ones(latent_channels))
+        size = (latent_channels,) if statistics_frames is None else (latent_channels, statistics_frames)
+        self.register_buffer("latent_mean", torch.zeros(size))
+        self.register_buffer("latent_std", torch.ones(size))
 
     @abstractmethod
     def encode(self, video: Float[Tensor, "batch 3 frames height width"]) -> Posterior:
@@ -118,20 +132,45 @@ class VideoVAE(nn.Module, ABC):
         return self.decode(self.unscale(latent)).clamp(-1.0, 1.0)
 
     def scale(self, latent: Float[Tensor, "batch channels t h w"]) -> Float[Tensor, "batch channels t h w"]:
-        """From raw to about unit variance."""
-        return (latent - self.latent_mean[:, None, None, None]) / self.latent_std[:, None, None, None]
+        """From raw to about unit variance.
+
+        Raises:
+            SoraError: more latent frames than have a mean and std.
+        """
+        mean, std = self._statistics(latent.shape[2])
+        return (latent - mean) / std
 
     def unscale(self, latent: Float[Tensor, "batch channels t h w"]) -> Float[Tensor, "batch channels t h w"]:
-        """From about unit variance to raw."""
-        return latent * self.latent_std[:, None, None, None] + self.latent_mean[:, None, None, None]
+        """From about unit variance to raw; raises as :meth:`scale`."""
+        mean, std = self._statistics(latent.shape[2])
+        return latent * std + mean
+
+    def _statistics(self, frames: int) -> tuple[Float[Tensor, "channels #t 1 1"], Float[Tensor, "channels #t 1 1"]]:
+        """The mean and std of a latent of so many frames, as they are to be spread over it."""
+        self._check_length(frames)
+        mean, std = (one if one.ndim == 2 else one[:, None] for one in (self.latent_mean, self.latent_std))
+        return mean[:, :frames, None, None], std[:, :frames, None, None]
+
+    def _check_length(self, frames: int) -> None:
+        most = self.latent_mean.shape[1] if self.latent_mean.ndim == 2 else frames
+        if frames > most:
+            raise SoraError(
+                f"a clip of {frames} latent frames is too long: this VAE has a mean and std for {most}; the longest "
+                f"clip is of {1 + (most - 1) * self.stride.frames} frames"
+            )
 
     def grid(self, frames: int, height: int, width: int) -> TokenGrid:
         """The latent size of a video of this size.
 
         Raises:
-            SoraError: the size does not divide by the stride.
+            SoraError: a size that does not divide by the stride, or a length that this VAE does not take; the nearest
+                that do are named.
         """
-        return TokenGrid.of(frames, height, width, self.stride)
+        s = self.stride
+        TokenGrid.of(frames, height, width, PatchSize(s.frames * self.latent_step, s.height, s.width))
+        grid = TokenGrid.of(frames, height, width, s)
+        self._check_length(grid.frames)
+        return grid
 
     @torch.no_grad()
     def set_latent_statistics(self, statistics: LatentStatistics) -> None:
@@ -152,8 +191,13 @@ class VideoVAE(nn.Module, ABC):
                 f"latent channels {flat} do not vary over {statistics.count} values and cannot be scaled to unit "
                 "variance; train the VAE longer, lower its KL weight, or use fewer latent_channels"
             )
-        self.latent_mean.copy_(mean)
-        self.latent_std.copy_(std)
+        of_frames = self.latent_mean.ndim == 2  # all of which are measured together
+        self.latent_mean.copy_(mean[:, None] if of_frames else mean)
+        self.latent_std.copy_(std[:, None] if of_frames else std)
+
+    def spec_of_its_own(self, spec: str) -> str:
+        """The spec that builds it once its weights are kept elsewhere, in a checkpoint: without those it came with."""
+        return spec
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits over the options, the weights and the latent scaling."""
@@ -222,6 +266,11 @@ class VideoVAE(nn.Module, ABC):
         if latent.ndim != 5 or latent.shape[1] != self.latent_channels:
             raise SoraError(
                 f"this VAE decodes latents of shape (batch, {self.latent_channels}, t, h, w), got {tuple(latent.shape)}"
+            )
+        if (latent.shape[2] - 1) % self.latent_step:
+            raise SoraError(
+                f"this VAE decodes latents of 1 + n*{self.latent_step} frames, got {latent.shape[2]}; encode clips of "
+                f"1 + n*{self.latent_step * self.stride.frames} frames"
             )
 
 

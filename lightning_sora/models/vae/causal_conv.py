@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
+from lightning_sora.models.facts import VAEFacts
 from lightning_sora.models.vae.base import VAES, Posterior, VideoVAE
 from lightning_sora.models.vae.folding import FrontEnd
 from lightning_sora.models.vae.layers import ChannelNorm, Down, ResidualBlock, SpatialConv, Stream, Up, Video
@@ -120,6 +121,7 @@ class CausalConvVAE(VideoVAE):
         SoraError: an option is out of range or does not fit the others.
     """
 
+    facts = VAEFacts(chunk_exact=True)
     decoder_options = ("decoder_blocks",)
 
     def __init__(

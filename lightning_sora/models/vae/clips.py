@@ -71,7 +71,7 @@ class ClipVAE(nn.Module):
             SoraError: the disk is full, or nothing can be written there.
         """
         told = {"vae_hash": self.vae.fingerprint(), "dtype": str(self.vae.latent_mean.dtype).removeprefix("torch.")}
-        return save_model(folder, KIND, {"vae": self.spec}, {"vae": self.vae}, **told)
+        return save_model(folder, KIND, {"vae": self.vae.spec_of_its_own(self.spec)}, {"vae": self.vae}, **told)
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> ClipVAE:

@@ -82,15 +82,46 @@ def has_the_sizes_that_it_declares(spec: str) -> None:
 @CONTRACT.law
 @torch.no_grad()
 def the_first_frame_stands_alone(spec: str) -> None:
-    """An image is a clip of one frame: where it is causal, the first frame of a clip has the latent of its image."""
+    """An image is a clip of one frame: where it says so, the first frame of a clip has the latent of its image."""
     vae = make(spec)
-    if not vae.causal:
+    if not vae.facts.first_frame_alone:
         return
     video = video_of(vae)
     alone, within = vae.encode(video[:, :, :1]), vae.encode(video)
     for name in ("mean", "logvar"):
-        message = f"{name} of the first latent frame depends on later frames (causal = False if meant)"
+        message = (
+            f"{name} of the first latent frame depends on later frames (VAEFacts(first_frame_alone=False) if meant)"
+        )
         require_close(getattr(within, name)[:, :, :1], getattr(alone, name), message, TOLERANCE)
+
+
+@CONTRACT.law
+@torch.no_grad()
+def does_not_see_ahead(spec: str) -> None:
+    """Where it says that it is causal, a clip that is cut short keeps its latents, and a latent its video."""
+    vae = make(spec)
+    kept, whole = 1 + vae.latent_step, 1 + 2 * vae.latent_step
+    frames = 1 + vae.latent_step * vae.stride.frames
+    video = video_of(vae, frames=whole)
+    latent = vae.encode(video).mean
+    if vae.facts.encoder_causal:
+        message = "latents depend on later frames (VAEFacts(encoder_causal=False) if meant)"
+        require_close(vae.encode(video[:, :, :frames]).mean, latent[:, :, :kept], message, TOLERANCE)
+    if vae.facts.decoder_causal:
+        message = "decoded frames depend on later latents (VAEFacts(decoder_causal=False) if meant)"
+        require_close(vae.decode(latent[:, :, :kept]), vae.decode(latent)[:, :, :frames], message, TOLERANCE)
+
+
+@CONTRACT.law
+@torch.no_grad()
+def a_point_is_a_point(spec: str) -> None:
+    """Where it says that the latent of a clip is a point, drawing from the posterior adds nothing."""
+    vae = make(spec)
+    if not vae.facts.deterministic_posterior:
+        return
+    posterior = vae.encode(video_of(vae))
+    message = "the posterior has a spread (VAEFacts(deterministic_posterior=False) if meant)"
+    require_close(posterior.sample(torch.ones_like(posterior.mean)), posterior.mean, message, TOLERANCE)
 
 
 @CONTRACT.law

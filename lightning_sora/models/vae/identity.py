@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_sora.models.facts import VAEFacts
 from lightning_sora.models.vae.base import VAES, Posterior, VideoVAE
 from lightning_sora.spacetime import PatchSize
 
@@ -16,6 +17,8 @@ LOGVAR = -30.0
 @VAES.register("identity")
 class IdentityVAE(VideoVAE):
     """Stride 1, three latent channels, nothing learned: a diffusion transformer on it works on pixels."""
+
+    facts = VAEFacts(chunk_exact=True, deterministic_posterior=True)
 
     def __init__(self) -> None:
         super().__init__(PatchSize(1, 1, 1), latent_channels=3, config={})

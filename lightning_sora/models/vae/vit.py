@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
+from lightning_sora.models.facts import VAEFacts
 from lightning_sora.models.vae.base import VAES, Posterior, VideoVAE
 from lightning_sora.models.vae.causal_conv import LOGVAR_RANGE, PosteriorHead
 from lightning_sora.nn.attention import create_attention, layer_specs
@@ -114,11 +115,11 @@ class ViTVAE(VideoVAE):
         dim, num_heads, mlp_ratio: of both transformers; ``dim / num_heads`` is even and at least 6.
         encoder_depth, decoder_depth: number of layers.
         attention: spec of the self-attention, or a pattern over layers. With ``"causal"`` or ``"spatial"`` the first
-            latent frame sees the first frame alone, and no frame a later one; see :attr:`causal`.
+            latent frame sees the first frame alone, and no frame a later one; see :attr:`facts`.
         refine: channels of two convolutions on the decoded pixels; 0 for none.
 
     Attributes:
-        causal: whether no frame sees a later one, as the blocks declare it.
+        facts: causal where no frame sees a later one, as the blocks declare it.
 
     Raises:
         SoraError: an option is out of range, or an unknown block.
@@ -158,7 +159,11 @@ class ViTVAE(VideoVAE):
         self.encoder = Transformer(pixels, PosteriorHead(dim, latent_channels), depth=encoder_depth, **size)  # type: ignore[arg-type]
         self.decoder = Transformer(latent_channels, nn.Linear(dim, pixels), depth=decoder_depth, **size)  # type: ignore[arg-type]
         self.refine = Refine(refine) if refine else None
-        self.causal = self.encoder.causal and self.decoder.causal
+        self.facts = VAEFacts(
+            first_frame_alone=self.encoder.causal,
+            encoder_causal=self.encoder.causal,
+            decoder_causal=self.decoder.causal,
+        )
 
     def encode(self, video: Float[Tensor, "batch 3 frames height width"]) -> Posterior:
         grid = self._check_video(video)
