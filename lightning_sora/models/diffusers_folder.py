@@ -111,10 +111,13 @@ def _on_a_hub(path: str, part: str, subfolder: str | None, revision: str | None)
     model, reason = diffusers_class("AutoModel"), ""
     for inside in (part, None) if subfolder is None else (subfolder,):
         try:
-            with _not_told_of_arguments():
+            with _quiet_hub():
                 config = model.load_config(path, subfolder=inside, revision=revision)
         except (OSError, ValueError) as problem:
             reason = _first_line(problem)
+            if type(problem.__context__).__name__ in ("LocalEntryNotFoundError", "OfflineModeIsEnabled"):
+                reason = "it cannot be reached"
+                break  # each attempt waits for it
         else:
             return Stored(path, path, inside, revision, config)
     raise WeightsMissing(
@@ -133,7 +136,7 @@ def load(stored: Stored) -> nn.Module:
         _check_files(Path(stored.place))
     kind = diffusers_class(stored.name)
     try:
-        with _no_draws(), _not_told_of_arguments():
+        with _no_draws(), _quiet_hub():
             network, found = kind.from_pretrained(
                 stored.place, subfolder=stored.subfolder, revision=stored.revision, torch_dtype=torch.float32,
                 use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True,
@@ -202,11 +205,17 @@ def _no_draws() -> Iterator[None]:
 
 
 @contextmanager
-def _not_told_of_arguments() -> Iterator[None]:
-    """Of those that diffusers gives to its hub, the hub says that they are of before."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"\s*The `(local_dir_use_symlinks|proxies|resume_download)` argument")
-        yield
+def _quiet_hub() -> Iterator[None]:
+    """It says of each attempt that it failed, and of arguments that diffusers gives to it, that they are of before."""
+    told = logging.getLogger("huggingface_hub")
+    level = told.level
+    told.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"\s*The `(local_dir_use_symlinks|proxies)` argument")
+            yield
+    finally:
+        told.setLevel(level)
 
 
 def _check_files(folder: Path) -> None:

@@ -377,7 +377,7 @@ def test_a_name_that_no_hub_answers_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     said = refusal(Path("nobody/no-such-model"))
     assert said.startswith("no folder at 'nobody/no-such-model', and no model of that name on a hub")
-    assert "give its folder" in said
+    assert "(it cannot be reached); download it where there is a network, and give its folder" in said
 
 
 def test_options_that_a_family_does_not_have(of: Folder) -> None:
