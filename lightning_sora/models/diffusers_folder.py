@@ -152,6 +152,8 @@ def load(stored: Stored) -> nn.Module:
                 f"{stored.path!r} {told} weights of the {stored.name} that its {CONFIG} describes: "
                 f"{', '.join(sorted(names)[:3])}{more}; download it again"
             )
+    for value in (*network.parameters(), *network.buffers()):
+        value.data = value.data.clone()  # a file that changes while it is mapped kills the process
     return network.eval()
 
 

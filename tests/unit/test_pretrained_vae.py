@@ -339,8 +339,9 @@ def test_a_half_downloaded_model(tmp_path: Path) -> None:
 def test_weights_that_are_cut_short_or_of_another_model(of: Folder, tmp_path: Path) -> None:
     folder("wan", tmp_path)
     file = tmp_path / "diffusion_pytorch_model.safetensors"
-    whole = file.read_bytes()
+    whole, loaded = file.read_bytes(), make(tmp_path)
     file.write_bytes(whole[:-100])
+    assert loaded.fingerprint() == make(of("wan")).fingerprint()
     assert "cannot be loaded as a AutoencoderKLWan" in refusal(tmp_path)
     file.unlink()
     assert "has no diffusion_pytorch_model.safetensors: it holds config.json" in refusal(tmp_path)
@@ -385,6 +386,14 @@ def test_options_that_a_family_does_not_have(of: Folder) -> None:
         of("wan"), ", framewise=True"
     )
     assert "tiling=True has no meaning for a AutoencoderKLCosmos" in refusal(of("cosmos"), ", tiling=True")
+
+
+def test_a_configuration_that_is_none() -> None:
+    for config, words in (("{}", "of a family that is known"), ("3", "must be a mapping")):
+        with pytest.raises(SoraError, match=words):
+            VAES.create(f"diffusers(path='nowhere', config={config})")
+    with pytest.raises(SoraError, match="no AutoencoderKLWan can be made with these options"):
+        VAES.create("diffusers(path='nowhere', config={'_class_name': 'AutoencoderKLWan', 'dim_mult': 'a'})")
 
 
 def test_statistics_that_do_not_fit(of: Folder, tmp_path: Path) -> None:

@@ -74,17 +74,18 @@ class DiffusersVAE(VideoVAE):
         tiling: bool = False,
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        if config is None:
-            stored = find(path, "vae", subfolder, revision)
-            config, family = stored.config, family_of_vae(stored.name)
-            network, pretrained = load(stored), True
-        else:
-            family = family_of_vae(config.get("_class_name"))
-            network, pretrained = build(config), False
-            _keep_fresh(network)
+        stored = find(path, "vae", subfolder, revision) if config is None else None
+        config = config if stored is None else stored.config
+        if not isinstance(config, Mapping):
+            raise SoraError(f"config={config!r} must be a mapping, of what a config.json says")
+        family = family_of_vae(config.get("_class_name"))
         for option, asked in (("framewise", framewise), ("tiling", tiling)):
             if asked and not getattr(family, option):
                 raise SoraError(f"{option}=True has no meaning for a {family.vae}; leave it out")
+        if stored is None:
+            _keep_fresh(network := build(config))
+        else:
+            network = load(stored)
         # Of the configuration as it is written: what diffusers fills in moves with its version.
         told = {name: value for name, value in json.loads(json.dumps(dict(config))).items() if name[0] != "_"}
         options = {"_class_name": family.vae, **told, "framewise": framewise, "tiling": tiling}
@@ -95,7 +96,7 @@ class DiffusersVAE(VideoVAE):
         )
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
-        self.network, self.family, self.pretrained = network, family, pretrained
+        self.network, self.family, self.pretrained = network, family, stored is not None
         self.latent_step, self.images = family.latent_step, family.images
         self.facts = facts_of(family, network.config, framewise)  # type: ignore[arg-type]
         self._run_as(framewise, tiling)
