@@ -128,12 +128,13 @@ def absent(value: Any) -> bool:
 
 
 def file_of(row: Record, columns: Sequence[str], where: str) -> str:
-    """The file that a row names, by the first of the columns that is there.
+    """The file that a row names, by the first of the columns that says one, else by the first that is there.
 
     Raises:
         SoraError: it is no path.
     """
-    value = row[next(name for name in columns if name in row)]
+    there = [name for name in columns if name in row]
+    value = row[next((name for name in there if not absent(row[name])), there[0])]
     if not isinstance(value, str) or not value.strip():
         raise SoraError(f"{where}: the file is {brief(value)}; it must be a path")
     return value.strip()

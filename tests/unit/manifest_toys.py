@@ -116,6 +116,74 @@ def ltx(root: Path) -> Path:
     return table(root / "dataset.json", [{"media_path": n, "caption": t} for n, t in CAPTIONS.items()])
 
 
+def diffsynth(root: Path, suffix: str = ".csv") -> Path:
+    """A column for each kind, of which one says nothing, as where videos and images stand in one table."""
+    rows = [
+        {"video": "" if n == "c.png" else n, "image": n if n == "c.png" else "", "prompt": t}
+        for n, t in CAPTIONS.items()
+    ]
+    table(root / f"metadata{suffix}", rows)
+    return root
+
+
+def videox_fun(root: Path) -> Path:
+    rows = [
+        {"file_path": n, "text": t, "type": "image" if n == "c.png" else "video", "width": WIDTH, "height": HEIGHT}
+        for n, t in CAPTIONS.items()
+    ]
+    return table(root / "json_of_internal_datasets.json", rows)
+
+
+def musubi(root: Path) -> Path:
+    rows = [{"image_path" if n == "c.png" else "video_path": n, "caption": t} for n, t in CAPTIONS.items()]
+    return table(root / "metadata_musubi.jsonl", rows)
+
+
+def _flat(root: Path) -> tuple[Path, Path]:
+    """Videos in one folder and images in another, with a text beside each."""
+    folders = root / "films", root / "stills"
+    for folder in folders:
+        folder.mkdir()
+    for name, text in CAPTIONS.items():
+        folder = folders[name == "c.png"]
+        (root / name).rename(folder / Path(name).name)
+        (folder / Path(name).name).with_suffix(".txt").write_text(text)
+    return folders
+
+
+def musubi_toml(root: Path) -> Path:
+    films, stills = _flat(root)
+    (root / "dataset.toml").write_text(
+        f"""[general]
+resolution = [48, 32]
+caption_extension = ".txt"
+batch_size = 1
+[[datasets]]
+video_directory = "{films}"
+target_frames = [1, 5]
+[[datasets]]
+video_directory = "{films}"
+target_frames = [5]
+[[datasets]]
+image_directory = "{stills.name}"
+"""
+    )
+    return root / "dataset.toml"
+
+
+def diffusion_pipe(root: Path) -> Path:
+    films, stills = _flat(root)
+    for text in films.glob("*.txt"):
+        text.unlink()
+    told = {Path(n).name: [t, f"{t}, again"] for n, t in CAPTIONS.items() if n != "c.png"}
+    (films / "captions.json").write_text(json.dumps(told))
+    (root / "dataset.toml").write_text(
+        f'resolutions = [512]\nframe_buckets = [1, 33]\n[[directory]]\npath = "{films}"\nnum_repeats = 1\n'
+        f'[[directory]]\npath = "{stills}"\n'
+    )
+    return root / "dataset.toml"
+
+
 STYLES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "videofolder csv": ("videofolder", videofolder),
     "videofolder jsonl": ("videofolder", lambda root: videofolder(root, ".jsonl")),
@@ -129,6 +197,13 @@ STYLES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "webdataset": ("webdataset", webdataset),
     "openvid": ("openvid", openvid),
     "ltx": ("ltx", ltx),
+    "diffsynth csv": ("diffsynth", diffsynth),
+    "diffsynth json": ("diffsynth", lambda root: diffsynth(root, ".json")),
+    "diffsynth jsonl": ("diffsynth", lambda root: diffsynth(root, ".jsonl")),
+    "videox_fun": ("videox_fun", videox_fun),
+    "musubi jsonl": ("musubi", musubi),
+    "musubi toml": ("musubi", musubi_toml),
+    "diffusion_pipe": ("diffusion_pipe", diffusion_pipe),
 }
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from lightning_sora.data.manifest import folder, lists, open_sora_plan, tables, webdataset  # noqa: F401  (they register themselves)
+from lightning_sora.data.manifest import (  # noqa: F401  (they register themselves)
+    configured,
+    folder,
+    lists,
+    open_sora_plan,
+    tables,
+    trainers,
+    webdataset,
+)
 from lightning_sora.data.manifest.reach import Reach
 from lightning_sora.data.manifest.rows import MANIFESTS, ClipRow, ManifestStyle
 from lightning_sora.data.manifest.tables import SUFFIXES
@@ -17,7 +25,10 @@ from lightning_sora.names import shown
 __all__ = ["MANIFESTS", "ClipRow", "ManifestStyle", "detect", "found_at", "read_manifest"]
 
 #: Where several styles fit, the one that says more stands first; last, after those of plugins, a folder without any.
-ORDER = ("webdataset", "cogvideox", "sat", "open_sora_plan", "ltx", "videofolder", "open_sora", "openvid")
+ORDER = (
+    "webdataset", "cogvideox", "sat", "open_sora_plan", "ltx", "videofolder", "open_sora", "openvid", "diffsynth",
+    "videox_fun", "musubi", "diffusion_pipe",
+)  # fmt: skip
 LAST = "folder"
 
 
