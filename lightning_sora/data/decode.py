@@ -11,7 +11,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from lightning_sora import media
 from lightning_sora.data.endings import FILMED_STILLS, is_image, suffix_of
+from lightning_sora.data.frame_folder import FrameFolder
 from lightning_sora.data.frames import STILL_FPS, DoubtfulError, MissedError, Unseen, announced_rate, timed_frames
 from lightning_sora.data.picture import COLOURS, Picture, quarter_turns, shown_size
 from lightning_sora.data.places import DecodeError, Media, MediaPath
@@ -64,6 +65,8 @@ def probe(path: MediaPath) -> VideoInfo:
         DecodeError: no readable video; cut short; no frame rate.
     """
     path = _place(path)
+    if isinstance(path, FrameFolder):
+        return replace(probe(path.files[0]), frames=len(path.files), fps=path.fps)
     if is_image(path):
         if suffix_of(path) in FILMED_STILLS:
             height, width = _filmed_still(path, None).shape[1:3]
@@ -139,6 +142,8 @@ def read_clip(
         )
     if colours not in COLOURS:
         raise SoraError(f"colours={colours!r} must be one of {', '.join(COLOURS)}")
+    if isinstance(path, FrameFolder):
+        return _read_frames(path, [start_seconds + k / (fps or path.fps) for k in range(frames)], size)
     if is_image(path):
         return _read_still(path, frames, size)
 
@@ -171,7 +176,9 @@ def check(path: MediaPath) -> str | None:
     """
     path = _place(path)
     try:
-        if is_image(path):
+        if isinstance(path, FrameFolder):
+            _read_frames(path, [k / path.fps for k in range(len(path.files))], None)
+        elif is_image(path):
             _read_still(path, 1, None)
         else:
             _decode_through(path)
@@ -248,6 +255,23 @@ def _read_still(path: Path | Media, frames: int, size: tuple[int, int] | None) -
         scaled = Image.fromarray(image.numpy()).resize((size[1], size[0]), Image.Resampling.BICUBIC)
         image = torch.from_numpy(np.array(scaled))
     return image[None]
+
+
+def _read_frames(
+    folder: FrameFolder, times: list[float], size: tuple[int, int] | None
+) -> UInt8[Tensor, "frames height width 3"]:
+    """The images shown at rising times, as of a video of a constant rate."""
+    files, pictures = folder.files, dict[int, Tensor]()
+    due = [int(time * folder.fps + 0.49) for time in times]
+    if due[-1] >= len(files):
+        end = len(files) / folder.fps
+        raise DecodeError(f"{folder}: ends at {end:.2f} s, but frames up to {times[-1]:.2f} s were asked for")
+    for number in due:
+        if number not in pictures:
+            pictures[number] = _read_still(files[number], 1, size)
+            if pictures[number].shape != pictures[due[0]].shape:
+                raise DecodeError(f"{folder}: {files[number].name} has another size than {files[due[0]].name}")
+    return torch.cat([pictures[number] for number in due])
 
 
 def _filmed_still(path: Path | Media, size: tuple[int, int] | None) -> UInt8[Tensor, "1 height width 3"]:

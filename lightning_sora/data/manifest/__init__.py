@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from lightning_sora.data.manifest import (  # noqa: F401  (they register themselves)
     configured,
+    field_sets,
     folder,
     lists,
     open_sora_plan,
@@ -26,8 +27,8 @@ __all__ = ["MANIFESTS", "ClipRow", "ManifestStyle", "detect", "found_at", "read_
 
 #: Where several styles fit, the one that says more stands first; last, after those of plugins, a folder without any.
 ORDER = (
-    "webdataset", "cogvideox", "sat", "open_sora_plan", "ltx", "videofolder", "open_sora", "openvid", "diffsynth",
-    "videox_fun", "musubi", "diffusion_pipe",
+    "msrvtt", "kinetics", "webdataset", "cogvideox", "sat", "open_sora_plan", "ltx", "videofolder", "open_sora",
+    "openvid", "diffsynth", "videox_fun", "musubi", "diffusion_pipe", "ucf101",
 )  # fmt: skip
 LAST = "folder"
 

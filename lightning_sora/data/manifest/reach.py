@@ -7,6 +7,7 @@ import posixpath
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
+from lightning_sora.data.frame_folder import FrameFolder
 from lightning_sora.data.storage import ArchiveMember, Location, RemoteFile, is_private, is_remote
 from lightning_sora.errors import SoraError
 from lightning_sora.names import shown
@@ -43,7 +44,9 @@ class Reach:
         path = str(place).partition("?")[0] if is_remote(place) else str(place)
         return cls(path.rpartition("/")[0] or ".")
 
-    def allow(self, place: Location | RemoteFile | ArchiveMember) -> Location | RemoteFile | ArchiveMember:
+    def allow(
+        self, place: Location | RemoteFile | ArchiveMember | FrameFolder
+    ) -> Location | RemoteFile | ArchiveMember | FrameFolder:
         """The place, to be read with no more than is allowed.
 
         Raises:
@@ -53,6 +56,9 @@ class Reach:
             return place
         if isinstance(place, ArchiveMember):
             self.allow(str(place.archive))
+            return place
+        if isinstance(place, FrameFolder):
+            self.allow(place.folder)
             return place
         if is_remote(str(place)):
             return self._url(str(place))

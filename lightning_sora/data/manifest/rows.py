@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_sora.data.frame_folder import FrameFolder
 from lightning_sora.data.manifest.reach import Reach
 from lightning_sora.data.storage import ArchiveMember, Location, RemoteFile
 from lightning_sora.errors import SoraError
@@ -19,7 +20,7 @@ class ClipRow:
 
     Attributes:
         id: unique in it.
-        place: a path, a URL, or a member of an archive; relative paths are resolved by the style.
+        place: a path, a URL, a member of an archive, or a folder of frames; relative paths are resolved by the style.
         captions: all of equal standing.
         frames, height, width, fps: as shown; None where the manifest does not say. Frames count those of the cut.
         start_frame: of the file's frames, where a cut begins.
@@ -30,7 +31,7 @@ class ClipRow:
     """
 
     id: str
-    place: Location | RemoteFile | ArchiveMember
+    place: Location | RemoteFile | ArchiveMember | FrameFolder
     captions: tuple[str, ...] = ()
     frames: int | None = None
     height: int | None = None

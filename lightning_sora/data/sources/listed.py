@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from lightning_sora.data import decode
+from lightning_sora.data.frame_folder import FrameFolder
 from lightning_sora.data.manifest import ClipRow
 from lightning_sora.data.picture import COLOURS
 from lightning_sora.data.places import DecodeError, Media, MediaPath
@@ -87,9 +88,9 @@ class ListedSource(Source):
         return kept
 
 
-def media_of(row: ClipRow) -> Path | RemoteFile | ArchiveMember:
+def media_of(row: ClipRow) -> Path | RemoteFile | ArchiveMember | FrameFolder:
     """What is to be opened."""
-    if isinstance(row.place, ArchiveMember | RemoteFile):
+    if isinstance(row.place, ArchiveMember | RemoteFile | FrameFolder):
         return row.place
     return RemoteFile(str(row.place)) if is_remote(row.place) else Path(row.place)
 
@@ -188,6 +189,8 @@ def _content(row: ClipRow) -> str:
     place = media_of(row)
     if isinstance(place, RemoteFile):
         return ""  # a question to the store for each clip would take too long
+    if isinstance(place, FrameFolder):
+        return f"{len(place.files)} frames"
     return f"{place.length if isinstance(place, ArchiveMember) else place.stat().st_size} bytes"
 
 
