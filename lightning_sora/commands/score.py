@@ -18,6 +18,7 @@ def add_parser(subparsers: Any) -> None:
     add("--metrics", default="fvd", metavar="SPECS", help="with commas; `list metric` names all (default: %(default)s)")
     add("--extractor", metavar="SPEC", help="\"i3d(weights='PATH')\" for FVD, inception for FID; see `list extractor`")
     add("--clip-model", metavar="PATH", help="name or directory of a CLIP, for clip_score")
+    add("--protocol", metavar="NAME", help="a published one, such as ucf101: --real is then its data set")
     add("--frames", type=whole, default=16, help="of each clip (default: %(default)s)")
     add("--fps", type=positive, help="resample to this rate; default: frames as recorded, all at one rate")
     add("--offset", choices=("first", "center"), default="first", help="where clips begin (default: %(default)s)")

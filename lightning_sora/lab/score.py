@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lab.devices import usable_device
+from lightning_sora.lab.protocols import Protocol, check_asked, check_generated, load_protocol, real_clips
 from lightning_sora.lab.score_videos import Video, common_rate, find_videos, note, note_sizes
 from lightning_sora.metrics.asked import SHARED
 from lightning_sora.metrics.base import METRICS
@@ -47,6 +48,7 @@ class Asked:
     compare: str | Path | None = None
     batch_size: int = 8
     device: str | None = None
+    protocol: str | Path | None = None
 
 
 def score(
@@ -54,7 +56,8 @@ def score(
     extractor: str | None = None, clip_model: str | None = None, frames: int = 16, fps: float | None = None,
     offset: str = "first", min_clips: int = 16, reference: str | Path | None = None,
     save_reference: str | Path | None = None, out: str | Path | None = None, compare: str | Path | None = None,
-    batch_size: int = 8, device: str | None = None, plugins: Sequence[str | Path] = (),
+    batch_size: int = 8, device: str | None = None, protocol: str | Path | None = None,
+    plugins: Sequence[str | Path] = (),
 ) -> Results | None:  # fmt: skip
     """Scores a folder of generated videos, by itself and against one of real videos.
 
@@ -73,6 +76,9 @@ def score(
         compare: a file that an earlier ``out`` wrote; scores under another protocol are refused.
         batch_size: clips at once.
         device: "cpu", "cuda" ...; None for a GPU where there is one.
+        protocol: the name of a published one, such as "ucf101", or the path of one; then ``real`` is the data set as it
+            is distributed, its clips are cut as the protocol says, and the generated videos must be as it has them
+            (:func:`~lightning_sora.lab.protocols.load_protocol`).
         plugins: files that register parts, such as a metric of one's own.
 
     Returns:
@@ -92,13 +98,16 @@ def score(
         Asked(
             generated, real, metrics=metrics, extractor=extractor, clip_model=clip_model, frames=frames, fps=fps,
             offset=offset, min_clips=min_clips, reference=reference, save_reference=save_reference, out=out,
-            compare=compare, batch_size=batch_size, device=device,
+            compare=compare, batch_size=batch_size, device=device, protocol=protocol,
         )
     )  # fmt: skip
 
 
 def _scored(asked: Asked) -> Results | None:
     check(asked)
+    preset = None if asked.protocol is None else load_protocol(asked.protocol)
+    if preset is not None:
+        check_asked(preset, asked.frames, asked.fps, asked.offset)
     protocol = ClipProtocol(asked.frames, asked.fps, asked.offset)
     earlier = read_scores(asked.compare) if asked.compare is not None else None
     reference = ReferenceStatistics.load(asked.reference) if asked.reference is not None else None
@@ -107,21 +116,21 @@ def _scored(asked: Asked) -> Results | None:
         reference=reference,
     )  # fmt: skip
     if reference is not None:
-        _check_clips(reference, protocol)
+        _check_clips(reference, protocol, preset)
     _check_metrics(asked, evaluation)
     evaluation.check_length(asked.frames, asked.fps)
     evaluation.load()  # weights that are missing are told before files are looked at
-    sides = _find(asked, evaluation, protocol)
-    if protocol.fps is None:
+    sides = _find(asked, evaluation, protocol, preset)
+    if protocol.fps is None and preset is None:
         protocol = replace(protocol, recorded=common_rate(sides))
     if reference is not None:
-        _check_clips(reference, protocol)
+        _check_clips(reference, protocol, preset)
     evaluation.check_length(asked.frames, protocol.rate)
-    if evaluation.distances:
+    if evaluation.distances and preset is None:
         note_sizes(sides)
     # How real clips are cut, their pixels tell; of generated ones it moves the scores, but where all of them is taken.
-    if not all(video.whole for video in sides.get(False, ())):
-        evaluation.protocol["clip"] = protocol.as_fields()
+    if preset is not None or not all(video.whole for video in sides.get(False, ())):
+        evaluation.protocol["clip"] = _clip_fields(protocol, preset)
     counts = {"real" if real else "generated": len(videos) for real, videos in sides.items()}
     if reference is not None:
         counts["real"] = len(reference.ids)
@@ -132,7 +141,7 @@ def _scored(asked: Asked) -> Results | None:
         if real and earlier is not None and not _paired(evaluation):  # else they come with the generated ones
             _check_same(earlier, evaluation, asked.compare, counts, without=("sizes",))
     if asked.save_reference is not None:
-        kept = evaluation.statistics({"clip": protocol.as_fields()}).save(asked.save_reference, "reference")
+        kept = evaluation.statistics({"clip": _clip_fields(protocol, preset)}).save(asked.save_reference, "reference")
         note(f"reference statistics: {kept}")
     if asked.generated is None:
         return None
@@ -203,8 +212,13 @@ def _open(spec: str) -> set[str]:
     return {option for option in SHARED if option in accepted and accepted[option].default is None} - set(asked.options)
 
 
-def _check_clips(reference: ReferenceStatistics, protocol: ClipProtocol) -> None:
-    mine, theirs = protocol.as_fields(), dict(reference.fields.get("clip", {}))
+def _clip_fields(protocol: ClipProtocol, preset: Protocol | None) -> dict[str, Any]:
+    """How clips are cut, for a card."""
+    return protocol.as_fields() | ({} if preset is None else {"protocol": preset.fields()})
+
+
+def _check_clips(reference: ReferenceStatistics, protocol: ClipProtocol, preset: Protocol | None) -> None:
+    mine, theirs = _clip_fields(protocol, preset), dict(reference.fields.get("clip", {}))
     if protocol.rate is None and not theirs.get("resampled"):  # to be told by the files
         mine["fps"] = theirs.get("fps")
     ProtocolCard({"clip": theirs}).check_same(ProtocolCard({"clip": mine}), "the reference and these clips")
@@ -223,17 +237,23 @@ def _check_metrics(asked: Asked, evaluation: Evaluation) -> None:
         )
 
 
-def _find(asked: Asked, evaluation: Evaluation, protocol: ClipProtocol) -> dict[bool, list[Video]]:
-    """The videos of the folders, real ones first."""
+def _find(
+    asked: Asked, evaluation: Evaluation, protocol: ClipProtocol, preset: Protocol | None
+) -> dict[bool, list[Video]]:
+    """The videos of the folders, real ones first; of a data set, the clips that a protocol takes."""
     metrics = evaluation.metrics
     captions = any(metric.needs.captions for metric in metrics.values())
     frames = all(metric.needs.per == "frame" and metric.needs.real for metric in metrics.values())
     least = asked.min_clips if evaluation.distances else 1
-    sides = {
-        real: find_videos(Path(folder), protocol, least, captions=captions and not real, images=frames)
-        for real, folder in ((True, asked.real), (False, asked.generated))
-        if folder is not None
-    }
+    sides: dict[bool, list[Video]] = {}
+    if preset is not None and asked.real is not None:
+        sides[True] = list(real_clips(preset, asked.real))
+    elif asked.real is not None:
+        sides[True] = find_videos(Path(asked.real), protocol, least, captions=False, images=frames)
+    if asked.generated is not None:
+        sides[False] = find_videos(Path(asked.generated), protocol, least, captions=captions, images=frames)
+        if preset is not None:
+            check_generated(preset, {video.id: video.size for video in sides[False]})
     if paired := [name for name, metric in metrics.items() if metric.needs.pairs]:
         _check_pairs(paired[0], sides)
     return sides
