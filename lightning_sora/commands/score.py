@@ -29,6 +29,9 @@ def add_parser(subparsers: Any) -> None:
     add("--compare", type=Path, metavar="FILE", help="scores of an earlier run, to set beside these")
     add("--batch-size", type=whole, default=8, help="clips at once (default: %(default)s)")
     add("--device", default=None, help="cpu, cuda, cuda:1 ...; default: cuda where there is one")
+    add("--vbench", nargs="+", type=Path, metavar="FILE", help="results that VBench wrote, to be logged to --run")
+    add("--run", metavar="ID", help="the mlflow run of --vbench")
+    add("--uri", help="its store; default: MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db")
     add("--plugins", action="append", default=[], metavar="FILE", help="a file that registers parts")
 
 
@@ -38,7 +41,10 @@ def run(args: argparse.Namespace) -> int:
 
     from lightning_sora.lab.score import metric_specs, score, unverified
 
-    options = {name: value for name, value in vars(args).items() if name not in ("command", "metrics")}
+    if args.vbench is not None or args.run is not None:
+        return _vbench(args)
+    own = ("command", "metrics", "vbench", "run", "uri")
+    options = {name: value for name, value in vars(args).items() if name not in own}
     results = score(**options, metrics=metric_specs(args.metrics))
     if results is None:
         return 0
@@ -47,4 +53,17 @@ def run(args: argparse.Namespace) -> int:
     sys.stderr.write("".join(f"{told}\n" for told in unverified(results)))
     if args.out is not None:
         print(f"scores and protocol: {args.out}")
+    return 0
+
+
+def _vbench(args: argparse.Namespace) -> int:
+    """Logs what VBench found; returns 0."""
+    from lightning_sora.errors import SoraError
+    from lightning_sora.lab.vbench import log_vbench, shown_results
+
+    if args.vbench is None or args.run is None:
+        raise SoraError("results of VBench are logged to a run: give both --vbench FILE and --run ID")
+    if args.generated is not None or args.real is not None or args.reference is not None:
+        raise SoraError("--vbench logs what VBench found, and scores no folder; leave out --generated and --real")
+    print(shown_results(log_vbench(args.vbench, args.run, args.uri)))
     return 0

@@ -18,6 +18,7 @@ from lightning_sora.errors import SoraError, did_you_mean
 from lightning_sora.lab.models import VideoModel
 from lightning_sora.lab.request import Request
 from lightning_sora.lab.sampling import read_prompts, row_changed, row_file, sample_row
+from lightning_sora.lab.vbench import place_video, vbench_rows
 from lightning_sora.lit.generate import Asked
 from lightning_sora.models.configs import SamplingConfig, plain
 from lightning_sora.models.latent_diffusion import LatentDiffusion
@@ -73,6 +74,31 @@ def read_requests(
     return found
 
 
+def vbench_requests(
+    path: str | Path, samples: int, named_by: str | Path | None, *, model: str, plugins: Sequence[str] = ()
+) -> tuple[list[Request], list[str]]:
+    """The requests of a prompt file of VBench, with the names of their videos.
+
+    Args:
+        path: one prompt per line, such as VBench's ``all_dimension.txt``.
+        samples: of each; sample j of prompt i has the seed 100000 i + j.
+        named_by: the suite's own prompts, where those of ``path`` are rewritten; None for them.
+
+    Raises:
+        SoraError: no prompts, or as :func:`~lightning_sora.lab.vbench.vbench_rows`.
+    """
+    if Path(path).suffix == ".jsonl":
+        raise SoraError(f"{path} has requests of its own seeds; VBench's prompts are a text file with one per line")
+    prompts = read_prompts(path)
+    if not prompts:
+        raise SoraError(f"{path} has no prompts; give one per line")
+    rows = vbench_rows(prompts, samples, None if named_by is None else read_prompts(named_by))
+    found = [Request(model=model, prompts=(one.prompt,), seeds=(one.seed,), plugins=tuple(plugins)) for one in rows]
+    for request in found[::samples]:
+        request.check()
+    return found, [one.name for one in rows]
+
+
 def _row(place: str, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
@@ -122,13 +148,21 @@ class AskedClip(Asked):
         changed = row_changed(self.request, own, asked.folder, self.index, fingerprint)
         if changed == []:
             asked.tally.kept += 1
+            self._place()
             return []
         if changed:
             name = row_file(self.request, asked.folder, self.index).stem
             log.warning("%s is made again: what is there has %s", name, " and ".join(changed))
         made = sample_row(self.request, own, asked.folder, self.index, fingerprint)
         asked.tally.made += 1
+        self._place()
         return list(made.videos)
+
+    def _place(self) -> None:
+        """Puts the video where VBench looks for it, if it is one of its."""
+        if self.asked.names:
+            made = row_file(self.request, self.asked.folder, self.index).with_suffix(".mp4")
+            place_video(made, self.asked.folder / "vbench", self.asked.names[self.index])
 
 
 class AskedClips(pl.LightningDataModule):
@@ -136,13 +170,15 @@ class AskedClips(pl.LightningDataModule):
 
     Args:
         folder: of the files that are written.
+        names: of the videos by VBench, one for each row, which lie in ``vbench`` in the folder too; empty for none.
 
     Attributes:
         tally: of this rank; at the end, of all.
     """
 
-    def __init__(self, requests: Sequence[Request], folder: Path) -> None:
+    def __init__(self, requests: Sequence[Request], folder: Path, names: Sequence[str] = ()) -> None:
         super().__init__()
+        self.names = list(names)
         self.requests, self.folder, self.tally = list(requests), folder, Tally()
         self._fingerprint: str | None = None
 

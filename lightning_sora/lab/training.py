@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_sora.data.reading import reader_died
 from lightning_sora.errors import SoraError
-from lightning_sora.lab.predicting import AskedClips, Tally, read_requests
+from lightning_sora.lab.predicting import AskedClips, Tally, read_requests, vbench_requests
 from lightning_sora.lifeline import end_with_starter
 from lightning_sora.lit.callbacks import ClipScores, Costs, PartsSummary, PredictionWriter, Progress
 from lightning_sora.lit.generate import GenerativeModule
@@ -116,15 +116,20 @@ def test(recipe: Recipe | str | Path, checkpoint: str | Path = "last") -> Traine
 
 
 def predict(
-    recipe: Recipe | str | Path, checkpoint: str | Path = "last", *, prompts: str | Path | None = None
-) -> Trained:
+    recipe: Recipe | str | Path, checkpoint: str | Path = "last", *, prompts: str | Path | None = None,
+    vbench: int | None = None, vbench_names: str | Path | None = None,
+) -> Trained:  # fmt: skip
     """Runs the prediction of a recipe on a checkpoint; what it makes is in the recipe's folder; see :func:`fit`.
 
     Args:
         prompts: a text file with one prompt per line, or a .jsonl with one request per line, as
             :func:`~lightning_sora.lab.predicting.read_requests` takes it; None for the captions of the test clips.
+        vbench: so many samples of each prompt, by the seeds and names of VBench; the videos lie in ``vbench`` too.
+        vbench_names: a text file of VBench's own prompts, where ``prompts`` are rewritten ones.
     """
-    return _of_recipe("predict", recipe, checkpoint, *([] if prompts is None else [f"--prompts={prompts}"]))
+    given = {"prompts": prompts, "vbench": vbench, "vbench_names": vbench_names}
+    flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    return _of_recipe("predict", recipe, checkpoint, *flags)
 
 
 def _of_recipe(command: str, recipe: Recipe | str | Path, checkpoint: str | Path | None, *flags: str) -> Trained:
@@ -215,6 +220,10 @@ class _Training(RecipeParser):
             SoraError: a checkpoint of another model, with the flags that the recipe lacks.
         """
         config = self.config[str(self.subcommand)]
+        if self.subcommand == "predict" and config.prompts is None and (config.vbench or config.vbench_names):
+            raise SoraError("--vbench says how prompts are sampled; give --prompts all_dimension.txt of VBench")
+        if self.subcommand == "predict" and config.vbench is None and config.vbench_names is not None:
+            raise SoraError("--vbench_names names samples of VBench; give --vbench 5, the number of each prompt")
         if self.subcommand == "predict" and config.prompts is not None:
             self.asked = self._asked(config)  # on every rank
         try:
@@ -250,13 +259,21 @@ class _Training(RecipeParser):
     def _asked(self, config: Any) -> AskedClips:
         if not config.ckpt_path:
             raise SoraError("prompts are sampled by a trained model; give --ckpt_path best, last or a path")
-        requests = read_requests(
-            config.prompts,
-            model=str(config.ckpt_path),
-            expand=config.model.init_args.get("expander"),
-            plugins=tuple(str(plugin.path) for plugin in loaded().values()),
-        )
-        return AskedClips(requests, Path(config.trainer.default_root_dir) / "predictions" / Path(config.prompts).stem)
+        model, plugins = str(config.ckpt_path), tuple(str(plugin.path) for plugin in loaded().values())
+        names: list[str] = []
+        expand = config.model.init_args.get("expander")
+        if config.vbench is not None:
+            if expand is not None:
+                raise SoraError(
+                    "VBench's prompts are sampled as they are; leave model.expander out, or give rewritten ones"
+                )
+            requests, names = vbench_requests(
+                config.prompts, config.vbench, config.vbench_names, model=model, plugins=plugins
+            )
+        else:
+            requests = read_requests(config.prompts, model=model, expand=expand, plugins=plugins)
+        folder = Path(config.trainer.default_root_dir) / "predictions" / Path(config.prompts).stem
+        return AskedClips(requests, folder, names)
 
     def before_predict(self) -> None:
         """Lightning's hook: what is asked for takes the place of the recipe's data."""
@@ -274,7 +291,8 @@ class _Training(RecipeParser):
             parser.callback_keys = [key for key in parser.callback_keys if key != "checkpoint"]
         unresolved = getattr(parser, "unresolved", "") or getattr(self.parser, "unresolved", "")
         resolved, recipe = without_secrets(parser.dump(config, skip_unset=False), unresolved)
-        recipe.pop("prompts", None)  # of one prediction, whose command is recorded
+        for name in ("prompts", "vbench", "vbench_names"):  # of one prediction, whose command is recorded
+            recipe.pop(name, None)
         if self._trained_by:
             self._differences = differences(self._trained_by, recipe)
         recorder = RunRecorder(

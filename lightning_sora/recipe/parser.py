@@ -64,6 +64,8 @@ NOISE = (
 #: What to give as ``--ckpt_path`` to score a model with its initial weights.
 UNTRAINED = "none"
 PROMPTS = "A text file with one prompt per line, or a .jsonl with one request per line, in place of the recipe's data."
+VBENCH = "So many samples of each prompt (the suite takes 5), by the seeds and names of VBench."
+VBENCH_NAMES = "VBench's own prompts, by which videos are named, line by line, where --prompts are rewritten ones."
 BASES = {"model": pl.LightningModule, "data": pl.LightningDataModule}
 
 
@@ -170,6 +172,8 @@ class RecipeParser(LightningCLI):
         parser.add_class_arguments(MLflowTracker, "tracking")
         if self.arguments[0] == "predict":
             parser.add_argument("--prompts", type=str | None, default=None, help=PROMPTS)
+            parser.add_argument("--vbench", type=int | None, default=None, help=VBENCH)
+            parser.add_argument("--vbench_names", type=str | None, default=None, help=VBENCH_NAMES)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         command = self.arguments[0]

@@ -283,3 +283,40 @@ def test_two_ranks_make_what_one_makes(lab: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"samples: {PREDICTIONS / 'rows'}: 4 made\n" in done.stderr
     assert contents(made) == contents(lab / "alone")
+
+
+def test_samples_of_vbench_have_its_names_and_seeds(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (lab / "all_dimension.txt").write_text("a red cube.\na cone, in the style of Ukiyo\n")
+    flags = ["--prompts=all_dimension.txt", "--vbench=2"]
+    assert predict(*flags) == 0
+    made = PREDICTIONS / "all_dimension"
+    wanted = {
+        "a red cube.-0.mp4": 0,
+        "a red cube.-1.mp4": 1,
+        "a cone, in the style of Ukiyo-0.mp4": 100000,
+        "a cone, in the style of Ukiyo-1.mp4": 100001,
+    }
+    assert {file.name for file in (made / "vbench").iterdir()} == set(wanted)
+    for index, (name, seed) in enumerate(wanted.items()):
+        alone = ls.sample(CHECKPOINT, name[:-6], seed=seed, out=lab / "alone" / str(index), device="cpu")
+        assert alone.files[0].read_bytes() == (made / "vbench" / name).read_bytes()
+    (made / "vbench" / "a red cube.-1.mp4").unlink()
+    capsys.readouterr()
+    assert predict(*flags) == 0  # nothing is sampled again, and what is missing is put back
+    assert "4 kept" in capsys.readouterr().err
+    assert {file.name for file in (made / "vbench").iterdir()} == set(wanted)
+    (lab / "rich.txt").write_text("a shiny red cube\na tall cone\n")
+    assert predict("--prompts=rich.txt", "--vbench=1", "--vbench_names=all_dimension.txt") == 0
+    rich = PREDICTIONS / "rich"
+    assert {file.name for file in (rich / "vbench").iterdir()} == {name for name in wanted if name.endswith("-0.mp4")}
+    assert json.loads((rich / "000_a-shiny-red-cube_seed0.json").read_text())["request"]["prompts"] == [
+        "a shiny red cube"
+    ]
+    for wrong, words in (
+        (["--vbench=5"], "--vbench says how prompts are sampled; give --prompts"),
+        (["--prompts=rich.txt", "--vbench_names=all_dimension.txt"], "give --vbench 5"),
+        (["--prompts=rich.txt", "--vbench=0"], "0 samples of each prompt"),
+        (["--prompts=asked/rows.jsonl", "--vbench=5"], "has requests of its own seeds"),
+    ):
+        assert predict(*wrong) == 2
+        assert words in capsys.readouterr().err
