@@ -36,13 +36,15 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Scores the folders, prints the tables, and writes what is asked; returns 0."""
+    """Scores the folders, prints the tables, and writes what is asked, or logs what VBench found; returns 0."""
     from rich.console import Console
 
     from lightning_sora.lab.score import metric_specs, score, unverified
+    from lightning_sora.lab.vbench import log_vbench
 
     if args.vbench is not None or args.run is not None:
-        return _vbench(args)
+        print(log_vbench(args.vbench, args.run, args.uri, (args.generated, args.real, args.reference)).to_json())
+        return 0
     own = ("command", "metrics", "vbench", "run", "uri")
     options = {name: value for name, value in vars(args).items() if name not in own}
     results = score(**options, metrics=metric_specs(args.metrics))
@@ -53,17 +55,4 @@ def run(args: argparse.Namespace) -> int:
     sys.stderr.write("".join(f"{told}\n" for told in unverified(results)))
     if args.out is not None:
         print(f"scores and protocol: {args.out}")
-    return 0
-
-
-def _vbench(args: argparse.Namespace) -> int:
-    """Logs what VBench found; returns 0."""
-    from lightning_sora.errors import SoraError
-    from lightning_sora.lab.vbench import log_vbench, shown_results
-
-    if args.vbench is None or args.run is None:
-        raise SoraError("results of VBench are logged to a run: give both --vbench FILE and --run ID")
-    if args.generated is not None or args.real is not None or args.reference is not None:
-        raise SoraError("--vbench logs what VBench found, and scores no folder; leave out --generated and --real")
-    print(shown_results(log_vbench(args.vbench, args.run, args.uri)))
     return 0

@@ -154,6 +154,10 @@ class VBenchResults:
             found["total_score"] = both / (QUALITY_WEIGHT + SEMANTIC_WEIGHT)
         return found
 
+    def to_json(self) -> str:
+        """All of them, totals last."""
+        return json.dumps({**self.dimensions, **self.totals}, indent=2)
+
     def metrics(self) -> dict[str, float]:
         """All of them, as mlflow names them: ``vbench/NAME``."""
         return {f"vbench/{name}": value for name, value in {**self.dimensions, **self.totals}.items()}
@@ -202,17 +206,24 @@ def _of_clips(rows: Any) -> dict[str, float]:
     return {name: float(value) for name, value in told if isinstance(value, int | float)}
 
 
-def log_vbench(files: Sequence[str | Path], run: str, uri: str | None = None) -> VBenchResults:
+def log_vbench(
+    files: Sequence[str | Path] | None, run: str | None, uri: str | None = None, folders: Sequence[Path | None] = ()
+) -> VBenchResults:
     """Logs results of the suite to the run of a training: metrics ``vbench/NAME`` and the files as artifacts.
 
     Args:
         files: see :func:`read_vbench`.
         run: the id of the run in mlflow.
         uri: of the store; None for ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` here.
+        folders: to be scored as well, which this does not do.
 
     Raises:
-        SoraError: results that cannot be read, or no such run.
+        SoraError: no files or no run are named, a folder is, results that cannot be read, or no such run.
     """
+    if not files or run is None:
+        raise SoraError("results of VBench are logged to a run: give both --vbench FILE and --run ID")
+    if any(folder is not None for folder in folders):
+        raise SoraError("--vbench logs what VBench found, and scores no folder; leave out --generated and --real")
     from mlflow.exceptions import MlflowException
 
     from lightning_sora.tracking.store import connect, identity, resolve_uri
@@ -233,8 +244,3 @@ def log_vbench(files: Sequence[str | Path], run: str, uri: str | None = None) ->
             "of its runs (--run), or --uri of its store"
         ) from problem
     return found
-
-
-def shown_results(results: VBenchResults) -> str:
-    """Returns the results as JSON, totals last."""
-    return json.dumps({**results.dimensions, **results.totals}, indent=2)
