@@ -183,7 +183,10 @@ class DynamicDegree(_OfFlow):
             )
         flow = self.flow_of(sampled)
         height, width = video.clip.shape[1:3]
-        return float(dynamic_degree(flow, video.fps / stride, height, width, self.compat))
+        return float(dynamic_degree(flow, video.fps / stride, height, width, self.compat, video.fps))
+
+    def card(self) -> dict[str, Any]:
+        return {**super().card(), "threshold": "6 pixels of 256 at 8 fps, in proportion to the step below"}
 
 
 @register_metric("warping_error")

@@ -91,7 +91,9 @@ def flow_stride(fps: float) -> int:
     return max(1, round(fps / FLOW_FPS))
 
 
-def dynamic_degree(flow: Flow, fps: float, height: int, width: int, compat: str | None = None) -> Score:
+def dynamic_degree(
+    flow: Flow, fps: float, height: int, width: int, compat: str | None = None, recorded: float | None = None
+) -> Score:
     """1 if the clip moves, else 0.
 
     A pair of frames moves if the mean of its largest 5% of |flow| exceeds 6 * min(height, width) / 256 pixels; the
@@ -103,6 +105,8 @@ def dynamic_degree(flow: Flow, fps: float, height: int, width: int, compat: str 
         fps: of the frames that the flow is between, which is about 8.
         height, width: of the frames in whose pixels the flow is.
         compat: "vbench" keeps the rule for two frames as it is.
+        recorded: the rate of the clip itself. Below 8 frames per second the threshold grows as VBench's does, by 8 over
+            it, since each pair of frames is then further apart; None for one that is not below.
 
     Raises:
         SoraError: no flow, flow of frames that stand too close, or an unknown ``compat``.
@@ -118,7 +122,8 @@ def dynamic_degree(flow: Flow, fps: float, height: int, width: int, compat: str 
         )
     speed = flow.double().norm(dim=1).flatten(1)
     fastest = speed.topk(max(1, int(speed.shape[1] * 0.05)), dim=1).values.mean(dim=1)
-    moving = int((fastest > 6 * min(height, width) / 256).sum())
+    slower = 1.0 if recorded is None else max(1.0, FLOW_FPS / recorded)
+    moving = int((fastest > slower * 6 * min(height, width) / 256).sum())
     needed = round(4 * (len(flow) + 1) / 16)
     if compat is None:
         needed = max(1, needed)
