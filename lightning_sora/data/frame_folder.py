@@ -47,7 +47,11 @@ class FrameFolder(Media):
             DecodeError: there are none, two have one number, one is missing between others, or they are named by
                 several patterns.
         """
-        return _frames_of(self.folder)
+        try:
+            changed = self.folder.stat().st_mtime_ns
+        except OSError as problem:
+            raise DecodeError(f"{self.folder}: {problem.strerror}") from problem
+        return _frames_of(self.folder, changed)
 
     @property
     def size(self) -> int:
@@ -91,7 +95,7 @@ class _Joined(io.RawIOBase):
 
 
 @lru_cache(maxsize=4096)
-def _frames_of(folder: Path) -> tuple[Path, ...]:
+def _frames_of(folder: Path, changed: int) -> tuple[Path, ...]:
     try:
         names = [entry.name for entry in os.scandir(folder) if is_image(entry.name) and not entry.name.startswith(".")]
     except OSError as problem:

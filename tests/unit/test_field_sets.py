@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from lightning_sora import media
+from lightning_sora.cli import main
 from lightning_sora.data import decode
 from lightning_sora.data.collection import open_collection
 from lightning_sora.data.frame_folder import FrameFolder
@@ -125,6 +127,24 @@ def test_a_folder_of_frames_reads_as_the_video_of_the_same_frames(tmp_path: Path
     with place.open() as content:
         assert content.read() == b"".join(file.read_bytes() for file in place.files)
         assert place.size == content.tell()
+
+
+def test_a_folder_of_frames_crosses_processes_and_is_listed_anew_where_it_changed(tmp_path: Path) -> None:
+    place = FrameFolder(frames_of(tmp_path / "a", 5), 10.0)
+    assert decode.probe(pickle.loads(pickle.dumps(place))) == decode.VideoInfo(5, 16, 24, 10.0)
+    frames_of(tmp_path / "a", 9)
+    assert decode.probe(place).frames == 9
+    with pytest.raises(DecodeError, match="No such file"):
+        decode.probe(FrameFolder(tmp_path / "gone", 10.0))
+
+
+def test_data_inspect_shows_folders_of_frames(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(4):
+        frames_of(tmp_path / "set" / f"v{number}", 12)
+    spec = f"manifest(root={str(tmp_path / 'set')!r}, style='frames(fps=10)')"
+    flags = ["--patch", "1,8,8", "--height", "16", "--width", "16", "--sizes", "fixed", "--frames", "5"]
+    assert main(["data", "inspect", "--source", spec, *flags, "--out", str(tmp_path / "out.png")]) == 0
+    assert "cannot be read" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
