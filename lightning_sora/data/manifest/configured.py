@@ -129,7 +129,7 @@ class Musubi(_Configured):
             name, file = located(here, file_of(row, self.file, where))
             if not is_remote(str(file)) and os.path.isdir(str(file)):
                 raise SoraError(
-                    f"{where}: {shown(name)} is a folder of frames; read such by frames(fps=...), or write it as a video"
+                    f"{where}: {shown(name)} is a folder of frames; read such by frames(fps=...), or make it a video"
                 )
             rows.append(ClipRow(shown(name), file, captions_of(row, self.caption, where)))
         return rows
