@@ -170,13 +170,18 @@ def draw(path: Path, study: Mapping[str, Any], results: Sequence[Mapping[str, An
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for parameters in sorted({one["parameters"] for one in results}):
-        own = [(one["flops"], one["error"]) for one in results if one["parameters"] == parameters]
-        axes.plot(*zip(*sorted(own), strict=True), "o-", markersize=4, linewidth=1, label=f"{parameters / 1e3:.0f} K")
-    means: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    arms: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for one in results:
-        means.setdefault((one["parameters"], one["steps"]), []).append(one)
-    best = optimal([tuple(float(np.mean([o[k] for o in some])) for k in ("flops", "error")) for some in means.values()])
+        arms.setdefault((one["parameters"], one["steps"]), []).append(one)
+    means = {
+        arm: tuple(float(np.mean([one[k] for one in some])) for k in ("flops", "error")) for arm, some in arms.items()
+    }
+    for parameters in sorted({one["parameters"] for one in results}):
+        seeds = [(one["flops"], one["error"]) for one in results if one["parameters"] == parameters]
+        own = sorted(mean for arm, mean in means.items() if arm[0] == parameters)
+        (line,) = axes.plot(*zip(*own, strict=True), linewidth=1, label=f"{parameters / 1e3:.0f} K")
+        axes.plot(*zip(*seeds, strict=True), "o", markersize=4, color=line.get_color())
+    best = optimal(list(means.values()))
     if len(best) >= 3:
         law, ends = fitted(best), np.array([best[0][0], best[-1][0]])
         axes.plot(ends, [law(x) for x in ends], "k--", label=f"FLOPs^(−{law.exponent:.2f})")

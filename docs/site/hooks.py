@@ -28,7 +28,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 MOVED = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
-    **{f"benchmarks/results/{file.name}": f"results/{file.name}" for file in RESULTS.glob("*.md")},
+    **{f"benchmarks/results/{file.name}": f"results/{file.name}" for file in RESULTS.glob("*.*")},
     **{f"docs/notebooks/{name}.ipynb": f"notebooks/{name}.md" for name in notebooks.NAMES},
 }
 
@@ -65,8 +65,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         **{f"results/{file.name}": file.read_text() for file in RESULTS.glob("*.md")},
         **{f"notebooks/{name}.md": notebooks.page(name) for name in notebooks.NAMES},
     }
-    for path, text in pages.items():
-        files.append(File.generated(config, path, content=text))
+    pictures = {f"results/{file.name}": file.read_bytes() for file in RESULTS.glob("*.png")}
+    for path, content in {**pages, **pictures}.items():
+        files.append(File.generated(config, path, content=content))
     return files
 
 
