@@ -105,7 +105,7 @@ def load_protocol(asked: str | Path) -> Protocol:
         SoraError: none is called so, or the file lacks a part, has another, or a number that cannot be.
     """
     path = local_path(asked)
-    if not path.suffix and path.name == str(path):
+    if not path.suffix and not {"/", os.sep} & set(str(asked)):
         path = FOLDER / f"{path.name}.yaml"
         if not os.path.isfile(path):
             hint = did_you_mean(str(asked), protocol_names(), repr)
@@ -120,11 +120,15 @@ def load_protocol(asked: str | Path) -> Protocol:
     numbers = {**clip, "clips": told["clips"], **({} if data["videos"] is None else {"videos": data["videos"]})}
     if wrong := next((name for name, value in numbers.items() if type(value) is not int or value < 1), None):
         raise SoraError(f"{path}: {wrong} is {numbers[wrong]!r}; it must be a whole number of at least 1")
-    if not isinstance(data["splits"], list) or not data["splits"] or not set(data["splits"]) <= set(SPLITS):
+    for name in ("how", "sources"):
+        if not isinstance(told[name], list) or not all(isinstance(line, str) for line in told[name]):
+            raise SoraError(f"{path}: {name} is {told[name]!r}; it must be a list of sentences")
+    splits = data["splits"]
+    if not isinstance(splits, list) or not splits or not all(one in SPLITS for one in splits):
         raise SoraError(f"{path}: splits is {data['splits']!r}; it must be a list of some of {', '.join(SPLITS)}")
     return Protocol(
         path.stem, str(told["title"]), str(data["style"]), tuple(data["splits"]), data["videos"], **clip,
-        clips=told["clips"], how=tuple(map(str, told["how"])), sources=tuple(map(str, told["sources"])),
+        clips=told["clips"], how=tuple(told["how"]), sources=tuple(told["sources"]),
     )  # fmt: skip
 
 
@@ -154,6 +158,10 @@ def real_clips(protocol: Protocol, root: str | Path) -> list[ProtocolClip]:
         raise SoraError(
             f"{root} has {len(rows):,} videos of {', '.join(splits)}, and the protocol {protocol.name} takes those of "
             f"{', '.join(protocol.splits)}; give the folder that holds these"
+        )
+    if part := next((row for row in there if row.start_frame or row.crop is not None), None):
+        raise SoraError(
+            f"{root}: {part.id} is a part of a video, and a protocol takes whole ones; give a style that lists these"
         )
     if protocol.videos is not None and len(there) != protocol.videos:
         note(f"{root} has {len(there):,} videos, and the data set of {protocol.name} has {protocol.videos:,}")

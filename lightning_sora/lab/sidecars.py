@@ -119,8 +119,8 @@ def changed_since(sidecar: Path, request: Request, settled: Settled) -> list[str
     for file in (sidecar.with_suffix(ending) for ending in ENDINGS):
         kind = file.suffix[1:].upper()
         try:
-            if not is_whole(file.read_bytes()):
-                changed.append(f"a damaged {kind}")
+            if not (whole := is_whole(file.read_bytes())):
+                changed.append(f"a {kind} that is cut short or has no digest" if whole is None else f"a damaged {kind}")
         except OSError:
             changed.append(f"no {kind}")
     return changed

@@ -18,6 +18,7 @@ from typing import Any
 from lightning_sora.errors import SoraError
 from lightning_sora.names import shown
 from lightning_sora.texts import brief, parsed_json, read_text
+from lightning_sora.writing import part_of
 
 #: Of each prompt, but for temporal flickering (its README).
 SAMPLES = 5
@@ -69,13 +70,16 @@ def vbench_rows(
 ) -> list[VBenchRow]:
     """Lists the samples of prompts, all of a prompt in turn.
 
+    Of a prompt that occurs twice, as some do in the suite's own list, the last is taken: its videos would overwrite
+    the others. Seeds count all lines.
+
     Args:
         prompts: in the order of the suite's file, which the seeds count.
         samples: of each.
         named_by: the suite's own prompts, line by line, where ``prompts`` are rewritten ones; None for ``prompts``.
 
     Raises:
-        SoraError: other numbers of lines, no samples, a prompt that occurs twice, or one that no file can be named by.
+        SoraError: other numbers of lines, no samples, or a prompt that no file can be named by.
 
     Example:
         >>> from lightning_sora.lab.vbench import vbench_rows
@@ -89,19 +93,17 @@ def vbench_rows(
         )
     if not 1 <= samples < SEED_STEP:
         raise SoraError(f"{samples} samples of each prompt must be from 1 to {SEED_STEP - 1:,}, or seeds would repeat")
-    seen: set[str] = set()
     for name in names:
-        if name in seen:
-            raise SoraError(f"the prompt {name!r} occurs twice, and its videos would have one name; keep one of them")
         if "/" in name or len(f"{name}-{samples - 1}.mp4".encode()) > LONGEST:
             raise SoraError(
                 f"no file can be named by the prompt {brief(name)}: it has a slash, or is longer than {LONGEST} bytes; "
                 "give short names, line by line (--vbench_names)"
             )
-        seen.add(name)
+    last = {name: i for i, name in enumerate(names)}
     return [
         VBenchRow(prompt, SEED_STEP * i + j, f"{name}-{j}.mp4")
         for i, (prompt, name) in enumerate(zip(prompts, names, strict=True))
+        if last[name] == i
         for j in range(samples)
     ]
 
@@ -112,7 +114,7 @@ def place_video(made: Path, folder: Path, name: str) -> None:
     Raises:
         SoraError: it cannot be written.
     """
-    target, partly = folder / name, folder.parent / f".{name}"[:200]
+    target, partly = folder / name, part_of(made)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if target.exists() and os.path.samefile(made, target):
@@ -121,6 +123,7 @@ def place_video(made: Path, folder: Path, name: str) -> None:
         try:
             os.link(made, partly)
         except OSError:  # a file system without links
+            partly.unlink(missing_ok=True)
             shutil.copyfile(made, partly)
         os.replace(partly, target)
     except OSError as problem:

@@ -166,7 +166,7 @@ def test_what_is_damaged_is_made_again(
     (made / f"{NAMES[1]}.gif").unlink()
     (made / f"{NAMES[2]}.json").write_bytes(before[f"{NAMES[2]}.json"][:50])
     assert predict(f"--prompts={rows}") == 0
-    assert f"{NAMES[0]} is made again: what is there has a damaged MP4" in caplog.text
+    assert f"{NAMES[0]} is made again: what is there has a MP4 that is cut short or has no digest" in caplog.text
     assert f"{NAMES[1]} is made again: what is there has no GIF" in caplog.text
     assert f"{NAMES[2]} is made again: what is there has a JSON that cannot be read" in caplog.text
     assert f"samples: {made}: 3 made, 1 kept as they were there" in capsys.readouterr().err
@@ -274,7 +274,7 @@ def test_two_ranks_make_what_one_makes(lab: Path) -> None:
 
     done = run()
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"{NAMES[1]} is made again: what is there has a damaged MP4" in done.stderr
+    assert f"{NAMES[1]} is made again: what is there has a MP4 that is cut short or has no digest" in done.stderr
     assert "2 made, 2 kept as they were there" in done.stderr
     assert contents(made) == contents(lab / "alone")
     assert {name: written(made)[name] for name in kept} == kept

@@ -47,10 +47,17 @@ def test_names_and_seeds_are_those_of_the_suite() -> None:
     ]  # fmt: skip
 
 
+def test_of_a_prompt_that_occurs_twice_the_last_is_made_and_seeds_count_all_lines() -> None:
+    rows = vbench_rows(["The bund Shanghai, oil painting", "a cat", "The bund Shanghai, oil painting"], 2)
+    assert [(row.name, row.seed) for row in rows] == [
+        ("a cat-0.mp4", 100000), ("a cat-1.mp4", 100001),
+        ("The bund Shanghai, oil painting-0.mp4", 200000), ("The bund Shanghai, oil painting-1.mp4", 200001),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("prompts", "samples", "named_by", "words"),
     [
-        (["a", "a"], 5, None, "'a' occurs twice"),
         (["a/b"], 5, None, "it has a slash"),
         (["ä" * 130], 5, None, "longer than 255 bytes"),
         (["a"], 0, None, "0 samples of each prompt"),
