@@ -177,7 +177,7 @@ def check(path: MediaPath) -> str | None:
     path = _place(path)
     try:
         if isinstance(path, FrameFolder):
-            _read_frames(path, [k / path.fps for k in range(len(path.files))], None)
+            _check_frames(path)
         elif is_image(path):
             _read_still(path, 1, None)
         else:
@@ -185,6 +185,15 @@ def check(path: MediaPath) -> str | None:
     except DecodeError as problem:
         return str(problem).removeprefix(shown(f"{path}: "))
     return None
+
+
+def _check_frames(folder: FrameFolder) -> None:
+    """Reads the images one at a time, so that a long video is never in memory whole."""
+    first, *others = folder.files
+    shape = _read_still(first, 1, None).shape
+    for file in others:
+        if _read_still(file, 1, None).shape != shape:
+            raise DecodeError(f"{folder}: {file.name} has another size than {first.name}")
 
 
 def _decode_through(path: Path | Media) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from lightning_sora.data.captions import TABLES
 from lightning_sora.data.endings import COMPANIONS, is_media, suffix_of
@@ -50,6 +51,12 @@ class Found:
         return f"{len(self.others)} of other kinds: {told}{more}, such as {next(iter(self.others))}"
 
 
+def refuse_unlisted(problem: OSError) -> NoReturn:
+    """Raises SoraError for a folder that cannot be listed."""
+    place = shown(str(problem.filename))
+    raise SoraError(f"{place} cannot be listed ({problem.strerror}); make it readable or move it away") from problem
+
+
 def find_media(root: Path) -> Found:
     """Walks a folder. Hidden files and folders are passed over; links are followed.
 
@@ -65,11 +72,7 @@ def find_media(root: Path) -> Found:
     others: dict[str, str] = {}
     visited: set[str] = set()
 
-    def refuse(problem: OSError) -> None:
-        place = shown(str(problem.filename))
-        raise SoraError(f"{place} cannot be listed ({problem.strerror}); make it readable or move it away")
-
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=refuse):
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=refuse_unlisted):
         here = os.path.realpath(folder)
         if here in visited:
             # A link back up would go round for ever.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lightning_sora.data.endings import is_image, is_media
+from lightning_sora.data.finding import refuse_unlisted
 from lightning_sora.data.places import DecodeError, Media
 from lightning_sora.errors import SoraError
 from lightning_sora.names import shown
@@ -124,12 +125,12 @@ def frame_folders(root: Path) -> list[str]:
     """The folders under a root that hold images, as paths from it with slashes, sorted; hidden ones are passed over.
 
     Raises:
-        SoraError: there is no such folder, or a video lies beside images.
+        SoraError: there is no such folder, one in it cannot be listed, or a video lies beside images.
     """
     if not os.path.isdir(root):
         raise SoraError(f"{shown(str(root))} is not a folder; give the folder whose folders hold the frames")
     found = []
-    for folder, inner, files in os.walk(root, followlinks=True):
+    for folder, inner, files in os.walk(root, followlinks=True, onerror=refuse_unlisted):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         media = [name for name in files if is_media(name) and not name.startswith(".")]
         if films := [name for name in media if not is_image(name)]:

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import pickle
+import re
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,10 @@ from lightning_sora.data import decode
 from lightning_sora.data.collection import open_collection
 from lightning_sora.data.frame_folder import FrameFolder
 from lightning_sora.data.manifest import read_manifest
-from lightning_sora.data.manifest.field_sets import class_in_words
+from lightning_sora.data.manifest.field_sets import Frames, class_in_words
 from lightning_sora.data.places import DecodeError
 from lightning_sora.data.sources import SOURCES
+from lightning_sora.data.sources.listed import probed
 from lightning_sora.errors import SoraError
 from lightning_sora.spacetime import Crop, VideoSize
 
@@ -88,6 +92,33 @@ def test_lists_and_files_of_ucf101_that_do_not_agree(tmp_path: Path) -> None:
         read_manifest(root)
 
 
+def _unlisted(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Makes a folder one that cannot be listed, which permissions cannot for the root user."""
+    scandir = os.scandir
+
+    def refusing(path: Any = ".") -> Any:
+        if str(path) == str(folder):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+
+
+@pytest.mark.parametrize("style", ["auto", "ucf101", "frames"])
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, style: str) -> None:
+    film(tmp_path / "b" / "x.mp4")
+    (tmp_path / "a").mkdir()
+    _unlisted(monkeypatch, tmp_path / "a")
+    with pytest.raises(SoraError, match=r"a cannot be listed \(Permission denied\); make it readable"):
+        read_manifest(tmp_path, style)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "annotations/x.csv", "msrvtt.json"])
+def test_a_folder_with_the_name_of_a_table_is_none(tmp_path: Path, name: str) -> None:
+    film(tmp_path / name / "a.mp4")
+    assert [row.id for row in read_manifest(tmp_path)[1]] == [f"{name}/a.mp4"]
+
+
 def test_folders_of_frames_are_videos_of_the_asked_rate(tmp_path: Path) -> None:
     frames_of(tmp_path / "sky_train" / "a" / "a_1", pattern="a_frames_{:08d}.png")
     frames_of(tmp_path / "sky_test" / "b" / "b_1", pattern="b_frames_{:08d}.png", first=312)
@@ -138,6 +169,39 @@ def test_a_folder_of_frames_crosses_processes_and_is_listed_anew_where_it_change
         decode.probe(FrameFolder(tmp_path / "gone", 10.0))
 
 
+def test_a_folder_of_frames_that_grew_or_was_mended_is_probed_anew(tmp_path: Path) -> None:
+    place = FrameFolder(frames_of(tmp_path / "a", 5), 10.0)
+    assert probed(place).frames == 5
+    frames_of(tmp_path / "a", 9)
+    assert probed(place).frames == 9
+    first = tmp_path / "a" / "000000.png"
+    whole = first.read_bytes()
+    first.write_bytes(b"no picture")
+    with pytest.raises(DecodeError):
+        probed(place)
+    first.write_bytes(whole)
+    assert probed(place).frames == 9
+
+
+def test_a_folder_of_frames_is_checked_one_image_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = FrameFolder(frames_of(tmp_path / "a", 12), 10.0)
+    read, alive = media.read_image, list[weakref.ref[torch.Tensor]]()
+
+    def watched(path: Any) -> torch.Tensor:
+        assert sum(one() is not None for one in alive) <= 1
+        image = read(path)
+        alive.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr(media, "read_image", watched)
+    assert decode.check(place) is None
+    assert len(alive) == 12
+    media.write_image(place.files[7], torch.zeros((16, 26, 3), dtype=torch.uint8))
+    assert decode.check(place) == "000007.png has another size than 000000.png"
+    place.files[7].write_bytes(b"no picture")
+    assert "000007.png" in str(decode.check(place))
+
+
 def test_data_inspect_shows_folders_of_frames(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(4):
         frames_of(tmp_path / "set" / f"v{number}", 12)
@@ -165,6 +229,9 @@ def test_folders_of_frames_that_cannot_be_read(tmp_path: Path) -> None:
     frames_of(tmp_path / "set" / "a")
     with pytest.raises(SoraError, match="fps=0 of folders"):
         read_manifest(tmp_path / "set", "frames(fps=0)")
+    for rate in ("25", None, True, [25]):
+        with pytest.raises(SoraError, match=re.escape(f"fps={rate!r} of folders")):
+            Frames(rate)  # type: ignore[arg-type]
     film(tmp_path / "set" / "a" / "x.mp4")
     with pytest.raises(SoraError, match=r"x\.mp4 is a video, where folders of frames"):
         read_manifest(tmp_path / "set", "frames")
@@ -201,6 +268,43 @@ def test_kinetics_is_read_by_its_table_and_counts_what_is_gone(tmp_path: Path, c
         file.unlink()
     with pytest.raises(SoraError, match="none of the 3 videos that it lists"):
         read_manifest(tmp_path / "annotations" / "k600.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("youtube_id,time_start,time_end\nabc,inf,10\n", "row 1: its times are no numbers"),
+        ("youtube_id,time_start,time_end\nabc,nan,10\n", "row 1: its times are no numbers"),
+        ("youtube_id, time_start, time_end\nabc,0,10\n", "the columns are youtube_id,  time_start"),
+    ],
+)
+def test_tables_of_kinetics_that_cannot_be_followed(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "k.csv").write_text(text)
+    with pytest.raises(SoraError, match=words):
+        read_manifest(tmp_path)
+
+
+def test_thumbnails_are_no_videos_and_two_of_one_name_are_refused(tmp_path: Path) -> None:
+    kinetics(tmp_path)
+    names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.mp4"))
+    for file in list(tmp_path.rglob("*.mp4")):
+        media.write_image(file.with_suffix(".png"), torch.zeros((16, 24, 3), dtype=torch.uint8))
+    assert sorted(row.id for row in read_manifest(tmp_path)[1]) == names
+    for name in ("x", "y"):  # which no table lists
+        film(tmp_path / name / "other.mp4")
+    assert sorted(row.id for row in read_manifest(tmp_path)[1]) == names
+    film(tmp_path / "again" / Path(names[0]).name)
+    with pytest.raises(SoraError, match=rf"has two files, again/{Path(names[0]).name} and {names[0]}; move one away"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["videos", "sentences"])
+def test_ids_of_msrvtt_are_text(tmp_path: Path, key: str) -> None:
+    told: dict[str, list[Any]] = {"videos": [{"video_id": "video0", "split": "train"}], "sentences": []}
+    told[key] = [{"video_id": ["video0"], "split": "train", "caption": "x"}]
+    (tmp_path / "msrvtt.json").write_text(json.dumps(told))
+    with pytest.raises(SoraError, match=rf"{key} 1: 'video_id' is \['video0'\]; it must be text"):
+        read_manifest(tmp_path)
 
 
 def test_msrvtt_is_read_with_all_its_sentences(tmp_path: Path, caplog: Any) -> None:

@@ -66,6 +66,8 @@ def _toml(root: Path, text: str) -> Path:
         ),
         ('[[datasets]]\nvideo_directory = "HERE"\ncontrol_directory = "HERE"\n', ["control_directory="]),
         ('[[datasets]]\nvideo_directory = "HERE"\n[[datasets]]\nbatch_size = 1\n', ["[[datasets]] 2", "musubi needs"]),
+        ('general = 1\n[[datasets]]\nvideo_directory = "HERE"\n', ["general=1 must be a table"]),
+        ('general = "x"\n[[directory]]\npath = "HERE"\n', ["general='x' must be a table"]),
         ("[[datasets\n", ["not TOML"]),
         ("[model]\nx = 1\n", ["manifest of no known style", "diffusion_pipe needs"]),
     ],
@@ -93,9 +95,25 @@ def test_rows_of_trainers_that_cannot_be_followed(files: Path, name: str, row: d
 
 
 def test_a_captions_file_that_names_no_file_there(files: Path) -> None:
-    (files / "captions.json").write_text(json.dumps({"gone.mp4": ["x"]}))
+    (files / "captions.json").write_text(json.dumps({"a.mp4": ["y"], "gone.mp4": ["x"]}))
     with pytest.raises(SoraError, match=r"'gone\.mp4' is not among the files beside it"):
         read_manifest(files)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "{", '{"a": ["x"]}', '{"a.mp4": "x"}', '{"../a.mp4": ["x"]}', "\x00", "1"]
+)
+def test_a_captions_file_of_another_kind_leaves_a_folder_a_plain_one(files: Path, text: str) -> None:
+    before = read_manifest(files)
+    (files / "captions.json").write_text(text)
+    assert read_manifest(files) == before
+    assert before[0] == "folder"
+
+
+def test_a_captions_file_that_is_no_json_is_refused_where_it_is_asked_for(files: Path) -> None:
+    (files / "captions.json").write_text("{")
+    with pytest.raises(SoraError, match=r"captions\.json, line 1: not JSON"):
+        read_manifest(files, "diffusion_pipe")
 
 
 def test_folders_and_lists_that_a_confined_toml_names_stay_in_its_own(files: Path) -> None:

@@ -47,7 +47,9 @@ class _Configured(ManifestStyle):
         if told is None or not isinstance(many, list) or not all(isinstance(one, dict) for one in many):
             raise SoraError(f"{place}: {self.needs}")
         general = told.get("general", told)
-        common = {name: value for name, value in dict(general).items() if not isinstance(value, list | dict)}
+        if not isinstance(general, dict):
+            raise SoraError(f"{place}: general={brief(general)} must be a table, [general], of keys that hold for all")
+        common = {name: value for name, value in general.items() if not isinstance(value, list | dict)}
         for count, one in enumerate(many, start=1):
             where, whole = f"{place}, [[{self.tables}]] {count}", {**common, **one}
             for key, nothing in self.refused.items():
@@ -158,7 +160,7 @@ class DiffusionPipe(_Configured):
 
     def matches(self, place: Location) -> bool:
         if not is_remote(place) and os.path.isdir(place):
-            return _captions_of(Path(str(place))) is not None
+            return _is_captioned(Path(str(place)))
         told = self._toml(place)
         many = (told or {}).get(self.tables)
         return isinstance(many, list) and any(isinstance(one, dict) and "path" in one for one in many)
@@ -177,6 +179,15 @@ class DiffusionPipe(_Configured):
             rows, prefix = _beside(Path(str(found))), str(one.get("caption_prefix", ""))
             parts.append((one["path"], [replace(r, captions=tuple(prefix + c for c in r.captions)) for r in rows]))
         return self._joined(place, parts)
+
+
+def _is_captioned(folder: Path) -> bool:
+    """Whether ``captions.json`` is of this style: any other tool may write a file of that name."""
+    try:
+        told = _captions_of(folder)
+    except SoraError:  # no JSON; asked for by name, it is refused
+        return False
+    return any(os.path.basename(name) == name and os.path.isfile(folder / name) for name in told or ())
 
 
 def _captions_of(folder: Path) -> Mapping[str, Any] | None:

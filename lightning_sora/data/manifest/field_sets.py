@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_sora.data.finding import find_media
+from lightning_sora.data.endings import is_image
+from lightning_sora.data.finding import find_media, refuse_unlisted
 from lightning_sora.data.frame_folder import FrameFolder, frame_folders
 from lightning_sora.data.manifest.rows import MANIFESTS, ClipRow, ManifestStyle, distinct
-from lightning_sora.data.records import SPLIT_NAMES, Record, absent, records_of, text_of, texts
+from lightning_sora.data.records import SPLIT_NAMES, Record, absent, records_of, require, text_of, texts
 from lightning_sora.data.storage import Location, is_remote
 from lightning_sora.errors import SoraError
 from lightning_sora.names import shown
@@ -51,11 +52,19 @@ class UCF101(ManifestStyle):
         self.fold, self.lists = fold, lists
 
     def matches(self, place: Location) -> bool:
-        return not is_remote(place) and os.path.isdir(place) and next(_ucf_files(Path(str(place))), None) is not None
+        if is_remote(place) or not os.path.isdir(place):
+            return False
+        try:
+            return next(_ucf_files(Path(str(place))), None) is not None
+        except OSError:  # what reads the folder in the end says which it is
+            return False
 
     def read(self, place: Location) -> list[ClipRow]:
         root = Path(str(place))
-        files = {} if is_remote(place) or not root.is_dir() else dict(sorted(_ucf_files(root)))
+        try:
+            files = {} if is_remote(place) or not root.is_dir() else dict(sorted(_ucf_files(root)))
+        except OSError as problem:
+            refuse_unlisted(problem)
         if not files:
             raise SoraError(f"{shown(str(place))}: {self.needs}")
         splits = {} if self.fold is None else self._splits(root)
@@ -115,7 +124,7 @@ class Frames(ManifestStyle):
     needs = "frames needs folders of numbered images, each one video; it is read where it is asked for by this name"
 
     def __init__(self, fps: float = 25.0) -> None:
-        if not 0 < fps < float("inf"):
+        if not isinstance(fps, int | float) or isinstance(fps, bool) or not 0 < fps < float("inf"):
             raise SoraError(f"fps={fps!r} of folders of frames must be a positive number")
         self.fps = float(fps)
 
@@ -160,6 +169,7 @@ class Kinetics(ManifestStyle):
         listed = {}
         for table in tables:
             for count, row in enumerate(records_of(table), start=1):
+                require(table, list(row), [[name] for name in KINETICS], self.needs)
                 listed[_kinetics_stem(row, f"{table}, row {count}")] = row
         rows = []
         for stem, name, file in _there(root, listed, str(place)):
@@ -174,20 +184,26 @@ def _kinetics_tables(place: Location) -> list[Path]:
     if is_remote(place):
         return []
     root = Path(str(place))
-    tables = [root] if root.is_file() else [*sorted(root.glob("*.csv")), *sorted(root.glob("annotations/*.csv"))]
+    tables = [root] if os.path.isfile(root) else [*sorted(root.glob("*.csv")), *sorted(root.glob("annotations/*.csv"))]
     return [one for one in tables if one.suffix.lower() == ".csv" and set(KINETICS) <= _first_cells(one)]
 
 
 def _first_cells(table: Path) -> set[str]:
-    """The cells of the first line, whatever follows: a table of another kind may be broken."""
-    with table.open("rb") as content:
-        return {cell.strip(' "') for cell in content.readline().decode(errors="replace").strip("\ufeff\r\n").split(",")}
+    """The cells of the first line, whatever follows: a table of another kind may be broken. None of what is no file."""
+    if not os.path.isfile(table):  # a pipe would be waited for
+        return set()
+    try:
+        with table.open("rb") as content:
+            line = content.readline().decode(errors="replace")
+    except OSError:
+        return set()
+    return {cell.strip(' "') for cell in line.strip("\ufeff\r\n").split(",")}
 
 
 def _kinetics_stem(row: Record, where: str) -> str:
     try:
         return f"{row['youtube_id']}_{round(float(row['time_start'])):06d}_{round(float(row['time_end'])):06d}"
-    except (TypeError, ValueError) as problem:
+    except (TypeError, ValueError, OverflowError) as problem:
         raise SoraError(f"{where}: its times are no numbers ({problem})") from problem
 
 
@@ -222,6 +238,10 @@ class MSRVTT(ManifestStyle):
                 for count, row in enumerate(rows or (), start=1):
                     if not isinstance(row, dict) or not {"video_id", wanted} <= set(row):
                         raise SoraError(f"{file}, {key} {count}: {brief(row)} must have 'video_id' and {wanted!r}")
+                    if not isinstance(row["video_id"], str):
+                        raise SoraError(
+                            f"{file}, {key} {count}: 'video_id' is {brief(row['video_id'])}; it must be text"
+                        )
                     if key == "videos":
                         videos[row["video_id"]] = row
                     else:
@@ -240,8 +260,9 @@ def _msrvtt_files(place: Location) -> list[Path]:
     if is_remote(place):
         return []
     root = Path(str(place))
-    files = [root] if root.is_file() else [*root.glob("*.json"), *root.glob("annotation*/*.json")]
-    return sorted(f for f in files if f.suffix == ".json" and re.search("videodatainfo|msr-?vtt", f.name.lower()))
+    files = [root] if os.path.isfile(root) else [*root.glob("*.json"), *root.glob("annotation*/*.json")]
+    named = [f for f in files if f.suffix == ".json" and re.search("videodatainfo|msr-?vtt", f.name.lower())]
+    return sorted(f for f in named if os.path.isfile(f))
 
 
 def _over(annotation: Path) -> Path:
@@ -250,13 +271,22 @@ def _over(annotation: Path) -> Path:
 
 
 def _there(root: Path, listed: Mapping[str, Any], place: str) -> list[tuple[str, str, Path]]:
-    """Of the stems that an annotation lists, those with a video: (stem, id, path).
+    """Of the stems that an annotation lists, those with a video: (stem, id, path). Images, as thumbnails, are none.
 
     Raises:
-        SoraError: none has one.
+        SoraError: none has one, or one has two.
     """
     media = find_media(root)
-    files = {Path(name).stem: name for name in media.names}
+    files: dict[str, str] = {}
+    for name in media.names:
+        if is_image(name):
+            continue
+        stem = Path(name).stem
+        if stem in listed and stem in files:
+            raise SoraError(
+                f"{shown(place)}: {brief(stem)} has two files, {shown(files[stem])} and {shown(name)}; move one away"
+            )
+        files[stem] = name
     found = [(stem, files[stem], media.path(files[stem])) for stem in listed if stem in files]
     if not found:
         first = next(iter(listed), None)

@@ -195,7 +195,7 @@ def _content(row: ClipRow) -> str:
 
 
 @lru_cache(maxsize=1 << 18)
-def _probe(place: Hashable, state: tuple[int, int] | None) -> decode.VideoInfo | DecodeError:
+def _probe(place: Hashable, state: tuple[int, ...] | None) -> decode.VideoInfo | DecodeError:
     try:
         return decode.probe(place)  # type: ignore[arg-type]
     except DecodeError as problem:
@@ -212,10 +212,15 @@ def probed(place: MediaPath) -> decode.VideoInfo:
     """
     assert isinstance(place, Hashable)
     held = place.archive if isinstance(place, ArchiveMember) else place
-    state = None
+    state: tuple[int, ...] | None = None
     if isinstance(held, Path) and held.is_file():
         told = held.stat()
         state = (told.st_size, told.st_mtime_ns)
+    elif isinstance(held, FrameFolder):
+        files = held.files
+        # The first image is the one that is decoded; a folder's own time stays where a file is overwritten.
+        told = files[0].stat()
+        state = (len(files), held.folder.stat().st_mtime_ns, told.st_size, told.st_mtime_ns)
     answer = _probe(place, state)
     if isinstance(answer, DecodeError):
         raise answer
