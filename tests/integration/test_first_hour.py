@@ -52,7 +52,7 @@ def test_an_optimizer_that_cannot_be_is_refused_as_the_model_is_made(change: dic
 
 
 def test_a_model_of_a_hub_is_no_spec() -> None:
-    with pytest.raises(ls.SoraError, match="models of a hub are not read; give the path of a LitVAE's checkpoint"):
+    with pytest.raises(ls.SoraError, match="is no file here; give the path of a LitVAE's checkpoint, \"diffusers"):
         make_dit("THUDM/CogVideoX-2b")
 
 

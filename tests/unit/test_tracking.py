@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import yaml
 
 from lightning_sora.cli import main
 from lightning_sora.tracking.flatten import VALUE_LENGTH
-from lightning_sora.tracking.outbox import replay_earlier
+from lightning_sora.tracking.outbox import Outbox, replay_earlier
 
 # Whole trainings.
 pytestmark = pytest.mark.slow
@@ -326,20 +327,24 @@ def test_training_outlives_the_store_and_what_waited_is_sent_in_order(client, fi
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    honest, calls = MlflowClient.log_batch, 0
+    honest, close, away, back = MlflowClient.log_batch, Outbox.close, threading.Event(), threading.Event()
 
-    def failing(self, *args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if 4 < calls < 9:
+    def failing(self, run_id, metrics=(), *args, **kwargs):
+        if not back.is_set() and any(metric.key == "train/loss" for metric in metrics):
+            away.set()
             raise MlflowException("away")
-        return honest(self, *args, **kwargs)
+        return honest(self, run_id, metrics, *args, **kwargs)
+
+    def closing(self):
+        assert away.wait(60)  # however slow the thread that sends is, it failed once
+        back.set()
+        close(self)
 
     monkeypatch.setattr(MlflowClient, "log_batch", failing)
+    monkeypatch.setattr(Outbox, "close", closing)
     monkeypatch.setattr("lightning_sora.tracking.outbox.FIRST_PAUSE", 0.0)
     assert fit("--tracking.flush_seconds=0") == 0
     monkeypatch.undo()
-    assert calls > 9
     run = only_run(client)
     assert run.info.status == "FINISHED"
     assert [step for step, _ in series(client, run, "train/loss")] == list(range(8))
