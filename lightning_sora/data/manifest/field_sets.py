@@ -62,7 +62,7 @@ class UCF101(ManifestStyle):
     def read(self, place: Location) -> list[ClipRow]:
         root = Path(str(place))
         try:
-            files = {} if is_remote(place) or not root.is_dir() else dict(sorted(_ucf_files(root)))
+            files = {} if is_remote(place) or not os.path.isdir(root) else dict(sorted(_ucf_files(root)))
         except OSError as problem:
             refuse_unlisted(problem)
         if not files:
@@ -181,17 +181,24 @@ class Kinetics(ManifestStyle):
 
 
 def _kinetics_tables(place: Location) -> list[Path]:
-    if is_remote(place):
-        return []
-    root = Path(str(place))
-    tables = [root] if os.path.isfile(root) else [*sorted(root.glob("*.csv")), *sorted(root.glob("annotations/*.csv"))]
+    tables = _files_at(place, "*.csv", "annotations/*.csv")
     return [one for one in tables if one.suffix.lower() == ".csv" and set(KINETICS) <= _first_cells(one)]
 
 
+def _files_at(place: Location, *patterns: str) -> list[Path]:
+    """The file itself, or the files of a folder by patterns: no folders, and no pipes, which would be waited for."""
+    if is_remote(place):
+        return []
+    root = Path(str(place))
+    if os.path.isfile(root):
+        return [root]
+    # Unlike `os.path`, `Path.glob` and `Path.is_file` raise for names that are too long for a file.
+    found = [sorted(root.glob(pattern)) for pattern in patterns] if os.path.isdir(root) else []
+    return [file for files in found for file in files if os.path.isfile(file)]
+
+
 def _first_cells(table: Path) -> set[str]:
-    """The cells of the first line, whatever follows: a table of another kind may be broken. None of what is no file."""
-    if not os.path.isfile(table):  # a pipe would be waited for
-        return set()
+    """The cells of the first line, as a table of another kind may be broken; none if it cannot be read."""
     try:
         with table.open("rb") as content:
             line = content.readline().decode(errors="replace")
@@ -257,12 +264,8 @@ class MSRVTT(ManifestStyle):
 
 
 def _msrvtt_files(place: Location) -> list[Path]:
-    if is_remote(place):
-        return []
-    root = Path(str(place))
-    files = [root] if os.path.isfile(root) else [*root.glob("*.json"), *root.glob("annotation*/*.json")]
-    named = [f for f in files if f.suffix == ".json" and re.search("videodatainfo|msr-?vtt", f.name.lower())]
-    return sorted(f for f in named if os.path.isfile(f))
+    files = sorted(_files_at(place, "*.json", "annotation*/*.json"))
+    return [f for f in files if f.suffix == ".json" and re.search("videodatainfo|msr-?vtt", f.name.lower())]
 
 
 def _over(annotation: Path) -> Path:
