@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import av
 import pytest
 import torch
 
@@ -72,8 +74,9 @@ def test_each_row_is_what_sample_makes_of_it(tmp_path: Path, capsys: pytest.Capt
         asked = {key: value for key, value in row.items() if key not in ("prompt", "image")}
         inputs = {"image": "asked/still.png"} if "image" in row else {}
         alone = ls.sample(CHECKPOINT, row["prompt"], inputs=inputs, out=tmp_path / name, device="cpu", **asked)
-        for file in alone.files[:2]:
-            assert file.read_bytes() == (made / f"{name}{file.suffix}").read_bytes()
+        video, gif = ((file.read_bytes(), (made / f"{name}{file.suffix}").read_bytes()) for file in alone.files[:2])
+        assert frames_of(video[0]) == frames_of(video[1])
+        assert gif[0] == gif[1]
         told, sampled = (json.loads(file.read_text()) for file in (made / f"{name}.json", alone.files[2]))
         assert told == sampled | {"request": sampled["request"] | {"model": told["request"]["model"]}}
         assert main(["sample", "--again", str(made / f"{name}.json"), "--device=cpu"]) == 0
@@ -99,6 +102,20 @@ def test_what_the_recipe_samples_by_is_kept_for_again(lab: Path, capsys: pytest.
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def shown(folder: Path) -> dict[str, bytes | int]:
+    """What two makings of a video share: JSON, with the digest of its pixels, GIF, and how many frames the MP4 has.
+
+    x264 may write the same small pictures in more ways than one.
+    """
+    files = contents(folder)
+    return {name: frames_of(content) if name.endswith(".mp4") else content for name, content in files.items()}
+
+
+def frames_of(content: bytes) -> int:
+    with av.open(io.BytesIO(content)) as container:
+        return sum(1 for _ in container.decode(video=0))
 
 
 def written(folder: Path) -> dict[str, int]:
@@ -152,7 +169,7 @@ def test_a_prediction_that_was_ended_goes_on(
     at_once = lab / "asked" / "at_once.jsonl"
     at_once.write_text(file.read_text())
     assert predict(f"--prompts={at_once}") == 0
-    assert contents(made) == contents(PREDICTIONS / "at_once")
+    assert shown(made) == shown(PREDICTIONS / "at_once")
     assert before[f"{NAMES[2]}.mp4"] == contents(made)[f"{NAMES[2]}.mp4"]
     assert len(ended) == 3 + 2 + 4
 
@@ -161,7 +178,7 @@ def test_what_is_damaged_is_made_again(
     rows: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     made = PREDICTIONS / rows.stem
-    before, times = contents(made), written(made)
+    before, times, was = contents(made), written(made), shown(made)
     (made / f"{NAMES[0]}.mp4").write_bytes(before[f"{NAMES[0]}.mp4"][:-100])
     (made / f"{NAMES[1]}.gif").unlink()
     (made / f"{NAMES[2]}.json").write_bytes(before[f"{NAMES[2]}.json"][:50])
@@ -170,7 +187,7 @@ def test_what_is_damaged_is_made_again(
     assert f"{NAMES[1]} is made again: what is there has no GIF" in caplog.text
     assert f"{NAMES[2]} is made again: what is there has a JSON that cannot be read" in caplog.text
     assert f"samples: {made}: 3 made, 1 kept as they were there" in capsys.readouterr().err
-    assert contents(made) == before
+    assert shown(made) == was
     assert [name for name in NAMES if written(made)[name] == times[name]] == [NAMES[3]]
 
 
@@ -276,13 +293,13 @@ def test_two_ranks_make_what_one_makes(lab: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{NAMES[1]} is made again: what is there has a MP4 that is cut short or has no digest" in done.stderr
     assert "2 made, 2 kept as they were there" in done.stderr
-    assert contents(made) == contents(lab / "alone")
+    assert shown(made) == shown(lab / "alone")
     assert {name: written(made)[name] for name in kept} == kept
     shutil.rmtree(made)
     done = run()
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"samples: {PREDICTIONS / 'rows'}: 4 made\n" in done.stderr
-    assert contents(made) == contents(lab / "alone")
+    assert shown(made) == shown(lab / "alone")
 
 
 def test_samples_of_vbench_have_its_names_and_seeds(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
