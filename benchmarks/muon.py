@@ -26,7 +26,7 @@ from torch import nn
 from benchmarks.measure import command_line, interleaved, markdown_table, page, write_page
 from lightning_sora.lit.dit import LitDiT
 from lightning_sora.lit.optimizers import create_optimizer
-from lightning_sora.models.dit import DiT
+from lightning_sora.models.denoisers import DiT
 
 OURS, TIMM = "ours, {}", "timm, {}"
 SIZES = {"demo's DiT: 192 wide, 6 layers": (192, 6)}

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from lightning_sora.ablation.statistics import judge
 from lightning_sora.diffusion.paths import OBJECTIVES, interpolate
-from lightning_sora.models.dit import DiT
+from lightning_sora.models.denoisers import DiT
 from lightning_sora.models.text import TextContext
 from lightning_sora.randomness import generator, initialize, normal_per_clip, uniform_per_clip
 from lightning_sora.spacetime import TokenGrid, TokenLayout

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import command_line, interleaved, markdown_table, matrix_rate, page, write_page
-from lightning_sora.models.dit import DiT
+from lightning_sora.models.denoisers import DiT
 from lightning_sora.models.text import TextContext
 from lightning_sora.randomness import generator
 from lightning_sora.spacetime import TokenGrid, TokenLayout

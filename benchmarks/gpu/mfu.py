@@ -18,7 +18,7 @@ from benchmarks.gpu.devices import device_name, matmul_tflops, peak_tflops
 from benchmarks.gpu.models import GRIDS, REDUCED_GRID, SIZES, TEXT_TOKENS, adamw, make_dit, make_inputs, training_step
 from benchmarks.gpu.part import Case, Row
 from benchmarks.gpu.session import Session
-from lightning_sora.models.dit import DiT
+from lightning_sora.models.denoisers import DiT
 from lightning_sora.spacetime import TokenGrid, TokenLayout
 
 FORWARD_AND_BACKWARD = 3

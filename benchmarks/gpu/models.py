@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.session import Session
-from lightning_sora.models.dit import DiT
+from lightning_sora.models.denoisers import DiT
 from lightning_sora.models.text import TextContext
 from lightning_sora.randomness import generator
 from lightning_sora.spacetime import TokenGrid, TokenLayout

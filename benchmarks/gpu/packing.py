@@ -14,7 +14,7 @@ import torch
 from benchmarks.gpu.models import Inputs, make_dit, make_inputs, training_step
 from benchmarks.gpu.part import Case, Row
 from benchmarks.gpu.session import Session
-from lightning_sora.models.dit import DiT
+from lightning_sora.models.denoisers import DiT
 from lightning_sora.models.text import TextContext
 from lightning_sora.spacetime import TokenGrid, TokenLayout
 

@@ -15,7 +15,7 @@ from benchmarks.gpu.session import Session
 from lightning_sora.diffusion.guidance import classifier_free
 from lightning_sora.diffusion.paths import OBJECTIVES
 from lightning_sora.diffusion.samplers import sample_euler, time_schedule
-from lightning_sora.models.dit import DiT
+from lightning_sora.models.denoisers import DiT
 from lightning_sora.models.text import TextContext
 from lightning_sora.models.vae import VAES, VideoVAE
 from lightning_sora.randomness import initialize

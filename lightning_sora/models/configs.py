@@ -73,7 +73,7 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class DiTConfig(Config):
-    """The transformer; see :class:`~lightning_sora.models.dit.DiT`.
+    """The transformer; see :class:`~lightning_sora.models.denoisers.DiT`.
 
     Args:
         patch_size: latent positions per token (frames, height, width).

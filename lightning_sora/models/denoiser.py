@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_sora.diffusion.guidance import TOGETHER_TOKENS, Guidance
 from lightning_sora.diffusion.paths import Objective
 from lightning_sora.diffusion.samplers import Denoise, Progress
-from lightning_sora.models.dit import DiT
+from lightning_sora.models.denoisers import Denoiser
 from lightning_sora.models.given import Given, GivenRows
 from lightning_sora.models.text import TextContext, TextEncoder
 from lightning_sora.nn.rope import Stretch
@@ -25,7 +25,7 @@ OnStep = Callable[[float, Tensor], None]
 class Predictor(Protocol):
     """What predicts ``x_0`` from noised rows and text."""
 
-    dit: DiT
+    dit: Denoiser
     text: TextEncoder
     objective: Objective
 

@@ -6,7 +6,6 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, Unpack, overload
 
@@ -20,18 +19,18 @@ from lightning_sora.diffusion.samplers import SAMPLERS, Denoise, Progress, time_
 from lightning_sora.errors import SoraError
 from lightning_sora.models.configs import DiTConfig, SamplingConfig
 from lightning_sora.models.denoiser import DenoisingTerms, OnStep, SampleOptions, guided
-from lightning_sora.models.dit import DiT
+from lightning_sora.models.denoisers import DENOISERS, Denoiser, DiT
 from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
 from lightning_sora.models.given import Given, GivenRows, given_rows
 from lightning_sora.models.latent_space import LatentSpace
 from lightning_sora.models.pixels import Clip
-from lightning_sora.models.saved import read_model, save_model, stored_weights
+from lightning_sora.models.saved import read_model, rounded, save_model
 from lightning_sora.models.seen_sizes import SeenSizes, check_rope
 from lightning_sora.models.text import TEXT_ENCODERS, TextEncoder
 from lightning_sora.models.vae import VAES, VideoVAE
 from lightning_sora.nn.rope import Stretch
 from lightning_sora.randomness import initialize, normal_per_clip
-from lightning_sora.spacetime import PatchSize, TokenGrid, TokenLayout
+from lightning_sora.spacetime import TokenGrid, TokenLayout
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +43,8 @@ class LatentDiffusion(LatentSpace):
     Args:
         vae: frozen here.
         text: encodes captions.
-        dit: of rows of ``patch_size`` latent positions, and of the text encoder's width.
-        objective: what the transformer predicts.
-        patch_size: latent positions per token (frames, height, width).
+        dit: the denoiser, of the channels of the VAE and of the text encoder's width.
+        objective: what it predicts.
         sampling: how samples are drawn where nothing else is asked.
 
     Attributes:
@@ -73,16 +71,21 @@ class LatentDiffusion(LatentSpace):
         self,
         vae: VideoVAE,
         text: TextEncoder,
-        dit: DiT,
+        dit: Denoiser,
         objective: Objective,
-        patch_size: Sequence[int] = (1, 1, 1),
         sampling: SamplingConfig | None = None,
     ) -> None:
-        super().__init__(vae, patch_size)
-        if (dit.in_dim, dit.text_dim) != (self.latent_dim, text.dim):
+        super().__init__(vae, dit.patch_size)
+        if (dit.channels, dit.text_dim) != (vae.latent_channels, text.dim):
             raise SoraError(
-                f"a DiT of in_dim={dit.in_dim} and text_dim={dit.text_dim} does not fit this VAE, patch size and text "
-                f"encoder, which ask for {self.latent_dim} and {text.dim}"
+                f"a denoiser of channels={dit.channels} and text_dim={dit.text_dim} does not fit this VAE and text "
+                f"encoder, which have {vae.latent_channels} and {text.dim}"
+            )
+        predicts = dit.facts.objective
+        if predicts is not None and not isinstance(objective, OBJECTIVES.builder(predicts)):  # type: ignore[arg-type]
+            raise SoraError(
+                f"this denoiser's weights predict {predicts!r}, and the objective is {objective!r}; set "
+                f"diffusion.objective={predicts}"
             )
         self.text, self.dit, self.objective = text, dit, objective
         self.sampling = sampling or SamplingConfig()
@@ -98,11 +101,11 @@ class LatentDiffusion(LatentSpace):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.dit.embed.weight.dtype
+        return self.dit.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.dit.embed.weight.device
+        return next(self.dit.parameters()).device
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits over its parts and their weights."""
@@ -122,6 +125,7 @@ class LatentDiffusion(LatentSpace):
         objective: str = "velocity",
         sampling: SamplingConfig | Mapping[str, Any] | None = None,
         *,
+        denoiser: str | None = None,
         seed: int = 0,
         trained: VideoVAE | None = None,
     ) -> LatentDiffusion:
@@ -130,6 +134,7 @@ class LatentDiffusion(LatentSpace):
         Args:
             vae, text, objective: specs; see ``VAES``, ``TEXT_ENCODERS`` and ``OBJECTIVES``.
             dit, sampling: options, or mappings of some.
+            denoiser: spec of another denoiser than the one of ``dit``; see ``DENOISERS``.
             seed: of initial values.
             trained: the VAE of that spec, with weights; None to draw them.
 
@@ -144,12 +149,12 @@ class LatentDiffusion(LatentSpace):
         encoder = TEXT_ENCODERS.create(text)
         if encoder.trainable:
             initialize(encoder, seed, "text.")
-        options = shape.plain()
-        patch_size = options.pop("patch_size")
-        transformer = DiT(PatchSize.of(patch_size).volume * trained.latent_channels, text_dim=encoder.dim, **options)
-        initialize(transformer, seed, "dit.")
-        made = cls(trained, encoder, transformer, OBJECTIVES.create(objective), patch_size, drawn)
-        specs = {"vae": vae, "text": text, "dit": shape.plain(), "objective": objective, "sampling": drawn.plain()}
+        of = trained.latent_channels, encoder.dim
+        network = DiT(*of, **shape.plain()) if denoiser is None else DENOISERS.create(denoiser, *of)
+        network.draw(seed)
+        made = cls(trained, encoder, network, OBJECTIVES.create(objective), drawn)
+        shaped = {"dit": shape.plain()} if denoiser is None else {"denoiser": network.spec_of_its_own(denoiser)}
+        specs = {"vae": vae, "text": text, **shaped, "objective": objective, "sampling": drawn.plain()}
         made.config = {**specs, "seed": seed}
         return made
 
@@ -167,7 +172,7 @@ class LatentDiffusion(LatentSpace):
                 "a model of parts made by hand has no specs to save; make it by LatentDiffusion.create(...)"
             )
         told = {
-            "vae_hash": self.vae_hash if stored is None else _rounded(self.vae, stored).fingerprint(),
+            "vae_hash": self.vae_hash if stored is None else rounded(self.vae, stored).fingerprint(),
             "dtype": str(self.dtype).removeprefix("torch."),
             "clips": self.seen_sizes.state_dict(),
             "tasks": list(self.tasks),
@@ -390,10 +395,3 @@ class LatentDiffusion(LatentSpace):
             clip = torch.zeros((1, 3, *size), device=self.device, dtype=self.dtype)
             total += self._count(size, self.vae, lambda clip=clip: self.vae.encode(clip))  # type: ignore[misc]
         return total
-
-
-def _rounded(vae: VideoVAE, stored: str) -> VideoVAE:
-    """The VAE that reading its stored weights gives."""
-    copied = deepcopy(vae)
-    copied.load_state_dict(stored_weights(vae, stored))
-    return copied

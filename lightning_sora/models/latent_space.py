@@ -35,9 +35,9 @@ class LatentSpace(nn.Module, ABC):
 
     config: Mapping[str, Any] | None = None
 
-    def __init__(self, vae: VideoVAE, patch_size: Sequence[int]) -> None:
+    def __init__(self, vae: VideoVAE, patch_size: PatchSize) -> None:
         super().__init__()
-        self.patch_size = PatchSize.of(patch_size)
+        self.patch_size = patch_size
         self.latent_dim = self.patch_size.volume * vae.latent_channels
         self.vae = vae.requires_grad_(False).eval()
         self._vae_hash: str | None = None

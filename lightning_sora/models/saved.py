@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -115,6 +116,16 @@ def stored_weights(part: nn.Module, precision: str | None) -> dict[str, Tensor]:
         return weights
     kind = getattr(torch, precision)
     return {name: value.to(kind) if value.is_floating_point() else value for name, value in weights.items()}
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def rounded(part: M, precision: str) -> M:
+    """The part that reading its stored weights gives."""
+    copied = deepcopy(part)
+    copied.load_state_dict(stored_weights(part, precision))
+    return copied
 
 
 def read_kind(folder: str | Path) -> str:

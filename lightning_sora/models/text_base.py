@@ -22,19 +22,23 @@ class TextContext:
     Attributes:
         embeddings: padded at the end.
         mask: True where there is text; at least once per clip.
+        pooled: a vector of the whole caption, for denoisers that ask for one; None where the encoder makes none.
     """
 
     embeddings: Float[Tensor, "clips text_tokens dim"]
     mask: Bool[Tensor, "clips text_tokens"]
+    pooled: Float[Tensor, "clips pooled_dim"] | None = None
 
     @classmethod
     def join(cls, contexts: Sequence[TextContext]) -> TextContext:
         """The clips of several batches in one, padded to the longest text."""
         length = max(context.mask.shape[1] for context in contexts)
         padding = [length - context.mask.shape[1] for context in contexts]
+        pooled = [c.pooled for c in contexts if c.pooled is not None]
         return cls(
             torch.cat([F.pad(c.embeddings, (0, 0, 0, more)) for c, more in zip(contexts, padding, strict=True)]),
             torch.cat([F.pad(c.mask, (0, more)) for c, more in zip(contexts, padding, strict=True)]),
+            torch.cat(pooled) if pooled else None,
         )
 
 

@@ -19,7 +19,7 @@ from benchmarks.gpu.models import IN_DIM, SIZES, TEXT_DIM, make_dit
 from benchmarks.gpu.part import Case, Part
 from benchmarks.gpu.session import Session
 from benchmarks.gpu.suite import PARTS, Suite
-from lightning_sora.models.dit import DiT
+from lightning_sora.models.denoisers import DiT
 from lightning_sora.spacetime import TokenGrid, TokenLayout
 
 TOY = Part("toy", "A toy", share=1, module="tests.benchmarks.gpu_toys")

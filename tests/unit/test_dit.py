@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_sora.errors import SoraError
-from lightning_sora.models.dit import DiT
+from lightning_sora.models.denoisers import DiT
 from lightning_sora.models.text import TextContext
 from lightning_sora.nn.rope import SCALINGS, Stretch
 from lightning_sora.randomness import initialize, stream_seed

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_sora.errors import SoraError
-from lightning_sora.models.text import TextContext
+from lightning_sora.models.denoisers.base import DENOISERS, Condition, Denoiser
+from lightning_sora.models.text_base import TextContext
 from lightning_sora.nn.attention import CrossAttention, JointText, create_attention, layer_specs
 from lightning_sora.nn.embed import TimestepEmbedding
 from lightning_sora.nn.layers import GatedMLP, Modulation, ZeroLinear, modulate, normalize
 from lightning_sora.nn.rope import Rope, Stretch, axis_pairs, rotary
 from lightning_sora.registry import Spec
-from lightning_sora.spacetime import TokenLayout
+from lightning_sora.spacetime import PatchSize, TokenLayout
 
 
 class OwnModulation(nn.Module):
@@ -119,15 +120,17 @@ class DiTBlock(nn.Module):
         return modulation + attention + self.mlp.flops(layout.total)
 
 
-class DiT(nn.Module):
-    """Predicts a row per token from noised rows, timesteps and text.
+@DENOISERS.register("dit")
+class DiT(Denoiser):
+    """A transformer over spacetime tokens whose layers, text and modulation are options.
 
     Args:
-        in_dim: width of a row, in and out.
+        channels: of a latent position, in and out.
+        text_dim: width of the text encoder.
+        patch_size: latent positions per token (frames, height, width).
         dim: width of the tokens.
         depth: number of layers.
         num_heads: divides ``dim``; ``dim / num_heads`` is even and at least 6.
-        text_dim: width of the text encoder.
         attention: spec of the self-attention, or a pattern over layers (see :func:`layer_specs`).
         mlp_ratio: hidden width of the gated MLP over ``dim``.
         modulation: ``"single"``: one projection of the condition for all layers, plus a learned table
@@ -141,14 +144,17 @@ class DiT(nn.Module):
         SoraError: widths that do not divide, an unknown block, kernel, modulation or conditioning.
     """
 
+    lora_targets = ("project.qkv", "attention.out", "cross.query", "cross.key_value", "cross.out")
+
     def __init__(
         self,
-        in_dim: int,
+        channels: int,
+        text_dim: int,
         *,
+        patch_size: Sequence[int] = (1, 1, 1),
         dim: int,
         depth: int,
         num_heads: int,
-        text_dim: int,
         attention: str | Sequence[str] = "full",
         mlp_ratio: float = 2.67,
         modulation: str = "single",
@@ -156,14 +162,14 @@ class DiT(nn.Module):
         kernel: str = "sdpa",
         checkpoint: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(channels, text_dim, PatchSize.of(patch_size))
         if modulation not in ("single", "per_block"):
             raise SoraError(f"unknown modulation {modulation!r}; choose 'single' or 'per_block'")
         if conditioning not in CONDITIONING:
             raise SoraError(f"unknown conditioning {conditioning!r}; choose {' or '.join(map(repr, CONDITIONING))}")
         specs = layer_specs(attention, depth)
-        self.in_dim, self.dim, self.text_dim, self.checkpoint = in_dim, dim, text_dim, checkpoint
-        self.embed = nn.Linear(in_dim, dim)
+        self.dim, self.checkpoint = dim, checkpoint
+        self.embed = nn.Linear(self.in_dim, dim)
         self.time = TimestepEmbedding(dim)
         self.text = nn.Linear(text_dim, dim)
         self.pooled = nn.Linear(dim, dim)
@@ -184,7 +190,7 @@ class DiT(nn.Module):
             for layer, spec in enumerate(specs)
         )
         self.final_modulation = OwnModulation(dim, 2)
-        self.unembed = ZeroLinear(dim, in_dim)
+        self.unembed = ZeroLinear(dim, self.in_dim)
         self.head_dim = dim // num_heads
         axis_pairs(self.head_dim, axes=3)  # refuses a head too narrow for three axes now
 
@@ -195,20 +201,9 @@ class DiT(nn.Module):
         text: TextContext,
         layout: TokenLayout,
         stretch: Stretch | None = None,
+        condition: Condition | None = None,
     ) -> Float[Tensor, "batch tokens in_dim"]:
-        """One prediction.
-
-        Args:
-            x: noised rows.
-            t: timesteps in [0, 1], 0 is data and 1 is noise, per clip or per token.
-            text: one context per clip.
-            layout: where the tokens are; uniform or packed.
-            stretch: of clips of other sizes than in training, with a row per clip; None to take positions as they are.
-
-        Raises:
-            SoraError: shapes that do not fit the layout or the model.
-        """
-        self._check(x, t, text, layout)
+        self.check(x, t, text, layout, condition)
         per_token = t.dim() == 2
         text = self._project(text)
         pooled = self.pooled(_mean(text))
@@ -227,12 +222,6 @@ class DiT(nn.Module):
         return self.unembed(modulate(x, shift, scale))
 
     def flops(self, layout: TokenLayout, text_tokens: int, per_token: bool = False) -> int:
-        """FLOPs of one forward pass, a multiplication and an addition counting as two.
-
-        Args:
-            text_tokens: length of the text, padding included.
-            per_token: whether each token has a timestep of its own.
-        """
         timesteps = layout.total if per_token else layout.clips
         rows = 4 * layout.total * self.in_dim * self.dim
         text = 2 * layout.clips * self.dim * (text_tokens * self.text_dim + self.dim)
@@ -244,23 +233,6 @@ class DiT(nn.Module):
 
     def _project(self, text: TextContext) -> TextContext:
         return TextContext(self.text(normalize(text.embeddings)), text.mask)
-
-    def _check(self, x: Tensor, t: Tensor, text: TextContext, layout: TokenLayout) -> None:
-        if tuple(x.shape) != (*layout.shape, self.in_dim):
-            raise SoraError(
-                f"rows of shape {tuple(x.shape)} do not fit: the layout and the model ask for "
-                f"{(*layout.shape, self.in_dim)} (batch, tokens, in_dim)"
-            )
-        if tuple(t.shape) not in ((layout.clips,), layout.shape):
-            raise SoraError(
-                f"t of shape {tuple(t.shape)} is neither per clip {(layout.clips,)} nor per token {layout.shape}"
-            )
-        clips, _, width = text.embeddings.shape
-        if clips != layout.clips or width != self.text_dim:
-            raise SoraError(
-                f"text of {clips} clips and width {width}, but the layout has {layout.clips} clips and the model "
-                f"text_dim={self.text_dim}"
-            )
 
 
 def _mean(text: TextContext) -> Float[Tensor, "clips dim"]:

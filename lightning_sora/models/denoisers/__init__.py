@@ -1,0 +1,6 @@
+"""Denoisers: the transformers that predict what a diffusion objective asks for."""
+
+from lightning_sora.models.denoisers.base import DENOISERS, Condition, Denoiser, DenoiserFacts
+from lightning_sora.models.denoisers.dit import DiT, DiTBlock
+
+__all__ = ["DENOISERS", "Condition", "Denoiser", "DenoiserFacts", "DiT", "DiTBlock"]
