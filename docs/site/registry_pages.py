@@ -73,6 +73,13 @@ TOLD = {
         "--model.vae='causal_conv(latent_channels=8)'",
         PARTS,
     ),
+    "denoiser": Told(
+        "Denoisers",
+        "What predicts the noise or the velocity of latents. Recipes describe the package's own by `model.dit`; another, "
+        "such as a pretrained one, is named in its place.",
+        "--model.denoiser=\"diffusers(path='DIR')\"",
+        PARTS,
+    ),
     "text_encoder": Told(
         "Text encoders",
         "What turns a prompt into the vectors that the DiT reads.",

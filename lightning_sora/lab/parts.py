@@ -23,6 +23,7 @@ HOMES = {
     "attention": "lightning_sora.nn.attention",
     "caption_score": "lightning_sora.metrics.texts",
     "captioner": "lightning_sora.lit.captioners",
+    "denoiser": "lightning_sora.models.denoisers",
     "engine": "lightning_sora.jobs.engines",
     "expander": "lightning_sora.lit.expander",
     "expansion_score": "lightning_sora.metrics.texts",
