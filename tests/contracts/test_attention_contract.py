@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sora.contracts import ContractViolation
-from lightning_sora.nn.attention import ATTENTION, list_attention
+from lightning_sora.errors import SoraError
+from lightning_sora.nn.attention import ATTENTION, create_operator, list_attention
 from lightning_sora.nn.attention.contract import CONTRACT
 from lightning_sora.nn.attention.full import FullAttention
 from lightning_sora.nn.attention.window import WindowAttention
@@ -107,7 +108,13 @@ class Global(FullAttention):
         return super().attend(q, k, v, layout, text) + 0.01 * torch.rand(1)  # type: ignore[arg-type]
 
 
+class ReadsItsProjection(FullAttention):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: object, text: object = None) -> Tensor:
+        return super().attend(q, k, v, layout, text) + self.out(v.flatten(2)).view_as(v)  # type: ignore[arg-type]
+
+
 MUTANTS = {
+    ReadsItsProjection: "is_carried_whole_by_other_networks",
     AcrossClips: "sees_its_receptive_field_and_nothing_else",
     NarrowerThanItSays: "sees_its_receptive_field_and_nothing_else",
     WrongFlops: "counts_its_flops",
@@ -141,3 +148,24 @@ def test_all_checks_are_run_whatever_one_finds(scratch: None) -> None:
     (broken,) = [one for one in found if one.problem]
     assert broken.law == "counts its flops"
     assert "torch counts" in str(broken.problem)
+
+
+class OwnForward(FullAttention):
+    def forward(self, *args: object, **options: object) -> Tensor:
+        return 2 * super().forward(*args, **options)  # type: ignore[arg-type]
+
+
+class GainWithin(FullAttention):
+    def __init__(self, dim: int, num_heads: int, *, layer: int, depth: int) -> None:
+        super().__init__(dim, num_heads, layer=layer, depth=depth)
+        self.project.gain = nn.LayerNorm(dim)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("block", "lost"), [(OwnForward, "OwnForward does there"), (GainWithin, "project.gain.weight")]
+)
+def test_what_another_network_would_lose_of_a_block_is_refused(block: type, lost: str, scratch: None) -> None:
+    ATTENTION.register("mutant")(block)
+    with pytest.raises(SoraError, match=lost):
+        create_operator("mutant", 24, 2)
+    assert {name for name, _ in create_operator("gated", 24, 2).named_parameters()} == {"gate.weight"}

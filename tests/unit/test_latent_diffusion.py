@@ -176,7 +176,7 @@ def test_a_model_of_parts_made_by_hand_says_how_to_be_saved(tmp_path: Path) -> N
     model = LatentDiffusion(whole.vae, whole.text, whole.dit, whole.objective)
     with pytest.raises(SoraError, match="create"):
         model.save(tmp_path / "model")
-    with pytest.raises(SoraError, match="a denoiser of channels=.* and text_dim=8 does not fit"):
+    with pytest.raises(SoraError, match=r"a denoiser of channels=.* and text_dim=8 does not fit"):
         LatentDiffusion(VAES.create("vit"), whole.text, whole.dit, whole.objective)
     for wrong, words in (
         ({"dit": {"dims": 8}}, "no option 'dit.dims'; did you mean dit.dim"),

@@ -18,6 +18,7 @@ from lightning_sora.nn.attention.base import (
     AttentionBlock,
     TextKeys,
     create_attention,
+    create_operator,
     list_attention,
     register_attention,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "PartitionBlock",
     "TextKeys",
     "create_attention",
+    "create_operator",
     "layer_specs",
     "list_attention",
     "register_attention",

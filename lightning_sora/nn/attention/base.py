@@ -101,7 +101,8 @@ class AttentionBlock(nn.Module, ABC):
         depth: how many layers there are.
 
     A subclass adds its options as keyword arguments, declares the ``kernels`` that can honour it, and
-    implements ``attend``, ``receptive_field`` and ``pairs``. Most need less: a :class:`PartitionBlock` implements
+    implements ``attend``, ``receptive_field`` and ``pairs``. It leaves ``forward`` as it is: pretrained models bring
+    projections of their own, between which they call ``attend`` and ``passed_on`` (see :func:`create_operator`). Most need less: a :class:`PartitionBlock` implements
     ``group`` alone, a :class:`MaskedBlock` ``visible`` alone. A module with parameters of its own draws their initial
     values in ``reset_parameters(self)``, from torch's generator: it is called once for each of them, under a seed made
     from the parameter's name. ``lightning-sora list attention --check FILE`` tells what a block breaks.
@@ -149,7 +150,14 @@ class AttentionBlock(nn.Module, ABC):
             text: what every token of a clip sees beside its own group, for joint conditioning.
         """
         q, k, v = self.project(x, rope)
-        return self.out(self.attend(q, k, v, layout, text).flatten(2))
+        return self.out(self.passed_on(self.attend(q, k, v, layout, text).flatten(2), x))
+
+    def passed_on(
+        self, mixed: Float[Tensor, "batch tokens dim"], x: Float[Tensor, "batch tokens dim"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """What of the mixed values the output projection gets; a block whose input has a say in it, such as a gate,
+        says how. Of most it is all."""
+        return mixed
 
     @property
     def plan_name(self) -> tuple[object, ...]:
@@ -207,6 +215,9 @@ class AttentionBlock(nn.Module, ABC):
         return 8 * layout.total * self.dim**2 + 4 * pairs * self.dim
 
 
+#: The parameters that every block has, and another network in its own way.
+PROJECTIONS = frozenset({"project.qkv.weight", "project.q_norm.weight", "project.k_norm.weight", "out.weight"})
+
 ATTENTION: Registry[AttentionBlock] = Registry(
     "attention block",
     name="attention",
@@ -240,4 +251,33 @@ def create_attention(
     block = ATTENTION.create(spec, dim, num_heads, layer=layer, depth=depth)
     if kernel is not None:
         block.use_kernel(kernel)
+    return block
+
+
+def create_operator(
+    spec: str | Spec, dim: int, num_heads: int, *, layer: int = 0, depth: int = 1, kernel: str | None = None
+) -> AttentionBlock:
+    """Builds a block for a network that has projections of its own: ``attend`` and ``passed_on``, with the parameters
+    that these have.
+
+    Args:
+        layer, depth, kernel: see :func:`create_attention`.
+
+    Raises:
+        SoraError: as :func:`create_attention`; or a block with a ``forward`` of its own, of which a part would be lost.
+    """
+    block = create_attention(spec, dim, num_heads, layer=layer, depth=depth, kernel=kernel)
+    if type(block).forward is not AttentionBlock.forward:
+        raise SoraError(
+            f"attention {spec!s} has a forward of its own, which a network with other projections would not call: "
+            f"what {type(block).__name__} does there belongs in attend or passed_on"
+        )
+    before = dict(block.named_parameters())
+    block.project, block.out = nn.Identity(), nn.Identity()  # type: ignore[assignment]
+    lost = set(before) - {name for name, _ in block.named_parameters()} - PROJECTIONS
+    if lost:
+        raise SoraError(
+            f"attention {spec!s} has {', '.join(sorted(lost))} within its projections, which would be lost in a network "
+            "that has others; such parameters belong beside them"
+        )
     return block

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_sora.contracts import Contract, ContractViolation, require, require_close
 from lightning_sora.errors import SoraError
-from lightning_sora.nn.attention.base import AttentionBlock, TextKeys, create_attention
+from lightning_sora.nn.attention.base import AttentionBlock, TextKeys, create_attention, create_operator
 from lightning_sora.nn.attention.joint import JointText
 from lightning_sora.nn.attention.kernels import KERNELS
 from lightning_sora.nn.attention.masked import MaskedBlock
@@ -296,6 +296,24 @@ def state_loads_strictly(spec: str) -> None:
     copies = {"its state": second, "a deep copy": copy.deepcopy(first), "a pickle": pickle.loads(pickle.dumps(first))}
     for words, other in {**copies, "keyed initialisation": make(spec)}.items():
         require(torch.equal(other(x, layout, rope), expected), f"{words} gives another block")
+
+
+@CONTRACT.law
+def is_carried_whole_by_other_networks(spec: str) -> None:
+    """Between projections that are not its own, a block does the same; or it is refused there, by name."""
+    layout = LAYOUTS["video"]
+    x, rope = tokens_of(layout), rope_of(layout)
+    for layer in LAYERS:
+        block = make(spec, layer)
+        try:
+            operator = create_operator(spec, DIM, HEADS, layer=layer, depth=DEPTH)
+        except SoraError:
+            continue
+        own = operator.state_dict()
+        operator.load_state_dict({name: value for name, value in block.state_dict().items() if name in own})
+        q, k, v = block.project(x, rope)
+        carried = block.out(operator.passed_on(operator.attend(q, k, v, layout).flatten(2), x))
+        require_close(carried, block(x, layout, rope), f"layer {layer}: carried by another network")
 
 
 @CONTRACT.law

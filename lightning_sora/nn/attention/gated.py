@@ -7,8 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
-from lightning_sora.nn.attention.base import ATTENTION, AttentionBlock, Heads, TextKeys, register_attention
-from lightning_sora.nn.rope import Rope
+from lightning_sora.nn.attention.base import AttentionBlock, Heads, TextKeys, create_operator, register_attention
 from lightning_sora.spacetime import TokenLayout
 
 
@@ -24,12 +23,10 @@ class GatedAttention(AttentionBlock):
     softmax = False
 
     def __init__(self, dim: int, num_heads: int, *, layer: int, depth: int, operator: str = "full") -> None:
-        inner = ATTENTION.create(operator, dim, num_heads, layer=layer, depth=depth)
+        inner = create_operator(operator, dim, num_heads, layer=layer, depth=depth)  # the projections are this block's
         if isinstance(inner, GatedAttention):
             raise SoraError(f"gated operator={operator!r} is gated already; name the block inside")
         super().__init__(dim, num_heads, layer=layer, depth=depth)
-        # The projections are this block's own.
-        inner.project, inner.out = nn.Identity(), nn.Identity()  # type: ignore[assignment]
         self.inner = inner
         self.gate = nn.Linear(dim, dim, bias=False)
         self.use_kernel(inner.kernels[0])
@@ -40,15 +37,10 @@ class GatedAttention(AttentionBlock):
             self.inner.use_kernel(name)
         super().use_kernel(name)
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch tokens dim"],
-        layout: TokenLayout,
-        rope: Rope | None = None,
-        text: TextKeys | None = None,
+    def passed_on(
+        self, mixed: Float[Tensor, "batch tokens dim"], x: Float[Tensor, "batch tokens dim"]
     ) -> Float[Tensor, "batch tokens dim"]:
-        q, k, v = self.project(x, rope)
-        return self.out(self.attend(q, k, v, layout, text).flatten(2) * torch.sigmoid(self.gate(x)))
+        return mixed * torch.sigmoid(self.gate(x))
 
     def attend(self, q: Heads, k: Heads, v: Heads, layout: TokenLayout, text: TextKeys | None = None) -> Heads:
         return self.inner.attend(q, k, v, layout, text)
