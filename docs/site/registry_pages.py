@@ -75,8 +75,8 @@ TOLD = {
     ),
     "denoiser": Told(
         "Denoisers",
-        "What predicts the noise or the velocity of latents. Recipes describe the package's own by `model.dit`; another, "
-        "such as a pretrained one, is named in its place.",
+        "What predicts the noise or the velocity of latents. Recipes describe the package's own by `model.dit`; "
+        "another, such as a pretrained one, is named in its place.",
         "--model.denoiser=\"diffusers(path='DIR')\"",
         PARTS,
     ),

@@ -205,8 +205,8 @@ def test_a_block_of_ones_own(lab: Path, monkeypatch: pytest.MonkeyPatch, capfd: 
     start_no_workers(monkeypatch)
     run_page("tutorials/block.md", lab)
     printed = capfd.readouterr().out
-    assert "16 checks" in printed
-    assert "mine(k=3)" in printed[printed.index("16 checks") :]
+    assert "17 checks" in printed
+    assert "mine(k=3)" in printed[printed.index("17 checks") :]
     sources = [file.read_text() for file in (lab / "mlruns").rglob("plugins/my_block.py")]
     assert set(sources) == {(lab / "my_block.py").read_text()}
     found = read_study(f"sqlite:///{lab}/mlflow.db", ["mine"])

@@ -101,11 +101,12 @@ class AttentionBlock(nn.Module, ABC):
         depth: how many layers there are.
 
     A subclass adds its options as keyword arguments, declares the ``kernels`` that can honour it, and
-    implements ``attend``, ``receptive_field`` and ``pairs``. It leaves ``forward`` as it is: pretrained models bring
-    projections of their own, between which they call ``attend`` and ``passed_on`` (see :func:`create_operator`). Most need less: a :class:`PartitionBlock` implements
-    ``group`` alone, a :class:`MaskedBlock` ``visible`` alone. A module with parameters of its own draws their initial
-    values in ``reset_parameters(self)``, from torch's generator: it is called once for each of them, under a seed made
-    from the parameter's name. ``lightning-sora list attention --check FILE`` tells what a block breaks.
+    implements ``attend``, ``receptive_field`` and ``pairs``. Most need less: a :class:`PartitionBlock` implements
+    ``group`` alone, a :class:`MaskedBlock` ``visible`` alone. It leaves ``forward`` as it is: pretrained models bring
+    projections of their own, between which they call ``attend`` and ``passed_on`` (see :func:`create_operator`). A
+    module with parameters of its own draws their initial values in ``reset_parameters(self)``, from torch's generator:
+    it is called once for each of them, under a seed made from the parameter's name. ``lightning-sora list attention
+    --check FILE`` tells what a block breaks.
 
     Attributes:
         softmax: whether the block is softmax attention over its receptive field, no more and no less.
@@ -277,7 +278,7 @@ def create_operator(
     lost = set(before) - {name for name, _ in block.named_parameters()} - PROJECTIONS
     if lost:
         raise SoraError(
-            f"attention {spec!s} has {', '.join(sorted(lost))} within its projections, which would be lost in a network "
-            "that has others; such parameters belong beside them"
+            f"attention {spec!s} has {', '.join(sorted(lost))} within its projections, which would be lost in a "
+            "network that has others; such parameters belong beside them"
         )
     return block
