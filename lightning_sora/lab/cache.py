@@ -244,7 +244,7 @@ def _check_patch(patch: Sequence[int], model: Mapping[str, Any], vae: VideoVAE, 
     if any(p % s for p, s in zip(patch, vae.stride, strict=True)):
         raise SoraError(f"data.patch={list(patch)} is no multiple of the stride {list(vae.stride)} of the VAE {path}")
     tokens = (model.get("dit") or {}).get("patch_size")
-    if tokens is None:
+    if tokens is None or model.get("denoiser") is not None:  # which knows its own once it is loaded
         return
     if (expected := vae.stride * PatchSize.of(tokens)) != PatchSize.of(patch):
         raise SoraError(

@@ -24,6 +24,7 @@ from lightning_sora.lit.pretrained import load_vae
 from lightning_sora.metrics.reconstruction import ReconstructionQuality, clip_quality
 from lightning_sora.models.configs import Config, DiTConfig, SamplingConfig
 from lightning_sora.models.denoiser import DenoisingTerms
+from lightning_sora.models.denoisers.base import asked_denoiser
 from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.models.pixels import Clip, from_uint8, to_uint8
 from lightning_sora.models.saved import is_saved
@@ -81,9 +82,12 @@ class LitDiT(GenerativeModule):
         vae: path of a checkpoint of a LitVAE run, or of a folder that it was saved to; "diffusers(path='DIR')", a
             pretrained one; "identity", for a model of pixels; or "spec:" and a spec.
         text: spec of the text encoder.
-        dit: the transformer; of this and the next two, a mapping of options does too.
+        dit: the package's own transformer; of this and the next two, a mapping of options does too.
         diffusion: the training objective.
         sampling: how samples are drawn when nothing else is asked.
+        denoiser: spec of another denoiser, such as "diffusers(path='DIR')", a pretrained one; None for the one of
+            ``dit``.
+        attention: of that other denoiser: a block's spec, or a pattern over layers; None for its own.
         start: path of a checkpoint of a LitDiT run, of a folder that such a model was saved to, or the name of one that
             comes with the package, whose transformer and text encoder this training begins with; None for fresh
             weights. They must be of the same shapes, latents and objective.
@@ -114,6 +118,8 @@ class LitDiT(GenerativeModule):
         dit: DiTConfig = DiTConfig(),
         diffusion: DiffusionConfig = DiffusionConfig(),
         sampling: SamplingConfig = SamplingConfig(),
+        denoiser: SpecText | None = None,
+        attention: SpecText | list[SpecText] | None = None,
         start: SpecText | None = None,
         prompts: Sequence[str] | None = None,
         expander: SpecText | None = None,
@@ -136,9 +142,15 @@ class LitDiT(GenerativeModule):
         self.weighting = WEIGHTINGS.create(diffusion.weighting)
         self.timesteps = TIMESTEPS.create(diffusion.timesteps)
         self.tasks = TaskMixture(diffusion.tasks or {"text_to_video": 1.0})
+        asked = asked_denoiser(denoiser, attention)
+        if asked is not None and dit != DiTConfig():
+            raise SoraError(
+                f"model.dit describes the package's own transformer, and model.denoiser={denoiser!r} names another; "
+                "drop one of them"
+            )
         trained, self.vae_spec, self.vae_run_id = load_vae(vae, seed)
         self.model = LatentDiffusion.create(
-            self.vae_spec, text, dit, diffusion.objective, sampling, seed=seed, trained=trained
+            self.vae_spec, text, dit, diffusion.objective, sampling, denoiser=asked, seed=seed, trained=trained
         )
         self.model.seen_sizes, self.model.read_weak = self.seen_sizes, read_model
         self.model.tasks = tuple(self.tasks.tasks)
@@ -341,6 +353,7 @@ class LitDiT(GenerativeModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["vae"] = {"spec": self.vae_spec, "hash": self.model.vae_hash, "run_id": self.vae_run_id}
+        checkpoint["denoiser"] = (self.model.config or {}).get("denoiser")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         under_model(checkpoint, ("vae.", "text.", "dit."))
@@ -352,6 +365,8 @@ class LitDiT(GenerativeModule):
     def rebuild_arguments(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
         # The VAE's weights are in the checkpoint: its own run need not be at hand.
         own = {"vae": SPEC + checkpoint["vae"]["spec"], "start": None, "expander": None}
+        if checkpoint.get("denoiser") is not None:
+            own |= {"denoiser": checkpoint["denoiser"], "attention": None}  # with its weights, too
         return {**super().rebuild_arguments(checkpoint), **own}
 
     def lineage(self) -> dict[str, str]:

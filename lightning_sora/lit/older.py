@@ -17,9 +17,9 @@ def grouped(arguments: Mapping[str, Any], groups: Mapping[str, type[Config]]) ->
     """
     found = {name: value for name, value in arguments.items() if name not in EVALUATION}
     for group, config in groups.items():
-        inside = {name: found.pop(name) for name in config.names() if name in found}
+        inside = {name: found.pop(name) for name in config.names() if name in found and group not in found}
         if inside:
-            found[group] = {**inside, **found.get(group, {})}
+            found[group] = inside
     return found
 
 

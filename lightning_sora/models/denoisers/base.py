@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -16,6 +17,7 @@ from lightning_sora.nn.rope import Stretch
 from lightning_sora.randomness import initialize
 from lightning_sora.registry import Registry
 from lightning_sora.spacetime import PatchSize, TokenLayout
+from lightning_sora.specs import Spec
 
 
 @dataclass(frozen=True)
@@ -185,3 +187,28 @@ class Denoiser(nn.Module, ABC):
 
 
 DENOISERS: Registry[Denoiser] = Registry("denoiser", name="denoiser", given=("channels", "text_dim"))
+
+
+def asked_denoiser(denoiser: str | None, attention: str | Sequence[str] | None) -> str | None:
+    """The spec of a denoiser with the attention that is asked for beside it; None for none.
+
+    Raises:
+        SoraError: the attention of no denoiser, or one that the spec names as well.
+
+    Example:
+        >>> from lightning_sora.models.denoisers.base import asked_denoiser
+        >>> asked_denoiser("diffusers(path='wan')", "window*3, full")
+        "diffusers(path='wan', attention='window*3, full')"
+    """
+    if attention is None:
+        return denoiser
+    if denoiser is None:
+        raise SoraError(
+            f"model.attention={attention!r} is of the denoiser that model.denoiser names, and it names none; of the "
+            "package's own it is model.dit.attention"
+        )
+    spec = DENOISERS.resolve(denoiser)
+    if "attention" in spec.options:
+        raise SoraError(f"model.denoiser={denoiser!r} and model.attention={attention!r} both name attention; drop one")
+    plain = attention if isinstance(attention, str) else tuple(map(str, attention))
+    return str(Spec(spec.name, {**spec.options, "attention": str(plain) if isinstance(plain, str) else plain}))
