@@ -18,6 +18,7 @@ from lightning_sora.lit.callbacks.evaluate import evaluation_where_none_is
 from lightning_sora.lit.clip_cache import ClipCache
 from lightning_sora.lit.evaluation_means import EvaluationMeans
 from lightning_sora.lit.generate import GenerativeModule
+from lightning_sora.lit.given import check_tasks, first_frame_shown, what_is_given
 from lightning_sora.lit.latent_memory import LatentMemory
 from lightning_sora.lit.older import under_model
 from lightning_sora.lit.pretrained import load_vae
@@ -88,6 +89,7 @@ class LitDiT(GenerativeModule):
         denoiser: spec of another denoiser, such as "diffusers(path='DIR')", a pretrained one; None for the one of
             ``dit``.
         attention: of that other denoiser: a block's spec, or a pattern over layers; None for its own.
+        image: folder of the image encoder, of a denoiser that attends to embeddings of the first frame.
         start: path of a checkpoint of a LitDiT run, of a folder that such a model was saved to, or the name of one that
             comes with the package, whose transformer and text encoder this training begins with; None for fresh
             weights. They must be of the same shapes, latents and objective.
@@ -120,6 +122,7 @@ class LitDiT(GenerativeModule):
         sampling: SamplingConfig = SamplingConfig(),
         denoiser: SpecText | None = None,
         attention: SpecText | list[SpecText] | None = None,
+        image: SpecText | None = None,
         start: SpecText | None = None,
         prompts: Sequence[str] | None = None,
         expander: SpecText | None = None,
@@ -150,11 +153,12 @@ class LitDiT(GenerativeModule):
             )
         trained, self.vae_spec, self.vae_run_id = load_vae(vae, seed)
         self.model = LatentDiffusion.create(
-            self.vae_spec, text, dit, diffusion.objective, sampling, denoiser=asked, seed=seed, trained=trained
-        )
+            self.vae_spec, text, dit, diffusion.objective, sampling,
+            denoiser=asked, image=image, seed=seed, trained=trained,
+        )  # fmt: skip
         self.model.seen_sizes, self.model.read_weak = self.seen_sizes, read_model
         self.model.tasks = tuple(self.tasks.tasks)
-        self.tasks.check_vae(self.model.vae.facts)
+        check_tasks(self.model, self.tasks, self.prompts)
         self.start_hash = None if start is None else self._begin_with(start)
         self.reconstruction = ReconstructionQuality()
         self._clip_cache: ClipCache | None = None
@@ -239,8 +243,8 @@ class LitDiT(GenerativeModule):
         uniform = uniform_per_clip(self.seed, "timestep", batch.keys)
         t = self.timesteps(uniform, drawn.layout.lengths)
         noise = self.noise_for(x_0, drawn.layout, "noise", batch.keys)
-        strength = None if drawn.strength is None else drawn.strength.to(x_0)
-        losses = self.weighted(self.model.terms(drawn.layout, x_0, t, noise, self.captions_of(batch), strength))
+        strength, shown = what_is_given(self.model, batch, drawn)
+        losses = self.weighted(self.model.terms(drawn.layout, x_0, t, noise, self.captions_of(batch), strength, shown))
         self.log("train/loss", losses.mean(), prog_bar=True, batch_size=len(batch))
         self.log_by_source("train/loss", losses.detach(), batch)
         return batch.weighed(losses, self.diffusion.weigh)
@@ -258,11 +262,12 @@ class LitDiT(GenerativeModule):
             x_0 = self.latent_rows(batch)
             sizes = ["x".join(map(str, grid.size(self.patch))) for grid in batch.layout.grids]
             offsets = uniform_per_clip(self.seed, "fixed_timestep", [(i,) for i in batch.ids])
+            shown = first_frame_shown(self.model, batch)
             totals = {name: torch.zeros(len(batch)) for name in ("loss", "denoising_error")}
             for index in range(self.diffusion.val_timesteps):
                 t = (index + offsets) / self.diffusion.val_timesteps
                 noise = self.noise_for(x_0, batch.layout, "fixed_noise", [(i, index) for i in batch.ids])
-                terms = self.model.terms(batch.layout, x_0, t, noise, batch.captions)
+                terms = self.model.terms(batch.layout, x_0, t, noise, batch.captions, None, shown)
                 errors = batch.layout.clip_mean((terms.x_0 - x_0).float().square().mean(dim=-1))
                 for name, values in (("loss", self.weighted(terms)), ("denoising_error", errors)):
                     totals[name] += values.cpu() / self.diffusion.val_timesteps

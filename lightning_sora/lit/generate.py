@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.expander import create_expander
+from lightning_sora.lit.given import first_frame_of
 from lightning_sora.lit.module import LitModule
 from lightning_sora.models.denoiser import SampleOptions
 from lightning_sora.models.expander import Expander
@@ -139,7 +140,9 @@ class GenerativeModule(LitModule):
         for size, members in sorted(groups.items()):
             prompts = self._expanded([batch.captions[i] for i in members])
             keys = [(purpose, batch.ids[i]) for i in members]
-            made |= zip(members, self.sample(prompts, *size, seed=seed, keys=keys), strict=True)
+            # What makes clips of their first frame is given that of its clip.
+            given = [first_frame_of(batch.videos()[i]) for i in members] if self.model.dit.condition_channels else None
+            made |= zip(members, self.sample(prompts, *size, seed=seed, keys=keys, given=given), strict=True)
         return made
 
     def _expanded(self, prompts: Sequence[str]) -> list[str]:

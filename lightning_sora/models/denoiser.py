@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_sora.diffusion.guidance import TOGETHER_TOKENS, Guidance
 from lightning_sora.diffusion.paths import Objective
 from lightning_sora.diffusion.samplers import Denoise, Progress
-from lightning_sora.models.denoisers import Denoiser
+from lightning_sora.models.denoisers import Condition, Denoiser
 from lightning_sora.models.given import Given, GivenRows
 from lightning_sora.models.text import TextContext, TextEncoder
 from lightning_sora.nn.rope import Stretch
@@ -75,6 +75,7 @@ def guided(
     negative: str = "",
     given: GivenRows | None = None,
     rope: str = "none",
+    condition: Condition | None = None,
 ) -> Denoise:
     """``(x_t, t) -> x_0`` for some prompts; the solver's state stays in float32.
 
@@ -87,6 +88,7 @@ def guided(
         negative: what guidance leads away from.
         given: what of the clips is kept, or not noised above a level.
         rope: what is done with the positions of clips of other sizes than a model was trained on.
+        condition: what a denoiser of ``condition_channels`` is shown of the clips.
     """
     guide = guidance.start()
     captions = {"conditional": list(prompts), "unconditional": [negative] * len(prompts), "weak": list(prompts)}
@@ -111,8 +113,9 @@ def guided(
             kept = given.repeat(len(kinds), axis)
             times, rows = kept.levels(t), kept.noised(rows, t)
             spread = times[..., None]
+        shown = None if condition is None else condition.repeat(len(kinds), axis)
         noised, times = model.objective.input(rows, spread).to(model.dtype), times.to(model.dtype)
-        prediction = model.dit(noised, times, context(model, kinds), at, model.stretch(at, rope))
+        prediction = model.dit(noised, times, context(model, kinds), at, model.stretch(at, rope), shown)
         x_0 = model.objective.x_0(prediction.float(), rows, spread)
         return (x_0 if given is None else kept.kept(x_0, t)).chunk(len(kinds), dim=axis)
 

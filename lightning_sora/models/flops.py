@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_sora.models.conditioning import condition_encodes
+from lightning_sora.models.denoisers.base import Denoiser
+from lightning_sora.models.text_base import TextEncoder
+from lightning_sora.models.vae import VideoVAE
+from lightning_sora.spacetime import PatchSize, TokenLayout
 
 #: A backward pass costs twice the forward one: a product for the input's gradient, one for the weights'.
 FORWARD_AND_BACKWARD = 3
@@ -33,3 +39,51 @@ class CountedFlops:
             module.train(training)
             self._known[key] = int(counter.get_total_flops())
         return self._known[key]
+
+
+class Costly(Protocol):
+    """A latent diffusion model, of which each part costs."""
+
+    vae: VideoVAE
+    text: TextEncoder
+    dit: Denoiser
+
+    @property
+    def patch(self) -> PatchSize: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+def training_flops(
+    model: Costly,
+    count: CountedFlops,
+    layout: TokenLayout,
+    text_tokens: int,
+    pixels: bool,
+    part: TokenLayout,
+    per_token: bool,
+) -> int:
+    """FLOPs of one training step of a latent diffusion model.
+
+    The denoiser's are declared; those of the text encoder and of the VAE are counted. A clip counts as encoded at every
+    visit, also where its latent or its caption's embedding is kept: equal batches cost equal FLOPs.
+
+    Args:
+        text_tokens: length of each caption, padding included.
+        pixels: whether the VAE encodes the clips, or they come as latents.
+        part: what the denoiser sees of the clips.
+        per_token: whether each token has a timestep of its own.
+    """
+    total = FORWARD_AND_BACKWARD * model.dit.flops(part, text_tokens, per_token)
+    text = layout.clips * count(("text", text_tokens), model.text, lambda: model.text.probe(text_tokens))
+    total += text * (FORWARD_AND_BACKWARD if model.text.trainable else 1)
+    for size in (grid.size(model.patch) for grid in layout.grids if pixels):
+        shown = [condition_encodes(model.vae, model.dit, size)] if model.dit.condition_channels else []
+        for encoded in (size, *shown):
+            clip = torch.zeros((1, 3, *encoded), device=model.device, dtype=model.dtype)
+            total += count(encoded, model.vae, lambda clip=clip: model.vae.encode(clip))  # type: ignore[misc]
+    return total

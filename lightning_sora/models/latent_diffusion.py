@@ -17,11 +17,13 @@ from lightning_sora.diffusion.guidance import guidance_of
 from lightning_sora.diffusion.paths import OBJECTIVES, Objective, interpolate
 from lightning_sora.diffusion.samplers import SAMPLERS, Denoise, Progress, time_schedule
 from lightning_sora.errors import SoraError
+from lightning_sora.models.conditioning import check_conditioning, condition_of_given
 from lightning_sora.models.configs import DiTConfig, SamplingConfig
 from lightning_sora.models.denoiser import DenoisingTerms, OnStep, SampleOptions, guided
-from lightning_sora.models.denoisers import DENOISERS, Denoiser, DiT
-from lightning_sora.models.flops import FORWARD_AND_BACKWARD, CountedFlops
+from lightning_sora.models.denoisers import DENOISERS, Condition, Denoiser, DiT
+from lightning_sora.models.flops import CountedFlops, training_flops
 from lightning_sora.models.given import Given, GivenRows, given_rows
+from lightning_sora.models.image import ImageEncoder
 from lightning_sora.models.latent_space import LatentSpace
 from lightning_sora.models.pixels import Clip
 from lightning_sora.models.saved import read_model, rounded, save_model
@@ -46,6 +48,7 @@ class LatentDiffusion(LatentSpace):
         dit: the denoiser, of the channels of the VAE and of the text encoder's width.
         objective: what it predicts.
         sampling: how samples are drawn where nothing else is asked.
+        image: embeds the first frame, for a denoiser that attends to it.
 
     Attributes:
         latent_dim: numbers per row.
@@ -74,6 +77,7 @@ class LatentDiffusion(LatentSpace):
         dit: Denoiser,
         objective: Objective,
         sampling: SamplingConfig | None = None,
+        image: ImageEncoder | None = None,
     ) -> None:
         super().__init__(vae, dit.patch_size)
         if (dit.channels, dit.text_dim) != (vae.latent_channels, text.dim):
@@ -87,7 +91,8 @@ class LatentDiffusion(LatentSpace):
                 f"this denoiser's weights predict {predicts!r}, and the objective is {objective!r}; set "
                 f"diffusion.objective={predicts}"
             )
-        self.text, self.dit, self.objective = text, dit, objective
+        check_conditioning(vae, dit, image)
+        self.text, self.dit, self.objective, self.image = text, dit, objective, image
         self.sampling = sampling or SamplingConfig()
         self.sampler, self.guidance = SAMPLERS.create(self.sampling.sampler), guidance_of(self.sampling.guidance)
         time_schedule(self.sampling.steps, self.sampling.shift)  # refuses impossible ones now
@@ -126,6 +131,7 @@ class LatentDiffusion(LatentSpace):
         sampling: SamplingConfig | Mapping[str, Any] | None = None,
         *,
         denoiser: str | None = None,
+        image: str | None = None,
         seed: int = 0,
         trained: VideoVAE | None = None,
     ) -> LatentDiffusion:
@@ -135,6 +141,7 @@ class LatentDiffusion(LatentSpace):
             vae, text, objective: specs; see ``VAES``, ``TEXT_ENCODERS`` and ``OBJECTIVES``.
             dit, sampling: options, or mappings of some.
             denoiser: spec of another denoiser than the one of ``dit``; see ``DENOISERS``.
+            image: folder of the image encoder, of a denoiser that attends to the first frame.
             seed: of initial values.
             trained: the VAE of that spec, with weights; None to draw them.
 
@@ -152,10 +159,11 @@ class LatentDiffusion(LatentSpace):
         of = trained.latent_channels, encoder.dim
         network = DiT(*of, **shape.plain()) if denoiser is None else DENOISERS.create(denoiser, *of)
         network.draw(seed)
-        made = cls(trained, encoder, network, OBJECTIVES.create(objective), drawn)
+        seen = None if image is None else ImageEncoder(image)
+        made = cls(trained, encoder, network, OBJECTIVES.create(objective), drawn, seen)
         shaped = {"dit": shape.plain()} if denoiser is None else {"denoiser": network.spec_of_its_own(denoiser)}
         specs = {"vae": vae, "text": text, **shaped, "objective": objective, "sampling": drawn.plain()}
-        made.config = {**specs, "seed": seed}
+        made.config = {**specs, "seed": seed, **({} if image is None else {"image": image})}
         return made
 
     def save(self, folder: str | Path, *, stored: str | None = None) -> Path:
@@ -178,6 +186,7 @@ class LatentDiffusion(LatentSpace):
             "tasks": list(self.tasks),
         }
         parts = {"vae": self.vae, "text": self.text, "dit": self.dit}
+        parts |= {} if self.image is None else {"image": self.image}
         return save_model(folder, KIND, self.config, parts, stored=stored, **told)
 
     @classmethod
@@ -194,7 +203,7 @@ class LatentDiffusion(LatentSpace):
             raise SoraError(
                 f"{folder} cannot be rebuilt: {problem}; if a part of it is from a plugin, load that first"
             ) from problem
-        for name in ("vae", "text", "dit"):
+        for name in saved.weights:
             saved.fill(name, getattr(model, name))
         model.seen_sizes.load_state_dict(saved.metadata["clips"])
         model.vae_hash = saved.metadata["vae_hash"]
@@ -210,12 +219,14 @@ class LatentDiffusion(LatentSpace):
         noise: Float[Tensor, "batch tokens latent_dim"],
         captions: Sequence[str],
         strength: Float[Tensor, "batch tokens"] | None = None,
+        condition: Condition | None = None,
     ) -> DenoisingTerms:
         """What the transformer makes of rows that are noised to timestep ``t`` (0 is data, 1 is noise).
 
         Args:
             strength: the level that each token is noised to at most; see :class:`~lightning_sora.models.given.Given`.
                 What is noised to less than ``t`` is seen, and not counted. None where all is to be made.
+            condition: what a denoiser of ``condition_channels`` is shown; see :func:`condition_of`.
         """
         t = t.to(x_0)
         spread = layout.per_token(t[:, None])
@@ -226,7 +237,7 @@ class LatentDiffusion(LatentSpace):
             spread = levels[..., None]
         x_t = interpolate(x_0, noise, spread)
         text = self.text(captions)
-        prediction = self.dit(self.objective.input(x_t, spread), levels, text, layout)
+        prediction = self.dit(self.objective.input(x_t, spread), levels, text, layout, condition=condition)
         error = (prediction - self.objective.target(x_0, noise, spread)).square().mean(dim=-1).float()
         of_clips = layout.clip_mean(error if counted is None else error * counted)
         if counted is not None:
@@ -314,8 +325,9 @@ class LatentDiffusion(LatentSpace):
         noise = torch.stack(normal_per_clip(sizes, seed, "sample", keys)).to(self.device)
         of_each = [given] * len(wanted) if given is None or isinstance(given, Given) else list(given)
         with self.evaluating():
-            known = given_rows(of_each, grid, self.patch, noise, self.encode_given)
-            denoise = self.denoiser(wanted, layout, guidance, on_step, negative, known, rope)
+            shown = condition_of_given(self, layout, of_each)
+            known = None if shown else given_rows(of_each, grid, self.patch, noise, self.encode_given)
+            denoise = self.denoiser(wanted, layout, guidance, on_step, negative, known, rope, shown)
             solve = self.sampler if sampler is None else SAMPLERS.create(sampler)
             rows = solve(denoise, noise, times, progress)
             made = self.decode(rows if known is None else known.put_back(rows), grid)
@@ -330,11 +342,12 @@ class LatentDiffusion(LatentSpace):
         negative: str = "",
         given: GivenRows | None = None,
         rope: str | None = None,
+        condition: Condition | None = None,
     ) -> Denoise:
         """``(x_t, t) -> x_0`` for these prompts, guided; see :func:`~lightning_sora.models.denoiser.guided`."""
         asked = self.guidance if guidance is None else guidance_of(guidance)
         scaled = self.sampling.rope if rope is None else rope
-        return guided(self, self.weak, prompts, layout, asked, on_step, negative, given, scaled)
+        return guided(self, self.weak, prompts, layout, asked, on_step, negative, given, scaled, condition)
 
     def stretch(self, layout: TokenLayout, rope: str) -> Stretch | None:
         """See :meth:`SeenSizes.stretch`, of the clips of a layout."""
@@ -379,19 +392,6 @@ class LatentDiffusion(LatentSpace):
     ) -> int:
         """FLOPs of one training step on clips of these grids: forward and backward of what learns, forward of the rest.
 
-        The transformer's are declared; those of the text encoder and of the VAE are counted. A clip counts as encoded
-        at every visit, also where its latent or its caption's embedding is kept: equal batches cost equal FLOPs.
-
-        Args:
-            text_tokens: length of each caption, padding included.
-            pixels: whether the VAE encodes the clips, or they come as latents.
-            part: what the transformer sees of the clips; None for all.
-            per_token: whether each token has a timestep of its own.
+        See :func:`~lightning_sora.models.flops.training_flops`; ``part`` is what the denoiser sees, None for all.
         """
-        total = FORWARD_AND_BACKWARD * self.dit.flops(part or layout, text_tokens, per_token)
-        text = layout.clips * self._count(("text", text_tokens), self.text, lambda: self.text.probe(text_tokens))
-        total += text * (FORWARD_AND_BACKWARD if self.text.trainable else 1)
-        for size in (grid.size(self.patch) for grid in layout.grids if pixels):
-            clip = torch.zeros((1, 3, *size), device=self.device, dtype=self.dtype)
-            total += self._count(size, self.vae, lambda clip=clip: self.vae.encode(clip))  # type: ignore[misc]
-        return total
+        return training_flops(self, self._count, layout, text_tokens, pixels, part or layout, per_token)

@@ -53,6 +53,11 @@ class Condition(NamedTuple):
     rows: Float[Tensor, "batch tokens condition_dim"]
     image: Float[Tensor, "clips image_tokens image_dim"] | None = None
 
+    def repeat(self, times: int, axis: int) -> Condition:
+        """Of a batch that holds these clips several times, one after the other along an axis of the rows."""
+        image = None if self.image is None else torch.cat([self.image] * times)
+        return Condition(torch.cat([self.rows] * times, dim=axis), image)
+
 
 class Denoiser(nn.Module, ABC):
     """Predicts a row per token from noised rows, timesteps and text.

@@ -1,0 +1,256 @@
+"""What image-to-video denoisers are shown: against diffusers' own pipelines, and through training and sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_sora.errors import SoraError
+from lightning_sora.lit.dit import LitDiT
+from lightning_sora.models.conditioning import condition_of
+from lightning_sora.models.denoisers import DENOISERS, DiT
+from lightning_sora.models.given import Given
+from lightning_sora.models.image import ImageEncoder
+from lightning_sora.models.latent_diffusion import LatentDiffusion
+from lightning_sora.models.pixels import from_uint8
+from lightning_sora.models.vae import VAES
+from lightning_sora.randomness import coarse_generator
+from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenGrid, TokenLayout, unpatchify
+
+TEXT = "bytes(dim=16)"
+FRAMES, SIDE = 9, 16
+
+
+def video(seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (FRAMES, SIDE, SIDE, 3), generator=coarse_generator(seed, "clip"), dtype=torch.uint8)
+
+
+class _Shown(DiT):
+    """Adds what it is shown to the rows that it embeds."""
+
+    def __init__(self, channels: int, text_dim: int) -> None:
+        super().__init__(channels, text_dim, dim=32, depth=1, num_heads=2, patch_size=(1, 2, 2))
+        self.see = nn.Linear(self.patch_size.volume * self.condition_channels, self.in_dim)
+
+    def forward(
+        self, x: Tensor, t: Tensor, text: Any, layout: Any, stretch: Any = None, condition: Any = None
+    ) -> Tensor:
+        self.check(x, t, text, layout, condition)
+        self.condition_channels, before = 0, self.condition_channels
+        try:
+            return super().forward(x + self.see(condition.rows), t, text, layout, stretch)
+        finally:
+            self.condition_channels = before
+
+
+class MaskAndClip(_Shown):
+    condition_channels = 4 + 16
+
+
+class FirstFrame(_Shown):
+    condition_channels = 16
+
+
+class Odd(_Shown):
+    condition_channels = 7
+
+
+class Attending(MaskAndClip):
+    image_dim = 32
+
+
+@pytest.fixture(autouse=True)
+def named() -> Iterator[None]:
+    with DENOISERS.temporary():
+        for name, kind in (("mask", MaskAndClip), ("first", FirstFrame), ("odd", Odd), ("attending", Attending)):
+            DENOISERS.register(name)(kind)
+        yield
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("wan")
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    vae.save_pretrained(folder)
+    return str(folder)
+
+
+def model(wan: str, name: str, **options: Any) -> LatentDiffusion:
+    sampling = {"steps": 2, "guidance": 2.0}
+    return LatentDiffusion.create(f"diffusers(path='{wan}')", TEXT, denoiser=name, sampling=sampling, **options)
+
+
+def channels(rows: Tensor, layout: TokenLayout) -> Tensor:
+    """[clips channels t h w] of rows."""
+    parts = [unpatchify(row, layout.grids[0], PatchSize(1, 2, 2)) for row in layout.split(rows)]
+    return torch.stack(parts).permute(0, 4, 1, 2, 3)
+
+
+def first_and_maybe_last(layout: TokenLayout, last: bool) -> Tensor:
+    strength = torch.ones(layout.shape).view(layout.clips, layout.grids[0].frames, -1)
+    strength[:, 0] = 0.0
+    if last:
+        strength[:, -1] = 0.0
+    return strength.flatten(1)
+
+
+def test_a_mask_and_a_clip_are_those_of_wans_own_pipeline(wan: str) -> None:
+    made, layout = model(wan, "mask"), TokenLayout.uniform(TokenGrid(3, 1, 1), 2)
+    clips = [video(0), video(1)]
+    shown = channels(condition_of(made, layout, clips, first_and_maybe_last(layout, False)).rows, layout)
+    pipeline = diffusers.WanImageToVideoPipeline(
+        tokenizer=None, text_encoder=None, transformer=None, image_encoder=None, image_processor=None,
+        vae=diffusers.AutoencoderKLWan.from_pretrained(wan), scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    )  # fmt: skip
+    for clip, found in zip(clips, shown, strict=True):
+        image = from_uint8([clip[:1]], torch.float32)[:, :, 0]
+        _, expected = pipeline.prepare_latents(
+            image, 1, height=SIDE, width=SIDE, num_frames=FRAMES, dtype=torch.float32, device=torch.device("cpu")
+        )
+        torch.testing.assert_close(found, expected[0], atol=1e-5, rtol=0)
+
+
+def test_the_marks_of_further_frames_are_of_the_frames_that_they_cover(wan: str) -> None:
+    made, layout = model(wan, "mask"), TokenLayout.uniform(TokenGrid(3, 1, 1), 1)
+    shown = channels(condition_of(made, layout, [video()], first_and_maybe_last(layout, True)).rows, layout)
+    marks = shown[0, :4, :, 0, 0]
+    assert marks.tolist() == [[1.0, 0.0, 1.0]] * 4
+    seen = from_uint8([video()], torch.float32)
+    seen[:, :, 1:5] = 0.0
+    torch.testing.assert_close(shown[:, 4:], made.vae.encode_latent(seen), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_a_first_frame_is_the_one_of_cogvideoxs_own_pipeline(tmp_path: Path, inverted: bool) -> None:
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8, 8), latent_channels=16, layers_per_block=1, norm_num_groups=2,
+        down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
+        scaling_factor=0.7, invert_scale_latents=inverted,
+    )  # fmt: skip
+    vae.save_pretrained(tmp_path)
+    made, layout = model(str(tmp_path), "first"), TokenLayout.uniform(TokenGrid(3, 1, 1), 1)
+    shown = channels(condition_of(made, layout, [video()], first_and_maybe_last(layout, False)).rows, layout)
+    raw = vae.eval().encode(from_uint8([video()[:1]], torch.float32)).latent_dist.mode()[0, :, 0]
+    # pipeline_cogvideox_image2video.py: times the factor, or once more divided by it
+    torch.testing.assert_close(shown[0, :, 0], raw / 0.7 if inverted else raw * 0.7, atol=1e-5, rtol=0)
+    assert not shown[0, :, 1:].any()
+
+
+@pytest.mark.slow
+def test_a_clip_is_made_of_its_first_frame_and_saved_models_still_do(wan: str, tmp_path: Path) -> None:
+    made = model(wan, "mask")
+    nn.init.normal_(made.dit.unembed.weight, std=0.5)  # which starts at zero
+    strength = torch.ones(FRAMES, SIDE, SIDE)
+    strength[0] = 0.0
+    first, second = (
+        made.sample("a", FRAMES, SIDE, SIDE, given=Given(video(seed), strength), seed=1) for seed in (0, 1)
+    )
+    assert not torch.equal(first, second)
+    changed = video(0)
+    changed[1:] = 7  # which is not looked at
+    assert torch.equal(first, made.sample("a", FRAMES, SIDE, SIDE, given=Given(changed, strength), seed=1))
+    again = LatentDiffusion.load(made.save(tmp_path / "model"))
+    assert torch.equal(first, again.sample("a", FRAMES, SIDE, SIDE, given=Given(video(0), strength), seed=1))
+    with pytest.raises(SoraError, match="from its first frame, and of a prompt none is given"):
+        made.sample("a", FRAMES, SIDE, SIDE)
+    with pytest.raises(SoraError, match="whole frames as they are, the first among them"):
+        made.sample("a", FRAMES, SIDE, SIDE, given=Given(video(), 1 - strength))
+
+
+def test_training_shows_the_frames_that_the_task_gives(wan: str) -> None:
+    module = LitDiT(
+        f"diffusers(path='{wan}')", text=TEXT, denoiser="mask",
+        diffusion={"tasks": {"image_to_video": 1.0}, "val_timesteps": 1},
+    )  # fmt: skip
+    nn.init.normal_(module.model.dit.unembed.weight, std=0.5)
+    layout = TokenLayout.uniform(TokenGrid(3, 1, 1), 2)
+
+    def batch(clips: list[Tensor]) -> SpacetimeBatch:
+        known = {"captions": ("a", "b"), "ids": ("x", "y"), "visits": (0, 0), "fps": (8.0, 8.0)}
+        return SpacetimeBatch.of(clips, layout=layout, patch=module.patch, **known)
+
+    other = [clip.clone() for clip in (video(0), video(1))]
+    for clip in other:
+        clip[0] = 255 - clip[0]
+    module.log = lambda *args, **options: None  # type: ignore[method-assign]
+    losses = [float(module.training_step(batch(clips), 0)) for clips in ([video(0), video(1)], other)]
+    assert losses[0] != losses[1]
+    assert module.training_flops(batch(other)) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("mask", {}, "text_to_video gives none; set diffusion.tasks"),
+        ("mask", {"diffusion": {"tasks": {"image_to_video": 1.0}}, "prompts": ["a"]}, "prompts give none"),
+        ("odd", {}, r"shown 7 channels .* could be 16 \(the first frame\) or 20 \(a mask and a clip\)"),
+        ("attending", {}, "name the encoder that makes them"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(wan: str, name: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(SoraError, match=words):
+        LitDiT(f"diffusers(path='{wan}')", text=TEXT, denoiser=name, **options)
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+    folder = tmp_path_factory.mktemp("tower")
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    CLIPVisionModel(config).save_pretrained(folder / "image_encoder")
+    size = {"shortest_edge": 16}
+    CLIPImageProcessor(size=size, crop_size={"height": 16, "width": 16}).save_pretrained(folder / "image_processor")
+    return str(folder / "image_encoder")
+
+
+def test_the_first_frame_is_embedded_as_wans_own_pipeline_does(wan: str, tower: str) -> None:
+    from transformers import CLIPImageProcessor, CLIPVisionModel
+
+    made, layout = model(wan, "attending", image=tower), TokenLayout.uniform(TokenGrid(3, 1, 1), 2)
+    clips = [video(0), video(1)]
+    found = condition_of(made, layout, clips, first_and_maybe_last(layout, False)).image
+    processor = CLIPImageProcessor.from_pretrained(f"{tower}/../image_processor")
+    pixels = processor(images=[clip[0].numpy() for clip in clips], return_tensors="pt")
+    with torch.no_grad():
+        states = CLIPVisionModel.from_pretrained(tower)(**pixels, output_hidden_states=True).hidden_states
+    assert found is not None
+    torch.testing.assert_close(found, states[-2], atol=0, rtol=0)
+    with pytest.raises(SoraError, match=r"attends to no image embeddings; leave out model\.image"):
+        model(wan, "mask", image=tower)
+
+
+def test_another_image_encoder_is_refused(tower: str, tmp_path: Path) -> None:
+    encoder = ImageEncoder(tower)
+    assert list(encoder.parameters()) == []
+    state = encoder.state_dict()
+    ImageEncoder(tower).load_state_dict(state)
+    state["_extra_state"] = torch.tensor(list(b"0" * 16), dtype=torch.uint8)
+    with pytest.raises(SoraError, match="was trained with the image encoder 0000"):
+        encoder.load_state_dict(state)
+    with pytest.raises(SoraError, match="cannot load the image encoder"):
+        ImageEncoder(str(tmp_path))
+
+
+def test_latents_of_a_cache_have_no_frames_to_show(wan: str) -> None:
+    from lightning_sora.lit.given import first_frame_shown
+
+    assert VAES.create(f"diffusers(path='{wan}')").latent_channels == 16
+    layout = TokenLayout.uniform(TokenGrid(3, 1, 1), 1)
+    latents = SpacetimeBatch.of(
+        [torch.zeros(3, 2, 2, 16)], layout=layout, patch=PatchSize(1, 2, 2), captions=("a",), ids=("x",), visits=(0,),
+        fps=(8.0,), space="latent", vae_hash="v",
+    )  # fmt: skip
+    with pytest.raises(SoraError, match="which cached latents do not have"):
+        first_frame_shown(model(wan, "mask"), latents)
