@@ -74,6 +74,9 @@ class Denoiser(nn.Module, ABC):
         pretrained: whether it brings weights of its own, which are not drawn.
         condition_channels: what it is shown per latent position beside the noised channels; 0 for nothing.
         image_dim: width of the image embeddings that it attends to; None for none.
+        pooled_dim: width of the vector of a whole caption that it takes beside the text's; None for none.
+        widths: of one whose folder says for what it is: a class method of its options that gives the channels and
+            the text's width, without reading weights.
         lora_targets: ends of the names of the linear layers that low-rank adapters go to, where nothing else is asked.
     """
 
@@ -82,6 +85,7 @@ class Denoiser(nn.Module, ABC):
     pretrained: bool = False
     condition_channels: int = 0
     image_dim: int | None = None
+    pooled_dim: int | None = None
 
     def __init__(self, channels: int, text_dim: int, patch_size: PatchSize) -> None:
         super().__init__()
@@ -191,7 +195,12 @@ class Denoiser(nn.Module, ABC):
             )
 
 
-DENOISERS: Registry[Denoiser] = Registry("denoiser", name="denoiser", given=("channels", "text_dim"))
+DENOISERS: Registry[Denoiser] = Registry(
+    "denoiser",
+    name="denoiser",
+    given=("channels", "text_dim"),
+    contract="lightning_sora.models.denoisers.contract",
+)
 
 
 def asked_denoiser(denoiser: str | None, attention: str | Sequence[str] | None) -> str | None:
