@@ -51,9 +51,11 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Any:
     from lightning_sora.models.saved import is_saved
     from lightning_sora.plugins import load_packages
 
-    load_packages()
     place, path = usable_device(device), model_path(path)
-    return _load_saved(path, place) if is_saved(path) else _load_checkpoint(path, place)
+    if is_saved(path):
+        return _load_saved(path, place)  # registries ask packages for the parts that they miss, and Lightning stays out
+    load_packages()
+    return _load_checkpoint(path, place)
 
 
 @dataclass(frozen=True)

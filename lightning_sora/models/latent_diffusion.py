@@ -23,6 +23,7 @@ from lightning_sora.models.denoiser import DenoisingTerms, OnStep, SampleOptions
 from lightning_sora.models.denoisers import DENOISERS, Condition, Denoiser, DiT
 from lightning_sora.models.flops import CountedFlops, training_flops
 from lightning_sora.models.given import Given, GivenRows, given_rows
+from lightning_sora.models.hub import PretrainedModel
 from lightning_sora.models.image import ImageEncoder
 from lightning_sora.models.latent_space import LatentSpace
 from lightning_sora.models.pixels import Clip
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 KIND = "latent_diffusion"
 
 
-class LatentDiffusion(LatentSpace):
+class LatentDiffusion(LatentSpace, PretrainedModel):
     """A diffusion transformer on the latents of a frozen VAE (Rombach et al. 2022, arXiv:2112.10752), guided by text.
 
     Args:
@@ -184,6 +185,7 @@ class LatentDiffusion(LatentSpace):
             "dtype": str(self.dtype).removeprefix("torch."),
             "clips": self.seen_sizes.state_dict(),
             "tasks": list(self.tasks),
+            "run_id": self.run_id,
         }
         parts = {"vae": self.vae, "text": self.text, "dit": self.dit}
         parts |= {} if self.image is None else {"image": self.image}
@@ -207,7 +209,7 @@ class LatentDiffusion(LatentSpace):
             saved.fill(name, getattr(model, name))
         model.seen_sizes.load_state_dict(saved.metadata["clips"])
         model.vae_hash = saved.metadata["vae_hash"]
-        model.tasks = tuple(saved.metadata.get("tasks", model.tasks))
+        model.tasks, model.run_id = tuple(saved.metadata.get("tasks", model.tasks)), saved.metadata.get("run_id")
         return model.to(device).eval().requires_grad_(False)
 
     # Training.

@@ -1,15 +1,16 @@
 """Models as folders: weights as safetensors, and a JSON that says how they are built. Nothing of Lightning is needed.
 
-FOLDER/model.json           kind, specs of the parts, what is known of the training, digests of the weights
+FOLDER/config.json          kind, specs of the parts, what is known of the training, digests of the weights
 FOLDER/PART.safetensors     the weights of a part, such as vae, text, dit
 
-Every file carries its digest (see :mod:`lightning_sora.sealing`), and ``model.json`` that of each other file, so that
-files of two models do not mix.
+Every file carries its digest (see :mod:`lightning_sora.sealing`), and ``config.json`` that of each other file, so that
+files of two models do not mix. Folders of before have the same in ``model.json``, and are read as well.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -21,11 +22,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from lightning_sora import __version__
 from lightning_sora.errors import SoraError, WeightsMissing
 from lightning_sora.names import local_path
-from lightning_sora.sealing import BLANK, read_json, seal, seal_json, verify, write_whole
+from lightning_sora.sealing import BLANK, MARK, read_json, seal, seal_json, verify, write_whole
 
-FILE = "model.json"
+#: What says how a model is built, and what said so before.
+FILE, OLDER = "config.json", "model.json"
+LIBRARY = "lightning_sora"
 SCHEMA = 1
 STORED = (None, "float16", "bfloat16", "float32")
 REMEDY = "copy the folder again, or save the model anew"
@@ -66,7 +70,7 @@ class Saved:
 
 def is_saved(path: str | Path) -> bool:
     """Whether a path is a folder that :func:`save_model` wrote."""
-    return (local_path(path) / FILE).is_file()
+    return _header_file(local_path(path)) is not None
 
 
 def save_model(
@@ -90,16 +94,21 @@ def save_model(
         the folder.
 
     Raises:
-        SoraError: an unknown precision, the disk is full, or nothing can be written there.
+        SoraError: an unknown precision, the disk is full, nothing can be written there, or there is a model of another
+            library.
     """
     place, digests = local_path(folder), {}
+    if (place / FILE).is_file() and not _is_own(place / FILE):
+        raise SoraError(f"{place} holds a {FILE} of another library, which stays as it is; give another folder")
     for name, part in parts.items():
         tensors = stored_weights(part, stored)
         content = seal(save(tensors, metadata={"lightning_sora": BLANK}))
         write_whole(place / f"{name}.safetensors", content)
         digests[name] = hashlib.sha256(content).hexdigest()
     header = {"schema": SCHEMA, "kind": kind, "config": dict(config), "weights": digests, **metadata}
-    write_whole(place / FILE, seal_json(header))  # last: a folder without it is not finished
+    written_by = {"library_name": LIBRARY, "library_version": __version__}
+    write_whole(place / FILE, seal_json(header | written_by))  # last: a folder without it is not finished
+    (place / OLDER).unlink(missing_ok=True)
     return place
 
 
@@ -134,7 +143,7 @@ def read_kind(folder: str | Path) -> str:
     Raises:
         SoraError: there is none, or it is damaged.
     """
-    return str(_header(local_path(folder))["kind"])
+    return str(read_header(local_path(folder))["kind"])
 
 
 def read_model(folder: str | Path, kind: str) -> Saved:
@@ -144,7 +153,7 @@ def read_model(folder: str | Path, kind: str) -> Saved:
         SoraError: there is none, it is of another kind, or damaged.
     """
     path = local_path(folder)
-    header = _header(path)
+    header = read_header(path)
     if header["kind"] != kind:
         raise SoraError(f"{path} holds a model of kind {header['kind']!r}, not {kind!r}; give another folder")
     weights = {}
@@ -154,20 +163,45 @@ def read_model(folder: str | Path, kind: str) -> Saved:
             raise WeightsMissing(f"{path} lacks {file.name}; {REMEDY}")
         content = verify(file.read_bytes(), file, REMEDY)
         if hashlib.sha256(content).hexdigest() != digest:
-            raise SoraError(f"{file} is of another model than {path / FILE}; {REMEDY}")
+            raise SoraError(f"{file} is of another model than {_header_file(path)}; {REMEDY}")
         try:
             weights[name] = load(content)
         except SafetensorError as problem:
             raise SoraError(f"{file} is damaged ({' '.join(str(problem).split())}); {REMEDY}") from problem
-    known = {"schema", "kind", "config", "weights"}
+    known = {"schema", "kind", "config", "weights", "library_name", "library_version"}
     metadata = {key: value for key, value in header.items() if key not in known}
     return Saved(path, kind, header["config"], metadata, weights)
 
 
-def _header(path: Path) -> dict[str, Any]:
-    file = path / FILE
-    if not file.is_file():
-        raise WeightsMissing(f"no model at {path}; give a folder with a {FILE}, which `save` of a model wrote")
+def _header_file(path: Path) -> Path | None:
+    """The file that says what the model in a folder is; None where there is none."""
+    if (path / FILE).is_file() and _is_own(path / FILE):
+        return path / FILE
+    return path / OLDER if (path / OLDER).is_file() else None
+
+
+def _is_own(file: Path) -> bool:
+    """Whether a config.json is one of ours, whole or damaged, and not of another library, many of which write such."""
+    content = file.read_bytes()
+    try:
+        told = json.loads(content)
+    except (ValueError, RecursionError):
+        return True  # damaged, which its reader says
+    return MARK.encode() in content or (isinstance(told, dict) and told.get("library_name") == LIBRARY)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """What the file of a folder says of its model.
+
+    Raises:
+        SoraError: there is none, or it is damaged, or of another version.
+    """
+    file = _header_file(path)
+    if file is None:
+        other = f", and its {FILE} is of another library" if (path / FILE).is_file() else ""
+        raise WeightsMissing(
+            f"no model at {path}{other}; give a folder that `save_pretrained` of a model wrote, with its {FILE}"
+        )
     header = read_json(file.read_bytes(), file, REMEDY)
     if header.get("schema") != SCHEMA or not {"kind", "config", "weights"} <= set(header):
         raise SoraError(

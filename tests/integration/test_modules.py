@@ -148,7 +148,7 @@ def test_a_training_begins_with_the_weights_of_another(make_trainer: Callable[..
     trainer.fit(second, make_data(clips=16))  # of other data, which a resumed training refuses
     assert second.model.fingerprint() != average.fingerprint()
     trainer.save_checkpoint(tmp_path / "second.ckpt")
-    (tmp_path / "first" / "model.json").unlink()  # no longer needed
+    (tmp_path / "first" / "config.json").unlink()  # no longer needed
     assert LitDiT.load(tmp_path / "second.ckpt").model.config is not None
 
 

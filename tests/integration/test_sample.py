@@ -102,7 +102,7 @@ def test_what_changed_since_is_told(model: Path, files: dict[str, str], tmp_path
         ls.sample_again(made.files[2], device="cpu")
     (tmp_path / "lacks.json").write_text('{"request": {"model": "toy"}}')
     (tmp_path / "odd.json").write_text('{"request": {"model": "toy", "prompts": 3, "seeds": [0], "plugins": []}}')
-    for file in (model / "model.json", tmp_path / "lacks.json", tmp_path / "odd.json"):
+    for file in (model / "config.json", tmp_path / "lacks.json", tmp_path / "odd.json"):
         with pytest.raises(SoraError, match="is no sidecar of a sample"):
             ls.sample_again(file, device="cpu")
 

@@ -68,7 +68,7 @@ def test_a_saved_model_makes_the_same_clips(tmp_path: Path) -> None:
     model.seen_sizes.add([SIZE, (1, 16, 16)], fps=12.0)
     folder = model.save(tmp_path / "model")
     assert sorted(path.name for path in folder.iterdir()) == [
-        "dit.safetensors", "model.json", "text.safetensors", "vae.safetensors",
+        "config.json", "dit.safetensors", "text.safetensors", "vae.safetensors",
     ]  # fmt: skip
     again = load(folder, "cpu")
     assert isinstance(again, LatentDiffusion)
@@ -77,7 +77,7 @@ def test_a_saved_model_makes_the_same_clips(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in again.parameters())
     for prompt in ("a red cube", ""):
         assert torch.equal(again.sample(prompt, seed=1), model.sample(prompt, *SIZE, seed=1))
-    assert json.loads((folder / "model.json").read_text())["config"]["dit"]["attention"] == "spatial, temporal"
+    assert json.loads((folder / "config.json").read_text())["config"]["dit"]["attention"] == "spatial, temporal"
 
 
 def test_weights_may_be_stored_in_half_the_room(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_folder_that_is_no_whole_model_is_refused(tmp_path: Path) -> None:
     good = (folder / "dit.safetensors").read_bytes()
     flipped = bytearray(good)
     flipped[-5] ^= 1
-    told = json.loads((folder / "model.json").read_text())
+    told = json.loads((folder / "config.json").read_text())
     for content, words in (
         (bytes(flipped), "is damaged"),
         ((other / "dit.safetensors").read_bytes(), "of another model"),
@@ -164,7 +164,7 @@ def test_a_folder_that_is_no_whole_model_is_refused(tmp_path: Path) -> None:
         ({"config": told["config"] | {"objective": "mine"}}, "unknown objective 'mine'.*plugin"),
         ({"config": told["config"] | {"dit": {"dim": 24, "num_heads": 2}}}, "does not hold the dit"),
     ):
-        (folder / "model.json").write_text(json.dumps({k: v for k, v in told.items() if k != "_sha256"} | change))
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in told.items() if k != "_sha256"} | change))
         with pytest.raises(SoraError, match=words):
             LatentDiffusion.load(folder)
     with pytest.raises(SoraError, match="no model at"):

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_sora.errors import SoraError
+from lightning_sora.models.hub import PretrainedModel
 from lightning_sora.models.pixels import Clip, from_uint8, to_uint8
-from lightning_sora.models.saved import read_kind, read_model, save_model
+from lightning_sora.models.saved import read_kind, read_model, rounded, save_model
 from lightning_sora.models.vae.base import VAES, VideoVAE
 
 KIND = "vae"
@@ -18,7 +19,7 @@ KIND = "vae"
 HOLDERS = (KIND, "latent_diffusion")
 
 
-class ClipVAE(nn.Module):
+class ClipVAE(PretrainedModel):
     """Encodes and decodes single clips of display values by a VAE.
 
     Args:
@@ -64,14 +65,22 @@ class ClipVAE(nn.Module):
         """
         return to_uint8(self.vae.decode_latent(latent[None].to(self.vae.latent_mean)))[0]
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, stored: str | None = None) -> Path:
         """Writes the VAE as safetensors and JSON; see :mod:`lightning_sora.models.saved`.
 
+        Args:
+            stored: precision of the weights in the files: "float16" makes them half as large. None for their own.
+
         Raises:
-            SoraError: the disk is full, or nothing can be written there.
+            SoraError: an unknown precision, the disk is full, or nothing can be written there.
         """
-        told = {"vae_hash": self.vae.fingerprint(), "dtype": str(self.vae.latent_mean.dtype).removeprefix("torch.")}
-        return save_model(folder, KIND, {"vae": self.vae.spec_of_its_own(self.spec)}, {"vae": self.vae}, **told)
+        told = {
+            "vae_hash": (self.vae if stored is None else rounded(self.vae, stored)).fingerprint(),
+            "dtype": str(self.vae.latent_mean.dtype).removeprefix("torch."),
+            "run_id": self.run_id,
+        }
+        specs = {"vae": self.vae.spec_of_its_own(self.spec)}
+        return save_model(folder, KIND, specs, {"vae": self.vae}, stored=stored, **told)
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> ClipVAE:
@@ -84,4 +93,6 @@ class ClipVAE(nn.Module):
         saved = read_model(folder, kind if kind in HOLDERS else KIND)
         vae = VAES.create(saved.config["vae"])
         saved.fill("vae", vae)
-        return cls(vae, saved.config["vae"]).to(device).eval().requires_grad_(False)
+        made = cls(vae, saved.config["vae"])
+        made.run_id = saved.metadata.get("run_id") if saved.kind == KIND else None
+        return made.to(device).eval().requires_grad_(False)
