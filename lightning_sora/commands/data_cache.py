@@ -26,6 +26,7 @@ def add_parser(actions: Any) -> None:
     parser.add_argument("--splits", default="train,val", help="of train, val, test (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--text", help="spec of a frozen text encoder whose embeddings are cached too, under DIR/text")
+    parser.add_argument("--prompts", metavar="FILE", help="with --text: further texts to keep, one per line")
     parser.add_argument("--shard-clips", type=whole, default=256, help="clips per shard (default: %(default)s)")
     parser.add_argument("--engine", default="local(processes=1)", help="local(processes=N) or ray")
     parser.add_argument("--device", default="cpu", help="of VAE and text encoder (default: %(default)s)")
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         SoraError: a mistake in the recipe or the VAE; or the folder holds a cache of another VAE, recipe or data.
     """
     from lightning_sora.lab.cache import cache_latents
+    from lightning_sora.lab.sampling import read_prompts
     from lightning_sora.plugins import load_packages, load_plugins
     from lightning_sora.recipe.recipe import Recipe
 
@@ -46,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     load_plugins(args.plugins)
     cache = cache_latents(
         Recipe.load(args.config, assignments(args.overrides)), args.out, vae=args.vae, splits=args.splits.split(","),
-        dtype=args.dtype, text=args.text, shard_clips=args.shard_clips, engine=args.engine, device=args.device,
-        plugins=args.plugins,
+        dtype=args.dtype, text=args.text, prompts=read_prompts(args.prompts) if args.prompts else (),
+        shard_clips=args.shard_clips, engine=args.engine, device=args.device, plugins=args.plugins,
     )  # fmt: skip
     print(cache)
     tell_next("fit", "--config", str(args.config), "--data.source=latents", f"--data.root={args.out}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from lightning_sora.data.recaptions import read_captions
 from lightning_sora.data.sources.base import ClipInfo
@@ -31,6 +31,11 @@ class CaptionBlend:
         rows = {clip_id: row for clip_id, row in everything.items() if row.caption}
         self._captions = {clip_id: row.caption for clip_id, row in rows.items()}
         self._contents = {clip_id: row.content for clip_id, row in rows.items()}
+
+    @property
+    def captions(self) -> Collection[str]:
+        """Those of the table."""
+        return self._captions.values()
 
     def _reason(self, clip_id: str) -> str:
         return f" ({self._errors[clip_id]})" if clip_id in self._errors else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -122,7 +122,15 @@ class SpacetimeDataModule(pl.LightningDataModule):
     def describe(self) -> DataSpec:
         """Returns what a model is told of these data before the first batch."""
         vae_hash = next((source.vae_hash for source in self._sources.values()), None)
-        return DataSpec(self.patch, Crop(self.size, self.fps), vae_hash)
+        captions = None if vae_hash is None else self._captions
+        return DataSpec(self.patch, Crop(self.size, self.fps), vae_hash, captions)
+
+    def _captions(self) -> Iterator[str]:
+        """Every caption that a clip of cached latents may have."""
+        for info in (info for source in self._sources.values() for info in source.infos):
+            yield from (info.caption, *info.alternatives)
+        if self.blend is not None:
+            yield from self.blend.captions
 
     def fingerprint(self, split: str = "train") -> str:
         """A hash of the data of a split, and of the captions that replace its own."""

@@ -28,6 +28,7 @@ from lightning_sora.lit.pretrained import load_vae
 from lightning_sora.models.diffusers_folder import is_folder
 from lightning_sora.models.pixels import from_uint8
 from lightning_sora.models.text import TEXT_ENCODERS
+from lightning_sora.models.text_cached import CachedTransformer
 from lightning_sora.models.text_hf import FrozenTransformer
 from lightning_sora.plugins import load_packages, load_plugins
 from lightning_sora.recipe.recipe import Recipe
@@ -75,8 +76,8 @@ class LatentCache(Shown):
             lines.append(f"{split}: {count} clips, {len(self.skipped[split])} unreadable")
             lines += [f"  left out: {reason}" for reason in self.skipped[split]]
         if self.texts is not None:
-            spec = f"hf(name=..., cache='{self.folder / 'text'}')"
-            lines.append(f'text: {self.texts} captions; use them with text="{spec}"')
+            spec = f"cached(path='{self.folder}')"
+            lines.append(f'text: {self.texts} captions; use them with --model.text="{spec}", without the encoder')
         return "\n".join([*lines, f"{self.folder}: train on it with --data.source=latents --data.root={self.folder}"])
 
 
@@ -88,6 +89,7 @@ def cache_latents(
     splits: Sequence[str] = ("train", "val"),
     dtype: str = "float32",
     text: str | None = None,
+    prompts: Sequence[str] = (),
     shard_clips: int = 256,
     engine: str = "local(processes=1)",
     device: str = "cpu",
@@ -104,7 +106,9 @@ def cache_latents(
             "diffusers(path='DIR')"; None for ``model.vae`` of the recipe.
         splits: of "train", "val" and "test".
         dtype: of the latents: "float32", "bfloat16" or "float16".
-        text: spec of a frozen text encoder whose embeddings are cached too, under ``out/text``.
+        text: spec of a frozen text encoder whose embeddings are cached too, under ``out/text``: of all captions, of
+            ``model.prompts`` of the recipe, and of the empty caption.
+        prompts: further texts to keep embeddings of, such as those of samples.
         shard_clips: clips per shard.
         engine: spec of what runs the shards: "local(processes=N)" or "ray".
         device: of VAE and text encoder.
@@ -128,6 +132,8 @@ def cache_latents(
         raise SoraError(
             f"dtype={dtype!r} must be of {', '.join(cached.DTYPES)}, and shard_clips={shard_clips} 1 or more"
         )
+    if prompts and text is None:
+        raise SoraError("prompts are kept as embeddings of a text encoder; name it by --text, or leave out --prompts")
     check_folder("--out", out, IDENTITY)
     load_packages()
     load_plugins(plugins)
@@ -187,7 +193,8 @@ def cache_latents(
     if encoder is not None:
         if options.get("captions"):
             captions.update(row.caption for row in read_captions(options["captions"]).values())
-        count = encoder.store(sorted(captions), out / "text")
+        captions.update(recipe.options("model").get("prompts") or ())
+        count = encoder.store(sorted(captions.union(prompts)), out / "text")
     before = cached.read_header(out) if (out / cached.HEADER).is_file() else {}
     totals = {split: len(data.source(split).infos) for split in splits}
     header = {"schema": cached.SCHEMA, "vae_hash": vae_hash, "vae": path, "vae_stride": list(network.stride),
@@ -232,6 +239,8 @@ def encode_shard(work: Mapping[str, Any], path: Path) -> None:
 
 def _frozen(spec: str, device: str) -> FrozenTransformer:
     encoder = TEXT_ENCODERS.create(spec)
+    if isinstance(encoder, CachedTransformer):
+        raise SoraError(f"--text {spec} reads embeddings and makes none; name the encoder itself, as hf(name='MODEL')")
     if not isinstance(encoder, FrozenTransformer):
         raise SoraError(
             f"--text {spec}: it learns with the model, so that its embeddings cannot be kept; name a frozen one"

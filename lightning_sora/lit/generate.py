@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -51,6 +52,13 @@ class GenerativeModule(LitModule):
             None if expander is None else self.awaited.make(lambda: create_expander(expander), "test", "predict")
         )
         self._shown: tuple[Any, list[Tensor]] = None, []  # videos of the gallery, and when they were made
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":  # now, rather than at the first clip whose caption an encoder lacks
+            data = self.data_spec()
+            own = data.captions() if data is not None and data.captions is not None else ()
+            self.model.text.check_captions(itertools.chain(("",), self.prompts, own))
 
     @property
     def patch(self) -> PatchSize:

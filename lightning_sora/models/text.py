@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
 from lightning_sora.models.text_base import TEXT_ENCODERS, TextContext, TextEncoder
+from lightning_sora.models.text_cached import CachedTransformer as CachedTransformer  # registers it
 from lightning_sora.nn.attention.base import SelfProjection, head_width
 from lightning_sora.nn.attention.kernels import kernel_for
 from lightning_sora.nn.layers import GatedMLP
@@ -222,7 +223,8 @@ def frozen_transformer(
     """The last hidden states of a pretrained encoder of transformers, frozen: T5, BERT, CLIP's text tower ...
 
     Args:
-        name: a local directory, or a name on the hub.
+        name: a local directory, or a name on the hub; of the folder of a pipeline of diffusers, its `text_encoder`
+            and `tokenizer` are taken.
         max_tokens: longer captions are cut, with one warning.
         dtype: in which the encoder runs: float32, bfloat16 or float16. Embeddings come out in float32.
         cache: directory of encoded captions, for later runs; made if absent.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,13 @@ class TextEncoder(nn.Module, ABC):
     @abstractmethod
     def probe(self, tokens: int) -> Any:
         """Encodes a made-up caption of so many tokens, padding included, for its FLOPs to be counted."""
+
+    def check_captions(self, captions: Iterable[str]) -> None:
+        """Refuses captions that it cannot encode, before any is trained on; most encode all.
+
+        Raises:
+            SoraError: a caption that it cannot encode.
+        """
 
     @torch.no_grad()
     def length(self, captions: Sequence[str]) -> int:

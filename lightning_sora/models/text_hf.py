@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError, WeightsMissing
 from lightning_sora.models.text_base import TextContext, TextEncoder
+from lightning_sora.models.text_files import caption_key, embeddings_bytes, read_embedding, stored_keys, whole_keys
+from lightning_sora.names import local_path
 from lightning_sora.sealing import write_whole
 
 logger = logging.getLogger(__name__)
@@ -36,7 +35,8 @@ class FrozenTransformer(TextEncoder):
     later runs; what :meth:`store` wrote there is read. Each embedding is verified by its digest when it is read.
 
     Args:
-        name: a local directory, or a name on the hub.
+        name: a local directory, or a name on the hub; of the folder of a pipeline of diffusers, its `text_encoder`
+            and `tokenizer` are taken.
         max_tokens: longer captions are cut, with one warning.
         dtype: in which the encoder runs: float32, bfloat16 or float16. Embeddings come out in float32.
         cache: directory of encoded captions, keyed by fingerprint and caption; made if absent.
@@ -131,22 +131,22 @@ class FrozenTransformer(TextEncoder):
     def _path(self, caption: str) -> Path | None:
         if self.cache is None:
             return None
-        return self.cache / self._fingerprint / f"{_key(caption)}.safetensors"
+        return self.cache / self._fingerprint / f"{caption_key(caption)}.safetensors"
 
     def _read(self, caption: str) -> bool:
         path = self._path(caption)
         if path is None:
             return False
         if path.exists():
-            self._known[caption] = _embedding(path, "embedding")
+            self._known[caption] = read_embedding(path, "embedding")
             return True
         if self._shards is None:
             self._shards = {}
             for shard in sorted(path.parent.glob("shard-*.safetensors")):
-                self._shards |= dict.fromkeys(_keys(shard), shard)
+                self._shards |= dict.fromkeys(stored_keys(shard), shard)
         if path.stem not in self._shards:
             return False
-        self._known[caption] = _embedding(self._shards[path.stem], path.stem)
+        self._known[caption] = read_embedding(self._shards[path.stem], path.stem)
         return True
 
     def _refuse_stored_by_another(self, cache: Path) -> None:
@@ -159,27 +159,35 @@ class FrozenTransformer(TextEncoder):
 
     @torch.no_grad()
     def store(self, captions: Sequence[str], folder: Path, per_shard: int = 1024) -> int:
-        """Encodes captions once, into shards under a folder that is then given as ``cache``.
+        """Encodes captions, into shards under a folder that is then given as ``cache``; what is there already stays.
 
         Returns:
-            how many there are.
+            how many of the captions are there now: all, each once.
         """
         home = folder / self._fingerprint
-        for first in range(0, len(captions), per_shard):
-            path = home / f"shard-{first:08d}.safetensors"
-            some = captions[first : first + per_shard]
-            keys = [_key(caption) for caption in some]
-            if path.exists() and _holds(path, keys):
-                continue
+        there: set[str] = set()
+        number = 0
+        for path in sorted(home.glob("shard-*.safetensors")):
+            if keys := whole_keys(path):
+                there |= keys
+                number = int(path.stem.partition("-")[2]) + 1
+            else:
+                path.unlink()
+        wanted = list(dict.fromkeys(captions))
+        missing = [caption for caption in wanted if caption_key(caption) not in there]
+        for first in range(0, len(missing), per_shard):
+            some = missing[first : first + per_shard]
             rows = [row for i in range(0, len(some), 64) for row in self._encode(some[i : i + 64])]
-            write_whole(path, _embeddings_bytes(dict(zip(keys, rows, strict=True)), self._fingerprint))
-        return len(captions)
+            content = dict(zip(map(caption_key, some), rows, strict=True))
+            write_whole(home / f"shard-{number:08d}.safetensors", embeddings_bytes(content, self._fingerprint))
+            number += 1
+        return len(wanted)
 
     def _write(self, caption: str, embedding: Tensor) -> None:
         path = self._path(caption)
         if path is None:
             return
-        write_whole(path, _embeddings_bytes({"embedding": embedding}, self._fingerprint))
+        write_whole(path, embeddings_bytes({"embedding": embedding}, self._fingerprint))
 
     # What nn.Module must know of weights that it does not own.
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenTransformer:
@@ -199,71 +207,6 @@ class FrozenTransformer(TextEncoder):
             )
 
 
-def _key(caption: str) -> str:
-    return hashlib.blake2b(caption.encode("utf-8", errors="replace"), digest_size=16).hexdigest()
-
-
-def _digest(embedding: Tensor) -> str:
-    content = embedding.contiguous().reshape(-1).view(torch.uint8).numpy().data
-    return hashlib.sha256(f"{embedding.dtype} {tuple(embedding.shape)} ".encode() + content).hexdigest()[:32]
-
-
-def _embeddings_bytes(embeddings: Mapping[str, Tensor], fingerprint: str) -> bytes:
-    """A safetensors file of embeddings, with the digest of each."""
-    told = {"encoder": fingerprint, "sha256": {key: _digest(embedding) for key, embedding in embeddings.items()}}
-    tensors = {key: embedding.contiguous() for key, embedding in embeddings.items()}
-    return save(tensors, metadata={"lightning_sora": json.dumps(told, sort_keys=True)})
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as content:
-            yield content
-    except (SafetensorError, UnicodeDecodeError) as problem:
-        raise _damaged(path, str(problem)) from problem
-
-
-def _damaged(path: Path, reason: str) -> SoraError:
-    return SoraError(f"{path} is damaged ({' '.join(reason.split())}); delete it, and its captions are encoded again")
-
-
-def _keys(path: Path) -> list[str]:
-    with _opened(path) as content:
-        return list(content.keys())
-
-
-def _embedding(path: Path, key: str) -> Tensor:
-    """One embedding of a file, as it was written; one without a digest is taken as it is.
-
-    Raises:
-        SoraError: it is damaged.
-    """
-    with _opened(path) as content:
-        embedding = content.get_tensor(key)
-        told = (content.metadata() or {}).get("lightning_sora")
-    try:
-        expected = None if told is None else json.loads(told)["sha256"][key]
-    except (ValueError, LookupError, TypeError) as problem:
-        raise _damaged(path, "its digests cannot be read") from problem
-    if expected is not None and expected != _digest(embedding):
-        raise _damaged(path, "an embedding is not what was written")
-    return embedding
-
-
-def _holds(path: Path, keys: Sequence[str]) -> bool:
-    """Whether a file has these embeddings, each as it was written."""
-    try:
-        if set(_keys(path)) != set(keys):
-            return False
-        for key in keys:
-            _embedding(path, key)
-    except SoraError as problem:
-        logger.warning("%s: now", problem)
-        return False
-    return True
-
-
 def refuse_missing_folder(name: str, kind: str) -> None:
     """Raises SoraError if a name is meant as a path, and nothing is there: a hub's own complaint would not say so."""
     if name.startswith(("/", "./", "../", "~")) and not os.path.isdir(name):
@@ -274,26 +217,58 @@ def refuse_missing_folder(name: str, kind: str) -> None:
 
 def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
     except ImportError as problem:
         raise SoraError(
             "the text encoder 'hf' needs transformers, which is not installed: pip install 'lightning-sora[hf]'"
         ) from problem
     refuse_missing_folder(name, "text encoder")
+    place, words = _places(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModel.from_pretrained(name, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(words)
+        # Of T5 and its kin without the decoder, which those who make videos do not publish, and which is as large.
+        whole = AutoConfig.from_pretrained(place).model_type not in ("t5", "mt5", "umt5")
+        kind = AutoModel if whole else AutoModelForTextEncoding
+        model, found = kind.from_pretrained(place, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, ImportError, SafetensorError) as problem:
         reason = str(problem).strip().splitlines()[0]
         raise SoraError(
             f"cannot load the text encoder {name!r} ({reason}); give a directory that holds a transformers model with "
             "its tokenizer, or a name on the hub that this machine can reach"
         ) from problem
+    if lacking := sorted(key for key in found["missing_keys"] if "pooler" not in key):  # which no last state needs
+        raise SoraError(
+            f"{name!r} lacks weights of the {type(model).__name__} that its config.json describes: "
+            f"{', '.join(lacking[:3])}{f' and {len(lacking) - 3} more' if len(lacking) > 3 else ''}; download it again"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if not whole:
+        encoder = model.get_encoder()
+        encoder.config.is_encoder_decoder = True  # as of the whole model, so that both have one fingerprint
+        return encoder, tokenizer
     if model.config.is_encoder_decoder:
         return model.get_encoder(), tokenizer
     return getattr(model, "text_model", model), tokenizer
+
+
+def _places(name: str) -> tuple[str, str]:
+    """Where the model and its tokenizer are: those of a pipeline of diffusers lie in folders of its own.
+
+    Raises:
+        SoraError: a pipeline that lacks one of them.
+    """
+    place, told = local_path(name), "model_index.json"
+    if (place / told).is_file():
+        model, words = place / "text_encoder", place / "tokenizer"
+    elif place.name.startswith("text_encoder") and (place.parent / told).is_file():
+        model, words = place, place.parent / place.name.replace("text_encoder", "tokenizer")
+    else:
+        return name, name
+    for folder in (model, words):
+        if not folder.is_dir():
+            raise WeightsMissing(f"{name!r} is of a pipeline without {folder.name}/; download that folder, too")
+    return str(model), str(words)
 
 
 def _fingerprint(backbone: nn.Module, tokenizer: Any, settings: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from lightning_sora.spacetime.crop import Crop
 from lightning_sora.spacetime.grid import PatchSize
@@ -16,6 +17,7 @@ class DataSpec:
         patch: pixels per token.
         crop: the longest and largest windows of clips, and their rate; None for data without clips.
         vae_hash: of the VAE that made the latents; None for pixels, or before a source is made.
+        captions: of all clips of cached latents; None of pixels, whose captions are read with them.
 
     Example:
         >>> import lightning_sora as ls
@@ -26,3 +28,4 @@ class DataSpec:
     patch: PatchSize
     crop: Crop | None = None
     vae_hash: str | None = None
+    captions: Callable[[], Iterable[str]] | None = field(default=None, compare=False, repr=False)

@@ -13,8 +13,9 @@ from lightning_sora.contracts import ContractViolation
 from lightning_sora.models.text import TEXT_ENCODERS, BytesEncoder, TextContext
 from lightning_sora.models.text_contract import CONTRACT
 
-#: "hf" needs a folder, and seconds for its import: tests/unit/test_text.py puts it to the contract.
-SPECS = {"bytes": ["bytes(dim=16, depth=1)"], "words": ["words(dim=16, depth=1, rows=512)"], "hf": []}
+#: "hf" needs a folder, and seconds for its import, and "cached" what it made: tests/unit/test_text.py and
+#: test_text_cached.py put them to the contract.
+SPECS = {"bytes": ["bytes(dim=16, depth=1)"], "words": ["words(dim=16, depth=1, rows=512)"], "hf": [], "cached": []}
 
 
 @pytest.mark.parametrize("law", CONTRACT.laws)

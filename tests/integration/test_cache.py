@@ -310,8 +310,31 @@ def test_captions_are_encoded_once_and_for_all(
         for batch in data.loader(split):
             captions = [*batch.captions, ""]
             torch.testing.assert_close(encoder(captions).embeddings, plain(captions).embeddings, atol=1e-5, rtol=0)
+    kept = TEXT_ENCODERS.create(f"cached(path={str(tmp_path / 'c')!r})")
+    torch.testing.assert_close(kept(captions).embeddings, plain(captions).embeddings, atol=1e-5, rtol=0)
     with pytest.raises(SoraError, match="holds embeddings of the text encoder"):
         TEXT_ENCODERS.create(f"hf(name={str(folders['other'])!r}, max_tokens=8, cache={cache!r})")
+
+
+def test_prompts_of_the_recipe_and_of_a_file_are_kept_too(
+    recipe: Path,
+    folders: dict[str, Path],  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    content = yaml.safe_load(recipe.read_text())
+    content["model"]["init_args"]["prompts"] = ["a red circle"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "prompts.txt").write_text("a circle\n\nmoves right\n")
+    spec = f"hf(name={str(folders['bert'])!r}, max_tokens=8)"
+    asked = command(tmp_path / "recipe.yaml", tmp_path / "c", "--prompts", str(tmp_path / "prompts.txt"))
+    assert main(asked) == 2
+    assert "name it by --text" in capsys.readouterr().err
+    assert main([*asked, "--text", spec]) == 0
+    kept = TEXT_ENCODERS.create(f"cached(path={str(tmp_path / 'c')!r})")
+    kept.check_captions(["", "a red circle", "a circle", "moves right"])
+    assert main([*command(tmp_path / "recipe.yaml", tmp_path / "d"), "--text", f"cached(path={str(tmp_path / 'c')!r})"])
+    assert "name the encoder itself" in capsys.readouterr().err
 
 
 def test_an_encoder_that_learns_cannot_be_cached(

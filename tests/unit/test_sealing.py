@@ -26,7 +26,7 @@ from lightning_sora.lit.clip_cache import ClipCache
 from lightning_sora.lit.module import read_checkpoint
 from lightning_sora.metrics.frechet import Moments
 from lightning_sora.metrics.reference import ReferenceStatistics
-from lightning_sora.models import text_hf
+from lightning_sora.models import text_files
 from lightning_sora.randomness import generator
 from lightning_sora.sealing import BLANK, is_whole, read_json, seal, seal_json
 from lightning_sora.spacetime import Crop, VideoSize
@@ -89,12 +89,12 @@ def resumed(folder: Path) -> tuple[Path, Callable[[Path], Any]]:
 def embeddings(folder: Path) -> tuple[Path, Callable[[Path], Any]]:
     path = folder / "shard-00000000.safetensors"
     kept = {key: torch.randn((3, 8), generator=generator(0, key)) for key in ("a", "b")}
-    path.write_bytes(text_hf._embeddings_bytes(kept, "encoder"))
+    path.write_bytes(text_files.embeddings_bytes(kept, "encoder"))
 
     def read(path: Path) -> dict[str, Tensor]:
         # A name that is not there is a caption that is encoded anew, which gives the same.
-        found = [key for key in text_hf._keys(path) if key in kept]
-        return kept | {key: text_hf._embedding(path, key) for key in found}
+        found = [key for key in text_files.stored_keys(path) if key in kept]
+        return kept | {key: text_files.read_embedding(path, key) for key in found}
 
     return path, read
 
