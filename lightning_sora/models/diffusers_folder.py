@@ -133,7 +133,7 @@ def load(stored: Stored) -> nn.Module:
         SoraError: weights that are missing, damaged, pickled, or not those that its config.json describes.
     """
     if Path(stored.place).is_dir():
-        _check_files(Path(stored.place))
+        _files_of(Path(stored.place))
     kind = diffusers_class(stored.name)
     try:
         with _no_draws(), _quiet_hub():
@@ -155,6 +155,34 @@ def load(stored: Stored) -> nn.Module:
     for value in (*network.parameters(), *network.buffers()):
         value.data = value.data.clone()  # a file that changes while it is mapped kills the process
     return network.eval()
+
+
+def weight_files(stored: Stored) -> list[Path]:
+    """The files that hold the weights of a stored model, each of which is here then.
+
+    Raises:
+        SoraError: some are missing, or pickled; or its hub does not give them.
+    """
+    if Path(stored.place).is_dir():
+        return _files_of(Path(stored.place))
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def fetched(name: str) -> Path:
+        with _quiet_hub():
+            return Path(hf_hub_download(stored.place, name, subfolder=stored.subfolder, revision=stored.revision))
+
+    try:
+        try:
+            names = _shards_of(fetched(INDEX))
+        except EntryNotFoundError:
+            names = [WEIGHTS]
+        return [fetched(name) for name in names]
+    except (OSError, ValueError) as problem:
+        raise WeightsMissing(
+            f"the weights of {stored.path!r} cannot be had from its hub ({_first_line(problem)}); download it where "
+            "there is a network, and give its folder"
+        ) from problem
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:
@@ -220,14 +248,11 @@ def _quiet_hub() -> Iterator[None]:
         told.setLevel(level)
 
 
-def _check_files(folder: Path) -> None:
-    """Raises SoraError for a folder without weights, or with some of them."""
+def _files_of(folder: Path) -> list[Path]:
+    """The files of weights of a folder; raises WeightsMissing for one without weights, or with some of them."""
     index, shards = folder / INDEX, []
     if index.is_file():
-        try:
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
-            raise SoraError(f"{index} cannot be read ({problem!r}); download the folder again") from problem
+        shards = _shards_of(index)
     if missing := [name for name in shards if not (folder / name).is_file()]:
         raise WeightsMissing(
             f"{folder} was not downloaded whole: {INDEX} names {len(shards)} files, and {', '.join(missing[:3])} "
@@ -238,6 +263,14 @@ def _check_files(folder: Path) -> None:
         there = ", ".join(sorted(one.name for one in folder.glob("*"))[:6])
         way = f"{pickles[0]} is no safetensors; {_way(folder / pickles[0])}" if pickles else f"it holds {there}"
         raise WeightsMissing(f"{folder} has no {WEIGHTS}: {way}")
+    return [folder / name for name in shards or [WEIGHTS]]
+
+
+def _shards_of(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
+        raise SoraError(f"{index} cannot be read ({problem!r}); download the folder again") from problem
 
 
 def _way(file: Path) -> str:

@@ -26,18 +26,19 @@ class Modulation(NamedTuple):
     gate: Tensor
 
 
-def normalize(x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+def normalize(x: Float[Tensor, "*batch dim"], eps: float = 1e-6) -> Float[Tensor, "*batch dim"]:
     """Layer normalisation without learned scale or shift: the modulation brings its own."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+    return F.layer_norm(x, x.shape[-1:], eps=eps)
 
 
 def modulate(
     x: Float[Tensor, "batch tokens dim"],
     shift: Float[Tensor, "batch tokens_or_1 dim"],
     scale: Float[Tensor, "batch tokens_or_1 dim"],
+    eps: float = 1e-6,
 ) -> Float[Tensor, "batch tokens dim"]:
     """Adaptive layer norm: ``normalize(x) * (1 + scale) + shift`` (DiT, arXiv:2212.09748, section 3.2)."""
-    return normalize(x) * (1 + scale) + shift
+    return normalize(x, eps) * (1 + scale) + shift
 
 
 class GatedMLP(nn.Module):

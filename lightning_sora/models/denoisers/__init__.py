@@ -2,5 +2,6 @@
 
 from lightning_sora.models.denoisers.base import DENOISERS, Condition, Denoiser, DenoiserFacts
 from lightning_sora.models.denoisers.dit import DiT, DiTBlock
+from lightning_sora.models.denoisers.wan import WanDiT
 
-__all__ = ["DENOISERS", "Condition", "Denoiser", "DenoiserFacts", "DiT", "DiTBlock"]
+__all__ = ["DENOISERS", "Condition", "Denoiser", "DenoiserFacts", "DiT", "DiTBlock", "WanDiT"]

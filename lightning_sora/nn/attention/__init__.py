@@ -22,7 +22,7 @@ from lightning_sora.nn.attention.base import (
     list_attention,
     register_attention,
 )
-from lightning_sora.nn.attention.cross import CrossAttention
+from lightning_sora.nn.attention.cross import CrossAttention, attend_contexts
 from lightning_sora.nn.attention.joint import JointText
 from lightning_sora.nn.attention.kernels import KERNELS
 from lightning_sora.nn.attention.masked import MaskedBlock
@@ -38,6 +38,7 @@ __all__ = [
     "MaskedBlock",
     "PartitionBlock",
     "TextKeys",
+    "attend_contexts",
     "create_attention",
     "create_operator",
     "layer_specs",

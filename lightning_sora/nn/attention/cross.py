@@ -6,11 +6,37 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from lightning_sora.nn.attention.base import head_norm, head_width
-from lightning_sora.nn.attention.kernels import kernel_for
+from lightning_sora.nn.attention.base import Heads, head_norm, head_width
+from lightning_sora.nn.attention.kernels import Kernel, kernel_for
 from lightning_sora.nn.attention.segments import gather, scatter
 from lightning_sora.nn.layers import ZeroLinear
 from lightning_sora.spacetime import TokenLayout
+
+
+def attend_contexts(
+    q: Heads,
+    k: Float[Tensor, "clips context heads head_dim"],
+    v: Float[Tensor, "clips context heads head_dim"],
+    mask: Bool[Tensor, "clips context"] | None,
+    layout: TokenLayout,
+    kernel: Kernel,
+) -> Heads:
+    """What the tokens of each clip find in the context of their clip, whatever the layout.
+
+    Args:
+        mask: True for what counts of a context, at least once per clip; None where all of it does.
+    """
+    if not layout.packed:
+        return kernel(q, k, v, mask)
+    # One kernel call per distinct clip length; the clips of a segment are those of its first tokens.
+    groups = layout.groups(lambda coordinates, _: coordinates[:, :1], "clip", q.device)
+    clip = layout.coordinates(q.device)[:, 0]
+    mixed = []
+    for segment, queries in zip(groups.segments, gather(q, groups), strict=True):
+        clips = clip.index_select(0, segment[:, 0])
+        keys, values = k.index_select(0, clips), v.index_select(0, clips)
+        mixed.append(kernel(queries, keys, values, None if mask is None else mask.index_select(0, clips)))
+    return scatter(mixed, groups, layout.shape)
 
 
 class CrossAttention(nn.Module):
@@ -43,17 +69,7 @@ class CrossAttention(nn.Module):
         q = self.q_norm(rearrange(self.query(x), "b n (h d) -> b n h d", d=self.head_dim))
         k, v = rearrange(self.key_value(text), "c n (two h d) -> c n two h d", two=2, d=self.head_dim).unbind(2)
         q, k = q.type_as(v), self.k_norm(k).type_as(v)  # autocast on CUDA normalises in float32
-        if not layout.packed:
-            return self.out(self.kernel(q, k, v, mask).flatten(2))
-        # One kernel call per distinct clip length; the clips of a segment are those of its first tokens.
-        groups = layout.groups(lambda coordinates, _: coordinates[:, :1], "clip", q.device)
-        clip = layout.coordinates(q.device)[:, 0]
-        mixed = []
-        for segment, queries in zip(groups.segments, gather(q, groups), strict=True):
-            clips = clip.index_select(0, segment[:, 0])
-            keys, values, keep = (context.index_select(0, clips) for context in (k, v, mask))
-            mixed.append(self.kernel(queries, keys, values, keep))
-        return self.out(scatter(mixed, groups, layout.shape).flatten(2))
+        return self.out(attend_contexts(q, k, v, mask, layout, self.kernel).flatten(2))
 
     def flops(self, layout: TokenLayout, text_tokens: int) -> int:
         """Forward FLOPs, a multiplication and an addition counting as two."""
