@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_sora.errors import SoraError, WeightsMissing
 from lightning_sora.models.denoisers import DENOISERS, Condition, WanDiT
+from lightning_sora.models.denoisers.contract import CONTRACT
 from lightning_sora.models.denoisers.wan_keys import to_original
 from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.models.text import TextContext
@@ -266,6 +267,12 @@ def test_cast_to_half_it_keeps_in_float32_what_diffusers_keeps(of: Folder) -> No
     torch.testing.assert_close(made, by_diffusers(network, x, t, text, grid, condition), atol=0.05, rtol=0.05)
 
 
+@pytest.mark.parametrize("law", CONTRACT.laws)
+@pytest.mark.parametrize("kind", ["text_2.1", "image_2.1", "first_and_last"])
+def test_it_keeps_the_contract(of: Folder, kind: str, law: str) -> None:
+    CONTRACT.laws[law](f"wan(path='{of(kind)}', attention='window(size=(2, 2, 2)), gated')")
+
+
 # Folders.
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_saved_diffusers_reads(of: Folder, kind: str, tmp_path: Path) -> None:
@@ -470,7 +477,7 @@ def test_weights_that_are_not_there_or_damaged_are_refused(of: Folder, tmp_path:
     second = sorted(folder.glob("*.safetensors"))[1]
     whole = second.read_bytes()
     second.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(SoraError, match=f"{second.name} is damaged or was not downloaded whole"):
+    with pytest.raises(SoraError, match=f"{second.name} is cut short: .* download or copy it again"):
         ours_of(folder)
     second.unlink()
     with pytest.raises(WeightsMissing, match=f"was not downloaded whole: .*{second.name} is not there"):

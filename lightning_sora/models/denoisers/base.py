@@ -74,6 +74,7 @@ class Denoiser(nn.Module, ABC):
         pretrained: whether it brings weights of its own, which are not drawn.
         condition_channels: what it is shown per latent position beside the noised channels; 0 for nothing.
         image_dim: width of the image embeddings that it attends to; None for none.
+        image_tokens: how many of them a clip has, as its FLOPs count them.
         pooled_dim: width of the vector of a whole caption that it takes beside the text's; None for none.
         widths: of one whose folder says for what it is: a class method of its options that gives the channels and
             the text's width, without reading weights.
@@ -85,6 +86,7 @@ class Denoiser(nn.Module, ABC):
     pretrained: bool = False
     condition_channels: int = 0
     image_dim: int | None = None
+    image_tokens: int = 257  # of CLIP: of its patches, and one of the whole
     pooled_dim: int | None = None
 
     def __init__(self, channels: int, text_dim: int, patch_size: PatchSize) -> None:

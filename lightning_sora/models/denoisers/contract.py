@@ -75,7 +75,7 @@ def condition_of(denoiser: Denoiser, layout: TokenLayout, first: int = 0) -> Con
     rows = rows_of(denoiser, layout, denoiser.patch_size.volume * denoiser.condition_channels, f"condition{first}")
     if denoiser.image_dim is None:
         return Condition(rows)
-    size = (4, denoiser.image_dim)
+    size = (denoiser.image_tokens, denoiser.image_dim)
     images = [
         torch.randn(size, generator=coarse_generator(6, "contract", first + clip)) for clip in range(layout.clips)
     ]

@@ -26,7 +26,7 @@ from lightning_sora.models.denoisers.wan_layers import (
     draw_table,
     filled_up,
 )
-from lightning_sora.models.diffusers_folder import find
+from lightning_sora.models.diffusers_folder import Stored, find
 from lightning_sora.models.saved import stored_weights
 from lightning_sora.models.text_base import TextContext
 from lightning_sora.nn.attention import AttentionBlock, create_operator, layer_specs
@@ -99,13 +99,7 @@ class WanDiT(KeptFloat32, Denoiser):
         subfolder: str | None = None,
         revision: str | None = None,
     ) -> None:
-        if path is None and config is None:
-            raise SoraError("denoiser 'wan' needs a folder: write 'wan(path=...)', or config=... for fresh weights")
-        stored = None if config is not None else find(str(path), "transformer", subfolder, revision)
-        told = stored.config if stored is not None else config
-        if not isinstance(told, Mapping):
-            raise SoraError(f"config={config!r} must be a mapping, of what a config.json says")
-        check_class(told)
+        told, stored = _described(path, config, subfolder, revision)
         weights = None if stored is None else Weights.of(stored)
         options = WanConfig.of(told, None if weights is None else weights.shapes)
         for name, given, needed, whose in (
@@ -119,6 +113,7 @@ class WanDiT(KeptFloat32, Denoiser):
         self.attention = tuple(map(str, layer_specs(attention, options.num_layers)))
         self.condition_channels = options.in_channels - options.out_channels
         self.image_dim = options.image_dim
+        self.image_tokens = options.pos_embed_seq_len or self.image_tokens
         of_text = kernel_for(kernel, ("sdpa", "matmul", "flex", "varlen"), "cross-attention")
         operators = _operators(attention, options, kernel)
         with torch.device("meta"):  # nothing is drawn that is read or drawn by name thereafter
@@ -137,6 +132,15 @@ class WanDiT(KeptFloat32, Denoiser):
             kept = self._kept()
             weights.check(kept, str(told["_class_name"]))
             weights.fill(kept)
+
+    @classmethod
+    def widths(
+        cls, path: str | None = None, config: Mapping[str, Any] | None = None, **options: Any
+    ) -> tuple[int, int]:
+        """The channels and the text's width of the one that these options make; no weights are read."""
+        told = _described(path, config, options.get("subfolder"), options.get("revision"))[0]
+        of = WanConfig.of(told)
+        return of.out_channels, of.text_dim
 
     def reset_parameters(self) -> None:
         draw_table(self.scale_shift_table)
@@ -192,7 +196,7 @@ class WanDiT(KeptFloat32, Denoiser):
 
     def flops(self, layout: TokenLayout, text_tokens: int, per_token: bool = False) -> int:
         timesteps, clips = layout.total if per_token else layout.clips, layout.clips
-        image = self.config.image_tokens
+        image = 0 if self.image_dim is None else self.image_tokens
         rows = self.patch_embedding.flops(layout.total) + 2 * layout.total * self.in_dim * self.config.dim
         condition = self.condition_embedder.flops(timesteps, clips * TEXT_TOKENS, clips * image)
         blocks = sum(block.flops(layout, TEXT_TOKENS, image) for block in self.blocks)  # type: ignore[operator]
@@ -262,6 +266,20 @@ class WanDiT(KeptFloat32, Denoiser):
         if swapped:
             log.warning("Wan's own code and diffusers will run these weights with full attention, not %s", swapped)
         return stored_weights(self, precision)
+
+
+def _described(
+    path: str | None, config: Mapping[str, Any] | None, subfolder: str | None, revision: str | None
+) -> tuple[Mapping[str, Any], Stored | None]:
+    """What a config.json says, and where the weights lie; None for fresh ones."""
+    if path is None and config is None:
+        raise SoraError("denoiser 'wan' needs a folder: write 'wan(path=...)', or config=... for fresh weights")
+    stored = None if config is not None else find(str(path), "transformer", subfolder, revision)
+    told = config if stored is None else stored.config
+    if not isinstance(told, Mapping):
+        raise SoraError(f"config={config!r} must be a mapping, of what a config.json says")
+    check_class(told)
+    return told, stored
 
 
 def _operators(pattern: str | Sequence[str], config: WanConfig, kernel: str) -> list[AttentionBlock]:

@@ -14,8 +14,6 @@ from lightning_sora.registry import check_types
 DIFFUSERS, ORIGINAL = "WanTransformer3DModel", "WanModel"
 #: Tokens that a text is filled up to, with zeros that are attended to, as diffusers' ``pipeline_wan.py`` does it.
 TEXT_TOKENS = 512
-#: Tokens that CLIP makes of an image: of the patches, and one of the whole.
-IMAGE_TOKENS = 257
 OF = "config.json of a Wan transformer"
 QK_NORM = "rms_norm_across_heads"
 #: Wan's own names of what diffusers calls otherwise.
@@ -64,11 +62,6 @@ class WanConfig:
     @property
     def dim(self) -> int:
         return self.num_attention_heads * self.attention_head_dim
-
-    @property
-    def image_tokens(self) -> int:
-        """Tokens of a clip's image embeddings."""
-        return 0 if self.image_dim is None else self.pos_embed_seq_len or IMAGE_TOKENS
 
     def __post_init__(self) -> None:
         for one in fields(self):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.models.denoisers.wan_config import ORIGINAL
 from lightning_sora.models.denoisers.wan_keys import to_diffusers
 from lightning_sora.models.diffusers_folder import CONFIG, INDEX, WEIGHTS, Stored, weight_files
+from lightning_sora.models.safetensors_files import read_header, read_tensor
 from lightning_sora.names import local_path
 from lightning_sora.sealing import write_whole
 from lightning_sora.writing import whole
@@ -54,11 +54,9 @@ class Weights:
         named = _in_diffusers if stored.name == ORIGINAL else str
         places, shapes = {}, {}
         for file in weight_files(stored):
-            with _opened(file) as content:
-                for own in content.keys():  # noqa: SIM118  (it is no mapping)
-                    if not any(word in own for word in UNUSED):
-                        places[named(own)] = file, own
-                        shapes[named(own)] = tuple(content.get_slice(own).get_shape())
+            for own, tensor in read_header(file).tensors.items():
+                if not any(word in own for word in UNUSED):
+                    places[named(own)], shapes[named(own)] = (file, own), tensor.shape
         return cls(stored.path, places, shapes)
 
     def check(self, wanted: Mapping[str, Tensor], name: str) -> None:
@@ -88,15 +86,13 @@ class Weights:
     def fill(self, wanted: Mapping[str, Tensor]) -> None:
         """Copies each into a tensor, whatever its precision.
 
-        A file is mapped for one tensor at a time, so that no more than that is held beside what is filled.
+        No more than one is held beside what is filled.
 
         Raises:
             SoraError: a file is damaged.
         """
         for key, value in wanted.items():
-            file, own = self.places[key]
-            with _opened(file) as content:
-                value.copy_(content.get_tensor(own))
+            value.copy_(read_tensor(*self.places[key]))
 
 
 def _in_diffusers(own: str) -> str:
@@ -105,28 +101,6 @@ def _in_diffusers(own: str) -> str:
         return to_diffusers(own)
     except SoraError:
         return own
-
-
-class _opened:
-    """A file of weights, whose faults are told in words."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __enter__(self) -> Any:
-        try:
-            self.content: Any = safe_open(self.file, framework="pt")
-            return self.content.__enter__()
-        except (OSError, SafetensorError) as problem:
-            raise self._damaged(problem) from problem
-
-    def __exit__(self, kind: object, problem: BaseException | None, trace: object) -> None:
-        self.content.__exit__(kind, problem, trace)
-        if isinstance(problem, SafetensorError):
-            raise self._damaged(problem) from problem
-
-    def _damaged(self, problem: Exception) -> SoraError:
-        return SoraError(f"{self.file} is damaged or was not downloaded whole ({problem}); download it again")
 
 
 def write_folder(
