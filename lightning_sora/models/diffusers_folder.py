@@ -5,6 +5,7 @@ What is read is checked first: diffusers fills weights that a folder lacks with 
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError, WeightsMissing
 from lightning_sora.names import local_path
@@ -135,9 +136,11 @@ def load(stored: Stored) -> nn.Module:
     if Path(stored.place).is_dir():
         _files_of(Path(stored.place))
     kind = diffusers_class(stored.name)
+    # All is read in float32: of a class that keeps parts in it, diffusers would ask for another package to do so.
+    plain = type(kind.__name__, (kind,), {"_keep_in_fp32_modules": None})
     try:
         with _no_draws(), _quiet_hub():
-            network, found = kind.from_pretrained(
+            network, found = plain.from_pretrained(
                 stored.place, subfolder=stored.subfolder, revision=stored.revision, torch_dtype=torch.float32,
                 use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True,
             )  # fmt: skip
@@ -145,6 +148,7 @@ def load(stored: Stored) -> nn.Module:
         raise SoraError(
             f"{stored.path!r} cannot be loaded as a {stored.name} ({_first_line(problem)}); download it again"
         ) from problem
+    network.__class__ = kind
     for told, names in (("lacks", found["missing_keys"]), ("has in excess", found["unexpected_keys"])):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -202,6 +206,21 @@ def build(config: Mapping[str, Any]) -> nn.Module:
         raise SoraError(
             f"no {kind.__name__} can be made with these options ({_first_line(problem)}); correct config.json"
         ) from problem
+
+
+def keep_fresh(network: nn.Module) -> None:
+    """Lets ``randomness.initialize`` leave what diffusers has no ``reset_parameters`` for as it is made: gains at 1."""
+    for module in network.modules():
+        own = dict(module.named_parameters(recurse=False))
+        if own and not (hasattr(module, "reset_parameters") or hasattr(module, "_reset_parameters")):
+            made = {name: value.detach().clone() for name, value in own.items()}
+            module.reset_parameters = functools.partial(_reset, module, made)  # type: ignore[assignment]
+
+
+def _reset(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in values.items():
+            getattr(module, name).copy_(value)
 
 
 def diffusers_class(name: str) -> Any:

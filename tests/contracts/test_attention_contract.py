@@ -113,7 +113,13 @@ class ReadsItsProjection(FullAttention):
         return super().attend(q, k, v, layout, text) + self.out(v.flatten(2)).view_as(v)  # type: ignore[arg-type]
 
 
+class TextSeesItselfAlone(FullAttention):
+    def attend_jointly(self, q: Tensor, k: Tensor, v: Tensor, layout: object, mask: object, first: int) -> Tensor:
+        return super().attend_jointly(q, k, v, layout, mask, first).where(mask[..., None, None], v)  # type: ignore
+
+
 MUTANTS = {
+    TextSeesItselfAlone: "shares_a_sequence_with_text",
     ReadsItsProjection: "is_carried_whole_by_other_networks",
     AcrossClips: "sees_its_receptive_field_and_nothing_else",
     NarrowerThanItSays: "sees_its_receptive_field_and_nothing_else",

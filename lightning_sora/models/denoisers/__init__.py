@@ -2,6 +2,7 @@
 
 from lightning_sora.models.denoisers.base import DENOISERS, Condition, Denoiser, DenoiserFacts
 from lightning_sora.models.denoisers.dit import DiT, DiTBlock
+from lightning_sora.models.denoisers.host import DiffusersDenoiser
 from lightning_sora.models.denoisers.wan import WanDiT
 
-__all__ = ["DENOISERS", "Condition", "Denoiser", "DenoiserFacts", "DiT", "DiTBlock", "WanDiT"]
+__all__ = ["DENOISERS", "Condition", "Denoiser", "DenoiserFacts", "DiT", "DiTBlock", "DiffusersDenoiser", "WanDiT"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -12,10 +11,10 @@ from typing import Any
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_sora.errors import SoraError
-from lightning_sora.models.diffusers_folder import build, find, load
+from lightning_sora.models.diffusers_folder import build, find, keep_fresh, load
 from lightning_sora.models.families import facts_of, family_of_vae, latent_statistics
 from lightning_sora.models.vae.base import VAES, Posterior, VideoVAE
 from lightning_sora.models.vae.identity import LOGVAR
@@ -83,7 +82,7 @@ class DiffusersVAE(VideoVAE):
             if asked and not getattr(family, option):
                 raise SoraError(f"{option}=True has no meaning for a {family.vae}; leave it out")
         if stored is None:
-            _keep_fresh(network := build(config))
+            keep_fresh(network := build(config))
         else:
             network = load(stored)
         # Of the configuration as it is written: what diffusers fills in moves with its version.
@@ -163,18 +162,3 @@ def _same_noise(latent: Tensor) -> Iterator[None]:
     with torch.random.fork_rng(devices=[latent.device] if latent.is_cuda else []):
         torch.manual_seed(SEED)
         yield
-
-
-def _keep_fresh(network: nn.Module) -> None:
-    """Lets ``randomness.initialize`` leave what diffusers has no ``reset_parameters`` for as it is made: gains at 1."""
-    for module in network.modules():
-        own = dict(module.named_parameters(recurse=False))
-        if own and not (hasattr(module, "reset_parameters") or hasattr(module, "_reset_parameters")):
-            made = {name: value.detach().clone() for name, value in own.items()}
-            module.reset_parameters = functools.partial(_reset, module, made)  # type: ignore[assignment]
-
-
-def _reset(module: nn.Module, values: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, value in values.items():
-            getattr(module, name).copy_(value)

@@ -195,6 +195,26 @@ class AttentionBlock(nn.Module, ABC):
             ``[batch, tokens, heads, head_dim]``, of the dtype of ``v``. See ``differential.py`` for an example.
         """
 
+    def attend_jointly(
+        self, q: Heads, k: Heads, v: Heads, layout: TokenLayout, mask: Bool[Tensor, "batch tokens"] | None, first: int
+    ) -> Heads:
+        """Mixes one sequence of tokens and text, of a network that has both in it: a token sees its own field and all
+        of the text, and text sees everything, by softmax.
+
+        Args:
+            q, k, v: of a uniform layout, a sequence per clip.
+            mask: which positions are seen, those of all tokens among them; None for all.
+            first: where the tokens start: 0 where the text is behind them, else the length of the text.
+        """
+        total, tokens = q.shape[1], layout.shape[1]
+        here = slice(first, first + tokens)
+        words = slice(0, first) if first else slice(tokens, total)
+        seen = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device) if mask is None else mask
+        text = TextKeys(k[:, words], v[:, words], seen[:, words])
+        mixed = self.attend(q[:, here], k[:, here], v[:, here], layout, text)
+        spoken = self.kernel(q[:, words], k, v, mask)
+        return torch.cat([spoken, mixed] if first else [mixed, spoken], dim=1)
+
     @abstractmethod
     def receptive_field(self, layout: TokenLayout) -> Bool[Tensor, "total total"]:
         """Which token (row) may see which (column), of all tokens of the batch in order, each itself at least.

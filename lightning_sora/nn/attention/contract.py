@@ -317,6 +317,27 @@ def is_carried_whole_by_other_networks(spec: str) -> None:
 
 
 @CONTRACT.law
+def shares_a_sequence_with_text(spec: str) -> None:
+    """In a network that has text in the sequence, before or behind: tokens see their field and all text, text sees
+    everything."""
+    layout = LAYOUTS["video"]
+    for layer in LAYERS:
+        block, text = make(spec, layer), text_of(layout)
+        q, k, v = block.project(tokens_of(layout), rope_of(layout))
+        tokens = torch.ones(q.shape[:2], dtype=torch.bool)
+        for first in (0, TEXT_TOKENS):
+            queries, keys, values = (
+                torch.roll(torch.cat(pair, dim=1), first, 1) for pair in ((q, text.k), (k, text.k), (v, text.v))
+            )
+            mask = torch.roll(torch.cat([tokens, text.mask], dim=1), first, 1)
+            mixed = torch.roll(block.attend_jointly(queries, keys, values, layout, mask, first), -first, 1)
+            where = f"layer {layer}, text {'before' if first else 'behind'} the tokens"
+            require_close(mixed[:, : layout.shape[1]], block.attend(q, k, v, layout, text), f"{where}: tokens")
+            dense = KERNELS.builder("matmul")(text.k, keys, values, mask)
+            require_close(mixed[:, layout.shape[1] :], dense, f"{where}: text")
+
+
+@CONTRACT.law
 def counts_its_flops(spec: str) -> None:
     """Exactly what torch's counter sees; of tiles, what is visible in them."""
     for layer in LAYERS:

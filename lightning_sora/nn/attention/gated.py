@@ -45,6 +45,11 @@ class GatedAttention(AttentionBlock):
     def attend(self, q: Heads, k: Heads, v: Heads, layout: TokenLayout, text: TextKeys | None = None) -> Heads:
         return self.inner.attend(q, k, v, layout, text)
 
+    def attend_jointly(
+        self, q: Heads, k: Heads, v: Heads, layout: TokenLayout, mask: Bool[Tensor, "batch tokens"] | None, first: int
+    ) -> Heads:
+        return self.inner.attend_jointly(q, k, v, layout, mask, first)
+
     @property
     def causal(self) -> bool:
         return self.inner.causal
