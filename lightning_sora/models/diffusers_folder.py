@@ -137,7 +137,7 @@ def load(stored: Stored) -> nn.Module:
         _files_of(Path(stored.place))
     kind = diffusers_class(stored.name)
     # All is read in float32: of a class that keeps parts in it, diffusers would ask for another package to do so.
-    plain = type(kind.__name__, (kind,), {"_keep_in_fp32_modules": None})
+    plain: Any = type(kind.__name__, (kind,), {"_keep_in_fp32_modules": None})
     try:
         with _no_draws(), _quiet_hub():
             network, found = plain.from_pretrained(
@@ -265,6 +265,15 @@ def _quiet_hub() -> Iterator[None]:
             yield
     finally:
         told.setLevel(level)
+
+
+@contextmanager
+def quiet_on_cpu() -> Iterator[None]:
+    """What torch says of CPUs alone: that parts which ask for float32 within mixed precision have it as it is."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="In CPU autocast, but the target dtype is not supported")
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+        yield
 
 
 def _files_of(folder: Path) -> list[Path]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +19,7 @@ from lightning_sora.models.denoisers.base import DENOISERS, Condition, Denoiser,
 from lightning_sora.models.denoisers.host_attention import CountedScores, Whereabouts, block_flops, swap
 from lightning_sora.models.denoisers.host_families import Feed, HostFamily, HostOptions, family_of_transformer
 from lightning_sora.models.denoisers.host_steps import scheduler_beside
-from lightning_sora.models.diffusers_folder import Stored, build, diffusers_class, find, keep_fresh, load
+from lightning_sora.models.diffusers_folder import Stored, build, diffusers_class, find, keep_fresh, load, quiet_on_cpu
 from lightning_sora.models.text_base import TextContext
 from lightning_sora.nn.attention import AttentionBlock, create_operator, layer_specs
 from lightning_sora.nn.rope import Stretch
@@ -97,10 +97,7 @@ class DiffusersDenoiser(Denoiser):
         scheduler: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        stored = find(path, "transformer", subfolder, revision) if config is None else None
-        told = config if stored is None else stored.config
-        if not isinstance(told, Mapping):
-            raise SoraError(f"config={config!r} must be a mapping, of what a config.json says")
+        stored, told = _described(path, subfolder, revision, config)
         if kernel is not None and attention is None:
             raise SoraError(
                 f"kernel={kernel!r} is of attention=..., which is not named; name it, or leave the kernel out"
@@ -116,6 +113,7 @@ class DiffusersDenoiser(Denoiser):
         plain = {name: value for name, value in json.loads(json.dumps(dict(told))).items() if name[0] != "_"}
         self.config = {"_class_name": kind.transformer, **plain}
         self.condition_channels, self.image_dim = family.condition_channels, family.image_dim
+        self.pooled_dim = family.pooled_dim
         self.facts = DenoiserFacts(family.objective, packs=False, token_times=family.token_times, stretches=False)
         self.pretrained = stored is not None
         self.network = _network(stored, self.config)
@@ -133,6 +131,26 @@ class DiffusersDenoiser(Denoiser):
             heads, dim = layers[layer].heads, layers[layer].to_q.out_features
             self.attention.append(create_operator(spec, dim, heads, layer=layer, depth=len(layers), kernel=kernel))
         swap(layers, self._blocks, self._here, self.family.text)
+
+    @classmethod
+    def widths(
+        cls,
+        path: str,
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> tuple[int, int]:
+        """The channels and the width of text that a spec of these options is for; no weights are read.
+
+        Raises:
+            SoraError: as of the class itself.
+        """
+        told = _described(path, subfolder, revision, config)[1]
+        kind = family_of_transformer(told.get("_class_name"))
+        family = kind(_filled_in(kind.transformer, told), HostOptions())
+        return family.channels, family.text_dim
 
     @property
     def _blocks(self) -> list[AttentionBlock]:
@@ -155,9 +173,8 @@ class DiffusersDenoiser(Denoiser):
             )
         self._check_image(condition)
         given = self.family.inputs(Feed(x, t, text, layout, condition))
-        with self._here.at(layout, self._here.counting), warnings.catch_warnings():
-            # Rotary positions of Mochi ask for float32 by a context that, on a CPU, says only that it does nothing.
-            warnings.filterwarnings("ignore", message="In CPU autocast, but the target dtype is not supported")
+        quiet = quiet_on_cpu() if x.device.type == "cpu" else contextlib.nullcontext()
+        with self._here.at(layout, self._here.counting), quiet:
             made: Tensor = self.network(**given, return_dict=False)[0]
         return self.family.rows(made, layout)
 
@@ -194,13 +211,15 @@ class DiffusersDenoiser(Denoiser):
 
     def _made_up(self, layout: TokenLayout, text_tokens: int, per_token: bool) -> tuple[Any, ...]:
         made: dict[str, Any] = {"device": next(self.parameters()).device, "dtype": self.dtype}
-        pooled = torch.zeros(layout.clips, int(self.family.config.get("pooled_projection_dim", 1)), **made)
+        pooled = None if self.pooled_dim is None else torch.zeros(layout.clips, self.pooled_dim, **made)
         mask = torch.ones(layout.clips, text_tokens, dtype=torch.bool, device=made["device"])
         text = TextContext(torch.zeros(layout.clips, text_tokens, self.text_dim, **made), mask, pooled)
         condition = None
         if self.condition_channels:
             rows = torch.zeros(*layout.shape, self.patch_size.volume * self.condition_channels, **made)
-            image = None if self.image_dim is None else torch.zeros(layout.clips, IMAGE_TOKENS, self.image_dim, **made)
+            image = (
+                None if self.image_dim is None else torch.zeros(layout.clips, self.image_tokens, self.image_dim, **made)
+            )
             condition = Condition(rows, image)
         t = torch.zeros(layout.shape if per_token else (layout.clips,), **made)
         return torch.zeros(*layout.shape, self.in_dim, **made), t, text, layout, None, condition
@@ -250,8 +269,16 @@ class DiffusersDenoiser(Denoiser):
         return self.network
 
 
-#: Of an image, as CLIP makes them for Wan 2.1; of these a count of FLOPs is made.
-IMAGE_TOKENS = 257
+def _described(
+    path: str, subfolder: str | None, revision: str | None, config: Mapping[str, Any] | None
+) -> tuple[Stored | None, Mapping[str, Any]]:
+    """Where a transformer lies, None for nowhere, and what its config.json says."""
+    if config is None:
+        stored = find(path, "transformer", subfolder, revision)
+        return stored, stored.config
+    if not isinstance(config, Mapping):
+        raise SoraError(f"config={config!r} must be a mapping, of what a config.json says")
+    return None, config
 
 
 def _network(stored: Stored | None, config: Mapping[str, Any]) -> nn.Module:

@@ -94,6 +94,7 @@ class HostFamily(ABC):
         self.channels, self.text_dim = self._channels(), int(config[self.text_key])
         self.condition_channels = int(config["in_channels"]) - int(config["out_channels"] or config["in_channels"])
         self.image_dim: int | None = None
+        self.pooled_dim: int | None = None
         if self.condition_channels < 0 or (self.condition_channels and not self.conditioned):
             raise SoraError(
                 f"a {self.transformer} of in_channels={config['in_channels']} and out_channels="
@@ -280,6 +281,7 @@ class HunyuanVideo(HostFamily):
                 f"guidance={options.guidance} is told to models of guidance_embeds=True, and this one has False; leave "
                 "it out"
             )
+        self.pooled_dim = int(config["pooled_projection_dim"])
         self.guidance = 6.0 if options.guidance is None else options.guidance
 
     def _patch(self) -> PatchSize:
@@ -290,7 +292,7 @@ class HunyuanVideo(HostFamily):
         return [block.attn for block in (*network.transformer_blocks, *network.single_transformer_blocks)]
 
     def inputs(self, feed: Feed) -> dict[str, Any]:
-        pooled, width = feed.text.pooled, int(self.config["pooled_projection_dim"])
+        pooled, width = feed.text.pooled, self.pooled_dim
         if pooled is None or pooled.shape[-1] != width:
             raise SoraError(
                 f"a {self.transformer} asks for a vector of each caption of width {width}, as CLIP makes, beside the "
