@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError, WeightsMissing
+from lightning_sora.models.safetensors_files import TensorHeader, read_header
 from lightning_sora.names import local_path
 
 CONFIG, PIPELINE = "config.json", "model_index.json"
@@ -223,6 +224,28 @@ def _reset(module: nn.Module, values: Mapping[str, Tensor]) -> None:
             getattr(module, name).copy_(value)
 
 
+def skeleton(config: Mapping[str, Any]) -> nn.Module:
+    """A network without weights: its shapes alone, on torch's meta device, of no memory.
+
+    Args:
+        config: what its config.json says.
+
+    Raises:
+        SoraError: options that its class cannot be made with.
+    """
+    with torch.device("meta"):
+        return build(config)
+
+
+def weights_of(folder: Path) -> dict[str, tuple[Path, TensorHeader]]:
+    """Every weight of a folder by its name: the file that holds it, and what that says of it. None is read.
+
+    Raises:
+        SoraError: a folder without weights or with some of them, or files that are cut short.
+    """
+    return {name: (file, header) for file in _files_of(folder) for name, header in read_header(file).tensors.items()}
+
+
 def diffusers_class(name: str) -> Any:
     """A class of diffusers by its name.
 
@@ -277,7 +300,8 @@ def quiet_on_cpu() -> Iterator[None]:
 
 
 def _files_of(folder: Path) -> list[Path]:
-    """The files of weights of a folder; raises WeightsMissing for one without weights, or with some of them."""
+    """The files of weights of a folder; raises SoraError where there are none, not all of them, or some
+    cut short."""
     index, shards = folder / INDEX, []
     if index.is_file():
         shards = _shards_of(index)
@@ -291,7 +315,10 @@ def _files_of(folder: Path) -> list[Path]:
         there = ", ".join(sorted(one.name for one in folder.glob("*"))[:6])
         way = f"{pickles[0]} is no safetensors; {_way(folder / pickles[0])}" if pickles else f"it holds {there}"
         raise WeightsMissing(f"{folder} has no {WEIGHTS}: {way}")
-    return [folder / name for name in shards or [WEIGHTS]]
+    files = [folder / name for name in shards or [WEIGHTS]]
+    for file in files:
+        read_header(file)
+    return files
 
 
 def _shards_of(index: Path) -> list[str]:

@@ -126,12 +126,18 @@ def facts_of(family: Family, config: Mapping[str, Any], framewise: bool) -> VAEF
     return replace(facts, encoder_causal=False, decoder_causal=False) if framewise else facts
 
 
-def latent_statistics(network: Any, channels: int) -> tuple[Float[Tensor, "*sizes"], Float[Tensor, "*sizes"]]:
+def latent_statistics(
+    config: Mapping[str, Any], buffers: Mapping[str, Tensor], channels: int
+) -> tuple[Float[Tensor, "*sizes"], Float[Tensor, "*sizes"]]:
     """What brings raw latents to those that the family's transformer sees: ``(latent - mean) / std``.
 
     As its pipelines do it: ``(latent - latents_mean) * scaling_factor / latents_std``, with ``shift_factor`` for the
     mean of image VAEs, each where the configuration has it, or the buffers of LTX. Cosmos gives a value per channel and
     latent frame; the ``sigma_data`` that its pipelines multiply by is its denoiser's.
+
+    Args:
+        config: of the network.
+        buffers: of the network, by name; those of LTX are looked for.
 
     Returns:
         mean and std, each of [channels] or [channels, frames].
@@ -139,7 +145,6 @@ def latent_statistics(network: Any, channels: int) -> tuple[Float[Tensor, "*size
     Raises:
         SoraError: so many values as do not divide into the channels, or a std that is not positive.
     """
-    config, buffers = network.config, dict(network.named_buffers())
 
     def told(name: str, default: float) -> Tensor:
         value = buffers.get(name, config.get(name))

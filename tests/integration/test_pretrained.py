@@ -23,6 +23,7 @@ from lightning_sora.lit import LitDiT, LitVAE
 from lightning_sora.lit.callbacks import ClipScores, Evaluate
 from lightning_sora.lit.pretrained import load_vae
 from lightning_sora.models.latent_diffusion import LatentDiffusion
+from lightning_sora.models.vae import on_demand
 from lightning_sora.spacetime import PatchSize, SpacetimeBatch, TokenLayout
 from tests.integration.conftest import make_data, make_dit
 from tests.pretrained_toys import folder
@@ -94,6 +95,44 @@ def test_its_latents_are_cached_and_trained_on_as_from_pixels(wan: Path, tmp_pat
     other = make_dit(spec_of(folder("wan", tmp_path / "other", seed=9)))
     with pytest.raises(SoraError, match=f"latents of VAE {vae.fingerprint()} but this model's VAE is"):
         make_trainer(max_steps=2).fit(other, cached)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is read of networks on demand."""
+    found: list[str] = []
+    load = on_demand.load
+    monkeypatch.setattr(on_demand, "load", lambda stored: found.append(stored.path) or load(stored))
+    return found
+
+
+def test_a_training_on_cached_latents_reads_no_weights_of_its_vae_and_a_gallery_does(
+    wan: Path, tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.chdir(tmp_path)
+    late = f"diffusers(path={str(wan)!r}, on_demand=True)"
+    ls.cache_latents(ls.Recipe.load(recipe(tmp_path, spec_of(wan))), tmp_path / "latents", engine="inline")
+    assert not reads
+    asked = [
+        "fit", "--config", str(recipe(tmp_path, late)), "--data.source=latents", f"--data.root={tmp_path / 'latents'}",
+        "--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.limit_val_batches=1",
+        "--trainer.num_sanity_val_steps=0", "--trainer.val_check_interval=1", "--model.sampling.steps=1",
+        f"--trainer.default_root_dir={tmp_path / 'out'}",
+    ]  # fmt: skip
+    assert main(asked) == 0
+    assert not reads
+    (checkpoint,) = list((tmp_path / "out").rglob("last.ckpt"))
+    names = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert [name for name in names if ".vae." in name] == [
+        "model.vae.latent_mean", "model.vae.latent_std", "model.vae.network._extra_state"
+    ]  # fmt: skip
+    gallery = LitDiT.load(checkpoint)
+    assert not reads
+    assert gallery.sample("a cube", 5, 16, 16, steps=1).shape == (5, 16, 16, 3)
+    assert reads == [str(wan)]
+    assert main([*asked, '--model.prompts=["a cube"]', "--ckpt_path=null"]) == 0
+    assert len(reads) == 2
 
 
 @pytest.mark.parametrize(("patch", "tokens", "words"), [

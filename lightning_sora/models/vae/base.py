@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -203,10 +203,18 @@ class VideoVAE(nn.Module, ABC):
         """16 hexadecimal digits over the options, the weights and the latent scaling."""
         digest = hashlib.blake2b(digest_size=8)
         digest.update(json.dumps([type(self).__name__, self.config], sort_keys=True).encode())
-        for name, value in sorted(self.state_dict().items()):
+        for name, value in self.hashed():
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+    def hashed(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight that the fingerprint is of with its name, in the order of names."""
+        yield from sorted(self.state_dict().items())
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every weight by its name, those that no ``state_dict`` holds among them."""
+        return dict(self.hashed())
 
     def decodes(self, name: str) -> bool:
         """Whether no latent depends on the weight of this name."""
@@ -225,7 +233,7 @@ class VideoVAE(nn.Module, ABC):
         if options:
             return options
         own, theirs = (
-            {name: value for name, value in one.state_dict().items() if not one.decodes(name)} for one in (self, other)
+            {name: value for name, value in one.weights().items() if not one.decodes(name)} for one in (self, other)
         )
         return [
             name
@@ -251,7 +259,7 @@ class VideoVAE(nn.Module, ABC):
                 + "; give the spec of the trained one, of which only options of the decoder may change"
                 + (f" ({', '.join(self.decoder_options)})" if self.decoder_options else "")
             )
-        fitting = {n: v for n, v in of.state_dict().items() if n in own and own[n].shape == v.shape}
+        fitting = {n: v for n, v in of.weights().items() if n in own and own[n].shape == v.shape}
         self.load_state_dict(fitting, strict=False)
 
     def _check_video(self, video: Tensor) -> TokenGrid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from lightning_sora.models.diffusers_folder import build, find, keep_fresh, load
 from lightning_sora.models.families import facts_of, family_of_vae, latent_statistics
 from lightning_sora.models.vae.base import VAES, Posterior, VideoVAE
 from lightning_sora.models.vae.identity import LOGVAR
+from lightning_sora.models.vae.on_demand import OnDemand
 from lightning_sora.spacetime import PatchSize
 from lightning_sora.specs import Spec
 
@@ -45,6 +47,9 @@ class DiffusersVAE(VideoVAE):
             latents.
         tiling: pass large frames in overlapping tiles that are blended, where the family can: less memory, and other
             latents.
+        on_demand: its weights stay in their files until something is encoded or decoded, which a training on cached
+            latents never does; and they are part of no checkpoint: the folder must be at hand to sample, with the same
+            weights. False to have them in memory and in checkpoints.
         config: what its config.json says, with the ``_class_name``: its weights are then fresh, and nothing is read. A
             saved model says so, as it has the weights itself.
 
@@ -71,6 +76,7 @@ class DiffusersVAE(VideoVAE):
         revision: str | None = None,
         framewise: bool = False,
         tiling: bool = False,
+        on_demand: bool = False,
         config: Mapping[str, Any] | None = None,
     ) -> None:
         stored = find(path, "vae", subfolder, revision) if config is None else None
@@ -82,31 +88,44 @@ class DiffusersVAE(VideoVAE):
             if asked and not getattr(family, option):
                 raise SoraError(f"{option}=True has no meaning for a {family.vae}; leave it out")
         if stored is None:
+            if on_demand:
+                raise SoraError(
+                    "on_demand=True reads weights from a folder, and config makes them; leave one of them out"
+                )
             keep_fresh(network := build(config))
         else:
-            network = load(stored)
+            network = OnDemand(stored) if on_demand else load(stored)
+        shape = network.shape[0] if isinstance(network, OnDemand) else network
         # Of the configuration as it is written: what diffusers fills in moves with its version.
         told = {name: value for name, value in json.loads(json.dumps(dict(config))).items() if name[0] != "_"}
         options = {"_class_name": family.vae, **told, "framewise": framewise, "tiling": tiling}
         channels = int(network.config[family.channels])  # type: ignore[index]
-        mean, std = latent_statistics(network, channels)
+        names = "latents_mean", "latents_std"
+        buffers = network.buffers_of_file(*names) if isinstance(network, OnDemand) else dict(network.named_buffers())
+        mean, std = latent_statistics(network.config, buffers, channels)  # type: ignore[arg-type]
         super().__init__(
-            PatchSize.of(family.stride(network)), channels, options, mean.shape[1] if mean.ndim == 2 else None
+            PatchSize.of(family.stride(shape)), channels, options, mean.shape[1] if mean.ndim == 2 else None
         )
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
         self.network, self.family, self.pretrained = network, family, stored is not None
         self.latent_step, self.images = family.latent_step, family.images
         self.facts = facts_of(family, network.config, framewise)  # type: ignore[arg-type]
-        self._run_as(framewise, tiling)
-
-    def _run_as(self, framewise: bool, tiling: bool) -> None:
-        if self.family.framewise:  # which some do unless told otherwise
-            self.network.use_framewise_encoding = self.network.use_framewise_decoding = framewise  # type: ignore[assignment]
-        if tiling:
-            self.network.enable_tiling()  # type: ignore[operator]
+        run = functools.partial(_run_as, framewise=framewise if family.framewise else None, tiling=tiling)
+        if isinstance(network, OnDemand):
+            network.prepare(run)
+        else:
+            run(network)
         if framewise:
             log.warning("framewise=True: %s", self.facts.otherwise("chunk_exact"))
+
+    def hashed(self) -> Iterator[tuple[str, Tensor]]:
+        if not isinstance(self.network, OnDemand):
+            yield from super().hashed()
+            return
+        yield from (("latent_mean", self.latent_mean), ("latent_std", self.latent_std))
+        for name, value in self.network.tensors():
+            yield f"network.{name}", value
 
     def encode(self, video: Float[Tensor, "batch 3 frames height width"]) -> Posterior:
         grid = self._check_video(video)
@@ -145,10 +164,19 @@ class DiffusersVAE(VideoVAE):
         return name.startswith(("network.decoder.", "network.post_quant_conv."))
 
     def spec_of_its_own(self, spec: str) -> str:
+        if isinstance(self.network, OnDemand):
+            return spec  # its weights stay where they are
         asked = VAES.resolve(spec)
         kept = {name: value for name, value in asked.options.items() if name not in ("subfolder", "revision")}
         own = {name: value for name, value in self.config.items() if name not in ("framewise", "tiling")}
         return str(Spec(asked.name, {**kept, "config": own}))
+
+
+def _run_as(network: Any, framewise: bool | None, tiling: bool) -> None:
+    if framewise is not None:  # which some do unless told otherwise
+        network.use_framewise_encoding = network.use_framewise_decoding = framewise
+    if tiling:
+        network.enable_tiling()
 
 
 def _injects_noise(config: Any) -> bool:
