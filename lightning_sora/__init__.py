@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from lightning_sora.lab.videos import save_video as save_video
     from lightning_sora.lit.captioner import LitCaptioner as LitCaptioner
     from lightning_sora.lit.captioners import CAPTIONERS as CAPTIONERS
-    from lightning_sora.lit.dit import DiffusionConfig as DiffusionConfig
     from lightning_sora.lit.dit import LitDiT as LitDiT
     from lightning_sora.lit.expander import EXPANDERS as EXPANDERS
     from lightning_sora.lit.expander import LitExpander as LitExpander
@@ -65,6 +64,7 @@ if TYPE_CHECKING:
     from lightning_sora.metrics.results import Results as Results
     from lightning_sora.metrics.video_distances import FVD as FVD
     from lightning_sora.metrics.video_distances import KVD as KVD
+    from lightning_sora.models.configs import DiffusionConfig as DiffusionConfig
     from lightning_sora.models.configs import DiTConfig as DiTConfig
     from lightning_sora.models.configs import SamplingConfig as SamplingConfig
     from lightning_sora.models.given import Given as Given
@@ -128,7 +128,7 @@ _PLACES = {
     "lab.videos": ("read_video", "save_video"),
     "lit.captioner": ("LitCaptioner",),
     "lit.captioners": ("CAPTIONERS",),
-    "lit.dit": ("DiffusionConfig", "LitDiT"),
+    "lit.dit": ("LitDiT",),
     "lit.expander": ("EXPANDERS", "LitExpander"),
     "lit.module": ("LitModule",),
     "lit.optimizers": ("SCHEDULES",),
@@ -138,7 +138,7 @@ _PLACES = {
     "metrics.extractors": ("EXTRACTORS",),
     "metrics.results": ("Results",),
     "metrics.video_distances": ("FVD", "KVD"),
-    "models.configs": ("DiTConfig", "SamplingConfig"),
+    "models.configs": ("DiTConfig", "DiffusionConfig", "SamplingConfig"),
     "models.given": ("Given",),
     "models.latent_diffusion": ("LatentDiffusion",),
     "models.text": ("TEXT_ENCODERS",),

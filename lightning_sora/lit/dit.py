@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -19,61 +19,22 @@ from lightning_sora.lit.clip_cache import ClipCache
 from lightning_sora.lit.evaluation_means import EvaluationMeans
 from lightning_sora.lit.generate import GenerativeModule
 from lightning_sora.lit.given import check_tasks, first_frame_shown, what_is_given
+from lightning_sora.lit.initial import Weights
 from lightning_sora.lit.latent_memory import LatentMemory
 from lightning_sora.lit.older import under_model
 from lightning_sora.lit.pretrained import load_vae
+from lightning_sora.lit.tuned import Tuned, clip_distance
 from lightning_sora.metrics.reconstruction import ReconstructionQuality, clip_quality
-from lightning_sora.models.configs import Config, DiTConfig, SamplingConfig
+from lightning_sora.models.configs import Config, DiffusionConfig, DiTConfig, SamplingConfig
 from lightning_sora.models.denoiser import DenoisingTerms
 from lightning_sora.models.denoisers.base import asked_denoiser
 from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.models.pixels import Clip, from_uint8, to_uint8
 from lightning_sora.models.saved import is_saved
 from lightning_sora.randomness import normal_per_clip, uniform_per_clip
-from lightning_sora.shipped import model_path
 from lightning_sora.spacetime import SpacetimeBatch, TokenLayout
 from lightning_sora.specs import SPEC, SpecText
 from lightning_sora.tasks import TaskMixture
-
-
-@dataclass(frozen=True)
-class DiffusionConfig(Config):
-    """What is predicted, at which noise levels, and what counts.
-
-    Args:
-        objective: spec of what is predicted: "velocity", "x", "eps", "v", "edm".
-        weighting: spec of the loss's weight over timesteps.
-        timesteps: spec of the training timesteps.
-        tasks: spec of a task -> share of the clips that are trained on it, in any unit; None for text-to-video alone.
-        text_drop: fraction of training captions replaced by the empty one, for guidance.
-        weigh: what counts the same in the gradient over an epoch, under any ``data.sizes``: each clip, token or batch.
-        val_timesteps: strata of t at which each validation clip is scored.
-
-    Raises:
-        SoraError: a value out of range.
-
-    Example:
-        >>> import lightning_sora as ls
-        >>> ls.DiffusionConfig(objective="x", timesteps="logit_normal(mean=1.0)").text_drop
-        0.1
-    """
-
-    objective: SpecText = "velocity"
-    weighting: SpecText = "uniform"
-    timesteps: SpecText = "logit_normal"
-    tasks: dict[str, float] | None = None
-    text_drop: float = 0.1
-    weigh: Literal["clip", "token", "batch"] = "clip"
-    val_timesteps: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.text_drop < 1:
-            raise SoraError(f"text_drop={self.text_drop} must lie in [0, 1)")
-        if self.weigh not in ("clip", "token", "batch"):
-            raise SoraError(f"weigh={self.weigh!r} must be 'clip', 'token' or 'batch'")
-        if self.val_timesteps < 1:
-            raise SoraError(f"val_timesteps={self.val_timesteps} must be at least 1")
 
 
 class LitDiT(GenerativeModule):
@@ -90,9 +51,12 @@ class LitDiT(GenerativeModule):
             ``dit``.
         attention: of that other denoiser: a block's spec, or a pattern over layers; None for its own.
         image: folder of the image encoder, of a denoiser that attends to embeddings of the first frame.
-        start: path of a checkpoint of a LitDiT run, of a folder that such a model was saved to, or the name of one that
-            comes with the package, whose transformer and text encoder this training begins with; None for fresh
-            weights. They must be of the same shapes, latents and objective.
+        init_from: path of a checkpoint of a LitDiT run, of a folder that such a model was saved to, or the name of one
+            that comes with the package, whose transformer and text encoder this training begins with; None for fresh
+            weights. They must be of the same shapes, latents and objective: "weights(path='PATH', strict=False)" takes
+            what fits of other shapes and names, and says what does not.
+        tuning: which parameters learn: "full", all; "fresh", those of blocks that were put into a pretrained denoiser;
+            "lora(rank=16)", low-rank adapters. See ``TUNINGS``.
         prompts, expander: see :class:`GenerativeModule`.
         optimizer, schedule, ema_decay, seed: see :class:`LitModule`.
 
@@ -123,7 +87,8 @@ class LitDiT(GenerativeModule):
         denoiser: SpecText | None = None,
         attention: SpecText | list[SpecText] | None = None,
         image: SpecText | None = None,
-        start: SpecText | None = None,
+        init_from: SpecText | None = None,
+        tuning: SpecText = "full",
         prompts: Sequence[str] | None = None,
         expander: SpecText | None = None,
         optimizer: SpecText = "adamw(lr=1e-3, weight_decay=0.01)",
@@ -159,7 +124,8 @@ class LitDiT(GenerativeModule):
         self.model.seen_sizes, self.model.read_weak = self.seen_sizes, read_model
         self.model.tasks = tuple(self.tasks.tasks)
         check_tasks(self.model, self.tasks, self.prompts)
-        self.start_hash = None if start is None else self._begin_with(start)
+        self.taken = None if init_from is None else Weights.asked(init_from).put_into(self.model, read_model)
+        self.tuned = Tuned(self.model, tuning, seed, () if self.taken is None else self.taken.of("dit"))
         self.reconstruction = ReconstructionQuality()
         self._clip_cache: ClipCache | None = None
         self._latents = LatentMemory()  # of the fit that runs
@@ -171,28 +137,6 @@ class LitDiT(GenerativeModule):
         data = self.data_spec()
         if data is not None and data.vae_hash is not None:
             self.model.check_latents(data.vae_hash)
-
-    def _begin_with(self, start: str) -> str:
-        """Takes over the weights of a trained model; returns its fingerprint."""
-        other = read_model(str(model_path(start)))
-        theirs, own = _kind(other), _kind(self.model)
-        differ = [
-            f"{name} is {theirs.get(name, 'missing')} (here {own.get(name, 'missing')})"
-            for name in sorted(theirs | own)
-            if theirs.get(name) != own.get(name)
-        ]
-        if differ:
-            more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-            raise SoraError(
-                f"start={start!r} is of another kind than this recipe asks for: {', '.join(differ[:3])}{more}; give "
-                "vae, text, dit and diffusion.objective as it was trained with, or drop start"
-            )
-        with torch.no_grad():
-            for part in ("text", "dit"):
-                weights = getattr(other, part).state_dict()
-                for name, value in getattr(self.model, part).state_dict().items():
-                    value.copy_(weights[name])
-        return other.fingerprint()
 
     def configure_callbacks(self) -> list[pl.Callback]:
         return [*super().configure_callbacks(), *evaluation_where_none_is(self.trainer)]
@@ -267,7 +211,11 @@ class LitDiT(GenerativeModule):
             for index in range(self.diffusion.val_timesteps):
                 t = (index + offsets) / self.diffusion.val_timesteps
                 noise = self.noise_for(x_0, batch.layout, "fixed_noise", [(i, index) for i in batch.ids])
-                terms = self.model.terms(batch.layout, x_0, t, noise, batch.captions, None, shown)
+                compute = partial(self.model.terms, batch.layout, x_0, t, noise, batch.captions, None, shown)
+                terms = compute()
+                if index == self.diffusion.val_timesteps // 2 and not self.tuned.whole:
+                    distance = self.tuned.prediction_distance(terms, compute, batch.layout)
+                    self._means.add(f"{split}/prediction_distance_from_base", distance)
                 errors = batch.layout.clip_mean((terms.x_0 - x_0).float().square().mean(dim=-1))
                 for name, values in (("loss", self.weighted(terms)), ("denoising_error", errors)):
                     totals[name] += values.cpu() / self.diffusion.val_timesteps
@@ -299,6 +247,16 @@ class LitDiT(GenerativeModule):
 
     def on_validation_epoch_end(self) -> None:
         self._means.log(self, prog_bar=("val/loss",))
+        if self.native_size is not None and "base" in (versions := self.gallery()[0]):
+            self.log("val/distance_from_base", clip_distance(versions["generated"], versions["base"]))
+
+    def gallery(self) -> tuple[dict[str, list[Tensor]], list[str]]:
+        """The same, beside what the base makes of the same noise where only a part learns."""
+        versions, prompts = super().gallery()
+        if versions and not self.tuned.whole:
+            base = self.tuned.shown(self.native_size, lambda: self.model.sample(prompts, seed=self.seed))
+            versions = {"base": base, **versions}
+        return versions, prompts
 
     def validation_step(self, batch: SpacetimeBatch, batch_idx: int) -> None:
         self.fixed_loss(batch, "val")
@@ -359,35 +317,32 @@ class LitDiT(GenerativeModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["vae"] = {"spec": self.vae_spec, "hash": self.model.vae_hash, "run_id": self.vae_run_id}
         checkpoint["denoiser"] = (self.model.config or {}).get("denoiser")
+        self.tuned.leave_out(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         under_model(checkpoint, ("vae.", "text.", "dit."))
         super().on_load_checkpoint(checkpoint)
+        self.tuned.put_back(checkpoint)
         self.vae_run_id = checkpoint["vae"]["run_id"]
         self.model.vae_hash = checkpoint["vae"]["hash"]
 
     @classmethod
     def rebuild_arguments(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
         # The VAE's weights are in the checkpoint: its own run need not be at hand.
-        own = {"vae": SPEC + checkpoint["vae"]["spec"], "start": None, "expander": None}
-        if checkpoint.get("denoiser") is not None:
-            own |= {"denoiser": checkpoint["denoiser"], "attention": None}  # with its weights, too
+        own = {"vae": SPEC + checkpoint["vae"]["spec"], "expander": None, "tuning": checkpoint.get("tuning", "full")}
+        if "base" not in checkpoint:  # it holds all weights
+            own |= {"init_from": None}
+            if checkpoint.get("denoiser") is not None:
+                own |= {"denoiser": checkpoint["denoiser"], "attention": None}
         return {**super().rebuild_arguments(checkpoint), **own}
 
     def lineage(self) -> dict[str, str]:
         """What this run stands on, for the record."""
-        start = {} if self.start_hash is None else {"start.hash": self.start_hash}
-        return {"vae.hash": self.model.vae_hash, "vae.run_id": self.vae_run_id or "none", **start}
-
-
-def _kind(model: LatentDiffusion) -> dict[str, str]:
-    """What two models must share for one to take the other's weights."""
-    shapes = {
-        f"{part}.{name}": str(tuple(value.shape))
-        for part in ("text", "dit")
-        for name, value in getattr(model, part).state_dict().items()
-    }
-    return {"vae": model.vae_hash, "objective": repr(model.objective), "patch_size": str(model.patch_size), **shapes}
+        told = {"vae.hash": self.model.vae_hash, "vae.run_id": self.vae_run_id or "none"}
+        if self.taken is not None:
+            told |= {"init_from.hash": self.taken.fingerprint}
+            told |= {"init_from.differences": differ} if (differ := self.taken.differences()) else {}
+        return told | ({} if self.tuned.fingerprint is None else {"base.hash": self.tuned.fingerprint})
 
 
 def read_model(path: str) -> LatentDiffusion:

@@ -8,14 +8,15 @@ from typing import Any
 from lightning_sora.models.configs import Config
 
 EVALUATION = ("extractor", "clip")
+RENAMED = {"start": "init_from"}
 
 
 def grouped(arguments: Mapping[str, Any], groups: Mapping[str, type[Config]]) -> dict[str, Any]:
-    """Constructor arguments with each option in the group that it belongs to, where it lay beside the groups once.
+    """Constructor arguments with each option by its name of today, in the group that it belongs to.
 
     What the evaluation has now is left out.
     """
-    found = {name: value for name, value in arguments.items() if name not in EVALUATION}
+    found = {RENAMED.get(name, name): value for name, value in arguments.items() if name not in EVALUATION}
     for group, config in groups.items():
         inside = {name: found.pop(name) for name in config.names() if name in found and group not in found}
         if inside:

@@ -106,6 +106,46 @@ class DiTConfig(Config):
 
 
 @dataclass(frozen=True)
+class DiffusionConfig(Config):
+    """What is predicted, at which noise levels, and what counts.
+
+    Args:
+        objective: spec of what is predicted: "velocity", "x", "eps", "v", "edm".
+        weighting: spec of the loss's weight over timesteps.
+        timesteps: spec of the training timesteps.
+        tasks: spec of a task -> share of the clips that are trained on it, in any unit; None for text-to-video alone.
+        text_drop: fraction of training captions replaced by the empty one, for guidance.
+        weigh: what counts the same in the gradient over an epoch, under any ``data.sizes``: each clip, token or batch.
+        val_timesteps: strata of t at which each validation clip is scored.
+
+    Raises:
+        SoraError: a value out of range.
+
+    Example:
+        >>> import lightning_sora as ls
+        >>> ls.DiffusionConfig(objective="x", timesteps="logit_normal(mean=1.0)").text_drop
+        0.1
+    """
+
+    objective: SpecText = "velocity"
+    weighting: SpecText = "uniform"
+    timesteps: SpecText = "logit_normal"
+    tasks: dict[str, float] | None = None
+    text_drop: float = 0.1
+    weigh: Literal["clip", "token", "batch"] = "clip"
+    val_timesteps: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.text_drop < 1:
+            raise SoraError(f"text_drop={self.text_drop} must lie in [0, 1)")
+        if self.weigh not in ("clip", "token", "batch"):
+            raise SoraError(f"weigh={self.weigh!r} must be 'clip', 'token' or 'batch'")
+        if self.val_timesteps < 1:
+            raise SoraError(f"val_timesteps={self.val_timesteps} must be at least 1")
+
+
+@dataclass(frozen=True)
 class SamplingConfig(Config):
     """How samples are drawn where nothing else is asked.
 

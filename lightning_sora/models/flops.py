@@ -11,6 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_sora.models.conditioning import condition_encodes
 from lightning_sora.models.denoisers.base import Denoiser
+from lightning_sora.models.learning_flops import LearningFlops
+from lightning_sora.models.lora import without_adapters
 from lightning_sora.models.text_base import TextEncoder
 from lightning_sora.models.vae import VideoVAE
 from lightning_sora.spacetime import PatchSize, TokenLayout
@@ -28,6 +30,13 @@ class CountedFlops:
 
     def __init__(self) -> None:
         self._known: dict[Hashable, int] = {}
+        self._learning: dict[bool, LearningFlops] = {}
+
+    def of_what_learns(self, denoiser: Denoiser, per_token: bool) -> LearningFlops:
+        """What a step of a denoiser of which a part learns spends less and more; looked at once."""
+        if per_token not in self._learning:
+            self._learning[per_token] = LearningFlops(denoiser, per_token)
+        return self._learning[per_token]
 
     def __call__(self, key: Hashable, module: nn.Module, run: Callable[[], Any]) -> int:
         """Forward FLOPs of ``run``, in evaluation mode and without gradients."""
@@ -69,6 +78,8 @@ def training_flops(
 ) -> int:
     """FLOPs of one training step of a latent diffusion model.
 
+    Weights that are frozen beside others that learn have no gradient: see :class:`LearningFlops`.
+
     The denoiser's are declared; those of the text encoder and of the VAE are counted. A clip counts as encoded at every
     visit, also where its latent or its caption's embedding is kept: equal batches cost equal FLOPs.
 
@@ -78,9 +89,14 @@ def training_flops(
         part: what the denoiser sees of the clips.
         per_token: whether each token has a timestep of its own.
     """
-    total = FORWARD_AND_BACKWARD * model.dit.flops(part, text_tokens, per_token)
+    with without_adapters(model.dit):  # which are counted below
+        total = FORWARD_AND_BACKWARD * model.dit.flops(part, text_tokens, per_token)
+    learns = {p.requires_grad for p in model.dit.parameters()}
+    partly = learns == {True, False}
+    if partly:
+        total += count.of_what_learns(model.dit, per_token)(part, text_tokens)
     text = layout.clips * count(("text", text_tokens), model.text, lambda: model.text.probe(text_tokens))
-    total += text * (FORWARD_AND_BACKWARD if model.text.trainable else 1)
+    total += text * (FORWARD_AND_BACKWARD if model.text.trainable and not partly else 1)
     for size in (grid.size(model.patch) for grid in layout.grids if pixels):
         shown = [condition_encodes(model.vae, model.dit, size)] if model.dit.condition_channels else []
         for encoded in (size, *shown):

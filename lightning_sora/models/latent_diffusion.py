@@ -26,6 +26,7 @@ from lightning_sora.models.given import Given, GivenRows, given_rows
 from lightning_sora.models.hub import PretrainedModel
 from lightning_sora.models.image import ImageEncoder
 from lightning_sora.models.latent_space import LatentSpace
+from lightning_sora.models.lora import merged
 from lightning_sora.models.pixels import Clip
 from lightning_sora.models.saved import read_model, rounded, save_model
 from lightning_sora.models.seen_sizes import SeenSizes, check_rope
@@ -187,7 +188,7 @@ class LatentDiffusion(LatentSpace, PretrainedModel):
             "tasks": list(self.tasks),
             "run_id": self.run_id,
         }
-        parts = {"vae": self.vae, "text": self.text, "dit": self.dit}
+        parts = {"vae": self.vae, "text": self.text, "dit": merged(self.dit)}
         parts |= {} if self.image is None else {"image": self.image}
         return save_model(folder, KIND, self.config, parts, stored=stored, **told)
 

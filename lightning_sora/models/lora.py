@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -80,7 +80,7 @@ def add_lora(
     """
     check_size(rank, alpha, dropout)
     size = Size(rank, float(rank if alpha is None else alpha))
-    names = targeted(denoiser, denoiser.lora_targets if targets is None else targets)
+    names = targeted(denoiser, usual_targets(denoiser) if targets is None else targets)
     inject(denoiser, dict.fromkeys(names, size), dropout, seed)
     return names
 
@@ -102,6 +102,12 @@ def linear_layers(denoiser: nn.Module) -> dict[str, nn.Linear]:
         if isinstance(module, nn.Linear) and ".lora_" not in name:
             found[name.removesuffix(".base_layer")] = module
     return found
+
+
+def usual_targets(denoiser: Denoiser) -> list[str]:
+    """Those of the denoiser's ``lora_targets`` that it has."""
+    layers = linear_layers(denoiser)
+    return [end for end in denoiser.lora_targets if any(name.endswith(f".{end}") for name in layers)]
 
 
 def targeted(denoiser: Denoiser, targets: Sequence[str]) -> tuple[str, ...]:
@@ -126,6 +132,12 @@ def targeted(denoiser: Denoiser, targets: Sequence[str]) -> tuple[str, ...]:
             f"a {type(denoiser).__name__} says of none of its layers that LoRA goes there; name some by targets=[...]"
         )
     return tuple(name for name in layers if name in found)
+
+
+def ends_of(denoiser: Denoiser, names: Collection[str]) -> tuple[str, ...]:
+    """Targets of which :func:`targeted` makes these names: few, where the same layers of all blocks are named."""
+    ends = tuple(dict.fromkeys(_end(name) for name in names))
+    return ends if set(targeted(denoiser, ends)) == set(names) else tuple(names)
 
 
 def _end(name: str) -> str:
@@ -217,6 +229,9 @@ def fill(denoiser: nn.Module, values: Mapping[str, Adapter]) -> None:
 def without_adapters(denoiser: nn.Module) -> Iterator[None]:
     """Computes as the frozen layers do, on leaving as before."""
     layers = [layer for _, layer in _adapted(denoiser)]
+    if not layers:
+        yield
+        return
     learns = {parameter: parameter.requires_grad for parameter in denoiser.parameters()}
     for layer in layers:
         layer.enable_adapters(False)

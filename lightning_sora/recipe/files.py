@@ -37,7 +37,11 @@ SPEC = re.compile(r"\w+\(.*\)", re.DOTALL)
 Accepted = Callable[[str, str | None], Sequence[str] | None]
 
 #: Where options lie that earlier versions had elsewhere.
-MOVED = {"model.extractor": "evaluation.extractor", "model.clip": "evaluation.clip_model"}
+MOVED = {
+    "model.extractor": "evaluation.extractor",
+    "model.clip": "evaluation.clip_model",
+    "model.start": "model.init_from",
+}
 
 
 def recipe_files(arguments: Sequence[str]) -> list[Path]:
@@ -306,7 +310,7 @@ def _check_name(
         return
     dotted, prefix = (f"{section}.{name}", f"{section}.") if section else (name, "")
     if dotted in MOVED:
-        raise SoraError(f"{place}: {dotted} is an option of the evaluation; write {MOVED[dotted]}")
+        raise SoraError(f"{place}: {dotted} is now {MOVED[dotted]}; write that")
     inside = grouped or {}
     if name in inside:
         raise SoraError(f"{place}: {dotted} is in a group of options; write {prefix}{inside[name]}")

@@ -142,8 +142,8 @@ def test_a_training_begins_with_the_weights_of_another(make_trainer: Callable[..
     average = LitDiT.load(tmp_path / "first.ckpt").model
     average.save(tmp_path / "first")
     for start in ("first.ckpt", "first"):
-        second = make_dit("identity", patch_size=(4, 8, 8), seed=2, start=str(tmp_path / start))
-        assert second.model.fingerprint() == average.fingerprint() == second.lineage()["start.hash"]
+        second = make_dit("identity", patch_size=(4, 8, 8), seed=2, init_from=str(tmp_path / start))
+        assert second.model.fingerprint() == average.fingerprint() == second.lineage()["init_from.hash"]
     trainer = make_trainer(max_steps=1)
     trainer.fit(second, make_data(clips=16))  # of other data, which a resumed training refuses
     assert second.model.fingerprint() != average.fingerprint()
@@ -163,7 +163,7 @@ def test_a_training_begins_with_the_weights_of_another(make_trainer: Callable[..
 def test_weights_of_another_kind_are_refused(options: dict[str, Any], told: str, tmp_path: Path) -> None:
     make_dit("identity", patch_size=(4, 8, 8)).model.save(tmp_path / "first")
     with pytest.raises(SoraError, match=told):
-        make_dit("identity", patch_size=(4, 8, 8), start=str(tmp_path / "first"), **options)
+        make_dit("identity", patch_size=(4, 8, 8), init_from=str(tmp_path / "first"), **options)
 
 
 def test_a_dit_on_pixels_needs_no_vae(make_trainer: Callable[..., pl.Trainer]) -> None:

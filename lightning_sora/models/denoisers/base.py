@@ -78,7 +78,8 @@ class Denoiser(nn.Module, ABC):
         pooled_dim: width of the vector of a whole caption that it takes beside the text's; None for none.
         widths: of one whose folder says for what it is: a class method of its options that gives the channels and
             the text's width, without reading weights.
-        lora_targets: ends of the names of the linear layers that low-rank adapters go to, where nothing else is asked.
+        lora_targets: ends of the names of the linear layers that low-rank adapters go to, where nothing else is asked;
+            of which some may not be there.
     """
 
     lora_targets: ClassVar[tuple[str, ...]] = ()

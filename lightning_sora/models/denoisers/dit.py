@@ -144,7 +144,7 @@ class DiT(Denoiser):
         SoraError: widths that do not divide, an unknown block, kernel, modulation or conditioning.
     """
 
-    lora_targets = ("project.qkv", "attention.out", "cross.query", "cross.key_value", "cross.out")
+    lora_targets = ("project.qkv", "attention.out", "cross.query", "cross.key_value", "cross.out", "joint.key_value")
 
     def __init__(
         self,
