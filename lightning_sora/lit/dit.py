@@ -21,6 +21,7 @@ from lightning_sora.lit.generate import GenerativeModule
 from lightning_sora.lit.given import check_tasks, first_frame_shown, what_is_given
 from lightning_sora.lit.initial import Weights
 from lightning_sora.lit.latent_memory import LatentMemory
+from lightning_sora.lit.module import check_module
 from lightning_sora.lit.older import under_model
 from lightning_sora.lit.pretrained import load_vae
 from lightning_sora.lit.tuned import Tuned, clip_distance
@@ -111,7 +112,7 @@ class LitDiT(GenerativeModule):
         self.timesteps = TIMESTEPS.create(diffusion.timesteps)
         self.tasks = TaskMixture(diffusion.tasks or {"text_to_video": 1.0})
         asked = asked_denoiser(denoiser, attention)
-        if asked is not None and dit != DiTConfig():
+        if asked is not None and dit.plain() != DiTConfig().plain():
             raise SoraError(
                 f"model.dit describes the package's own transformer, and model.denoiser={denoiser!r} names another; "
                 "drop one of them"
@@ -321,6 +322,8 @@ class LitDiT(GenerativeModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         under_model(checkpoint, ("vae.", "text.", "dit."))
+        check_module(checkpoint, type(self).__name__)
+        self.tuned.check(checkpoint)
         super().on_load_checkpoint(checkpoint)
         self.tuned.put_back(checkpoint)
         self.vae_run_id = checkpoint["vae"]["run_id"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -63,8 +63,8 @@ class Tuned:
             for name in self._left_out:
                 checkpoint["state_dict"].pop(WITHIN + name, None)
 
-    def put_back(self, checkpoint: dict[str, Any]) -> None:
-        """Completes a checkpoint by this model's own frozen weights.
+    def check(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuses a checkpoint that does not stand on this model.
 
         Raises:
             SoraError: it is of another tuning, or its frozen weights were others.
@@ -81,6 +81,9 @@ class Tuned:
                 f"the checkpoint was trained upon frozen weights {base}, which it does not hold, and those that "
                 f"model.denoiser and model.init_from name here are {self.fingerprint}; give them as they were then"
             )
+
+    def put_back(self, checkpoint: dict[str, Any]) -> None:
+        """Completes a checkpoint by this model's own frozen weights."""
         values = dict(self.model.dit.named_parameters())
         checkpoint["state_dict"] |= {WITHIN + name: values[name].detach() for name in self._left_out}
 

@@ -182,6 +182,7 @@ def test_a_checkpoint_holds_what_is_trained_and_not_the_frozen_base(tmp_path: Pa
     assert {name for name in stored["state_dict"] if name.startswith("model.dit.")} == learning(module)
     assert stored["base"]["fingerprint"] == module.tuned.fingerprint
     again = make(write_kept(tmp_path), attention="gated, full", tuning="lora(rank=2)")
+    again.tuned.check(stored)
     again.tuned.put_back(stored)
     assert set(stored["state_dict"]) == set(module.state_dict())
 
@@ -197,11 +198,11 @@ def test_another_base_or_tuning_than_a_checkpoints_is_refused(tmp_path: Path) ->
     spec = write_kept(tmp_path / "a")
     stored = checkpoint_of(make(spec, tuning="lora(rank=2)"))
     with pytest.raises(SoraError, match=r"upon frozen weights \w{16}, .* name here are \w{16}; give them as they were"):
-        make(write_kept(tmp_path / "b", seed=1), tuning="lora(rank=2)").tuned.put_back(stored)
+        make(write_kept(tmp_path / "b", seed=1), tuning="lora(rank=2)").tuned.check(stored)
     with pytest.raises(SoraError, match=r'was trained by model.tuning="lora\(.*rank=2.*\)", and "lora\(.*rank=3'):
-        make(spec, tuning="lora(rank=3)").tuned.put_back(stored)
+        make(spec, tuning="lora(rank=3)").tuned.check(stored)
     with pytest.raises(SoraError, match="and 'full' is asked for; resume it as it was"):
-        make(spec).tuned.put_back(stored)
+        make(spec).tuned.check(stored)
 
 
 def test_of_a_base_that_lies_nowhere_all_is_kept() -> None:
