@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
-from lightning_sora.models.denoisers import Denoiser
+from lightning_sora.models.denoisers import DENOISERS, Denoiser
 from lightning_sora.models.denoisers.wan_keys import to_original
 from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.models.lora import (
@@ -27,10 +27,12 @@ from lightning_sora.models.lora import (
     without_adapters,
 )
 from lightning_sora.models.lora_files import load_lora, read_lora, write_lora
+from lightning_sora.models.text_base import TextContext
 from lightning_sora.spacetime import PatchSize, TokenGrid, TokenLayout
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("peft")
+PRETRAINED = [name for name in DENOISERS.list() if name in ("wan", "diffusers")]
 SHAPE = {"patch_size": (1, 8, 8), "dim": 32, "depth": 2, "num_heads": 2}
 
 
@@ -327,14 +329,59 @@ def test_blocks_that_were_put_in_are_not_left_out_of_a_file(tmp_path: Path) -> N
         write_lora(trained(Swapped(network()), rank=2), tmp_path)
 
 
+def predicted(denoiser: Denoiser) -> Tensor:
+    """Of one clip, timestep and text."""
+    draw, layout = torch.Generator().manual_seed(3), TokenLayout.uniform(TokenGrid(2, 2, 2), 1)
+    text = TextContext(torch.randn(1, 5, denoiser.text_dim, generator=draw), torch.ones(1, 5, dtype=torch.bool))
+    rows = torch.randn(1, layout.total, denoiser.in_dim, generator=draw)
+    return denoiser(rows, torch.tensor([0.5]), text, layout)
+
+
+def silent(denoiser: Denoiser) -> list[str]:
+    """The adapters that what is predicted does not depend on."""
+    predicted(denoiser).square().sum().backward()
+    learns = [(name, p) for name, p in denoiser.named_parameters() if p.requires_grad]
+    return [name for name, p in learns if p.grad is None or not float(p.grad.abs().sum()) > 0]
+
+
 @pytest.mark.parametrize("conditioning", ["cross", "joint"])
 def test_every_adapter_has_a_say_in_what_a_denoiser_predicts(conditioning: str) -> None:
     model = LatentDiffusion.create("identity", "bytes(dim=16)", dit={**SHAPE, "conditioning": conditioning})
     for parameter in model.dit.parameters():
         nn.init.normal_(parameter, std=0.1)
-    trained(model.dit, rank=2, targets=list(linear_layers(model.dit)))
-    t = torch.tensor([0.5])
-    one = TokenLayout.uniform(TokenGrid(2, 2, 2), 1)
-    model.dit(torch.randn(1, 8, model.dit.in_dim), t, model.text(["a red cube"]), one).square().sum().backward()
-    silent = [n for n, p in model.dit.named_parameters() if p.requires_grad and not p.grad.abs().sum() > 0]
-    assert not silent
+    assert not silent(trained(model.dit, rank=2, targets=list(linear_layers(model.dit))))
+
+
+@pytest.mark.parametrize("kind", PRETRAINED)
+@pytest.mark.parametrize("attention", ["full", "window(size=(1, 2, 2))"])
+def test_of_a_pretrained_wan_too_whatever_its_attention(tmp_path: Path, kind: str, attention: str) -> None:
+    network().save_pretrained(tmp_path / "wan")
+    denoiser = DENOISERS.create(f"{kind}(path={str(tmp_path / 'wan')!r}, attention={attention!r})", 16, 16).eval()
+    before = predicted(denoiser).detach()
+    assert not silent(trained(denoiser, rank=2, targets=[*denoiser.lora_targets, "ffn.net.0.proj", "ffn.net.2"]))
+    after = predicted(denoiser).detach()
+    assert not torch.equal(after, before)
+    with without_adapters(denoiser):
+        assert torch.equal(predicted(denoiser), before)
+    torch.testing.assert_close(predicted(merged(denoiser)), after, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", PRETRAINED)
+@pytest.mark.parametrize("form", ["diffusers", "comfyui"])
+def test_adapters_of_a_pretrained_wan_go_to_diffusers_and_back(tmp_path: Path, kind: str, form: str) -> None:
+    network().save_pretrained(tmp_path / "wan")
+    spec = f"{kind}(path={str(tmp_path / 'wan')!r})"
+    denoiser, again = (DENOISERS.create(spec, 16, 16).eval() for _ in range(2))
+    file = write_lora(trained(denoiser, rank=4, alpha=8.0), tmp_path / form, form)
+    _, theirs = loaded(file)
+    state = theirs.state_dict()
+    for name, one in adapters(denoiser).items():
+        scale = 2.0 if form == "comfyui" else 1.0  # which diffusers multiplies in
+        key = denoiser.diffusers_key(name)
+        assert torch.equal(state[f"{key}.lora_A.default_0.weight"], one.down * scale)
+        assert torch.equal(state[f"{key}.lora_B.default_0.weight"], one.up)
+    load_lora(again, file)
+    assert torch.equal(predicted(again), predicted(denoiser))
+    host = Hosted(network())
+    load_lora(host, file)
+    assert torch.equal(output(theirs), output(host.network))
