@@ -156,8 +156,8 @@ def _shards(weights: Mapping[str, Tensor], most: int) -> Iterator[dict[str, Tens
 
 
 def put_on_cpu(module: nn.Module) -> None:
-    """Gives memory to the parameters of a network that was built without, all zeros."""
+    """Gives memory to the parameters of a network that was built without, for values that are read or drawn next."""
     for part in module.modules():
         for name, value in part.named_parameters(recurse=False):
             if value.is_meta:
-                setattr(part, name, nn.Parameter(torch.zeros_like(value, device="cpu")))
+                setattr(part, name, nn.Parameter(torch.empty_like(value, device="cpu")))
