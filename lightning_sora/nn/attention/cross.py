@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -28,14 +29,16 @@ def attend_contexts(
     """
     if not layout.packed:
         return kernel(q, k, v, mask)
-    # One kernel call per distinct clip length; the clips of a segment are those of its first tokens.
+    # One kernel call per distinct clip length; the clips of a segment are those of its first tokens. Contexts are put
+    # in that order together: of one selection per segment, each gradient would be as large as all contexts.
     groups = layout.groups(lambda coordinates, _: coordinates[:, :1], "clip", q.device)
     clip = layout.coordinates(q.device)[:, 0]
-    mixed = []
-    for segment, queries in zip(groups.segments, gather(q, groups), strict=True):
-        clips = clip.index_select(0, segment[:, 0])
-        keys, values = k.index_select(0, clips), v.index_select(0, clips)
-        mixed.append(kernel(queries, keys, values, None if mask is None else mask.index_select(0, clips)))
+    order = torch.cat([clip.index_select(0, segment[:, 0]) for segment in groups.segments])
+    counts = [len(segment) for segment in groups.segments]
+    keys, values = (one.index_select(0, order).split(counts) for one in (k, v))
+    masks = [None] * len(counts) if mask is None else mask.index_select(0, order).split(counts)
+    queries = gather(q, groups)
+    mixed = [kernel(*of_segment) for of_segment in zip(queries, keys, values, masks, strict=True)]
     return scatter(mixed, groups, layout.shape)
 
 
