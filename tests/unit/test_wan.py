@@ -20,6 +20,8 @@ from lightning_sora.models.denoisers import DENOISERS, Condition, WanDiT
 from lightning_sora.models.denoisers.contract import CONTRACT
 from lightning_sora.models.denoisers.wan_keys import to_original
 from lightning_sora.models.latent_diffusion import LatentDiffusion
+from lightning_sora.models.lora import add_lora, merged
+from lightning_sora.models.lora_files import write_lora
 from lightning_sora.models.text import TextContext
 from lightning_sora.nn.attention import list_attention
 from lightning_sora.nn.rope import Stretch
@@ -355,6 +357,52 @@ def test_what_a_folder_cannot_hold_is_named_and_other_attention_is_told(
         assert not caplog.text
         ours(of(), attention="window, full").save_diffusers(tmp_path / "window")
     assert "will run these weights with full attention, not ['window']" in caplog.text
+
+
+def test_adapters_of_it_are_those_of_diffusers_and_merge_into_a_folder(of: Folder, tmp_path: Path) -> None:
+    wan, network, layout = ours(of()), theirs(of()), TokenLayout.uniform(TokenGrid(2, 2, 4), 2)
+    names = add_lora(wan, rank=3)
+    assert set(names) == {f"blocks.{n}.attn{m}.{end}" for n in (0, 1) for m in (1, 2) for end in wan.lora_targets}
+    assert {name for name, value in wan.named_parameters() if value.requires_grad} == {
+        f"{name}.lora_{side}.default.weight" for name in names for side in "AB"
+    }
+    with torch.no_grad():
+        for name, value in wan.named_parameters():
+            if "lora_B" in name:
+                value.copy_(draw(*value.shape, seed=len(name)))
+    with pytest.raises(SoraError, match=r"cannot hold blocks\.0\.attn1\.to_k\.base_layer"):
+        wan.save_diffusers(tmp_path / "refused")
+    plain = merged(wan)
+    network.load_lora_adapter(str(write_lora(wan, tmp_path / "lora.safetensors")))
+    x, t, text = draw(2, 16, wan.in_dim), torch.tensor([0.1, 0.8]), text_of([7, 3])
+    with torch.no_grad():
+        adapted = wan(x, t, text, layout)
+        assert not torch.allclose(adapted, ours(of())(x, t, text, layout), atol=1e-3)
+        expected = by_diffusers(network, x, t, text, layout.grids[0], None)
+        torch.testing.assert_close(adapted, expected, atol=1e-5, rtol=1e-5)
+        folder = plain.save_diffusers(tmp_path / "merged")
+        tuned = by_diffusers(theirs(folder), x, t, text, layout.grids[0], None)
+        torch.testing.assert_close(tuned, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shard", ["10GB", "20KB"], ids=["one_file", "several"])
+def test_a_name_is_read_from_what_its_hub_left_here(
+    of: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: str
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    of_name = tmp_path / "models--nobody--wan"
+    (of_name / "refs").mkdir(parents=True)
+    (of_name / "refs" / "main").write_text("a" * 40)
+    folder = of_name / "snapshots" / ("a" * 40) / "transformer"
+    theirs(of()).save_pretrained(folder, max_shard_size=shard)
+    state = ours_of(Path("nobody/wan")).state_dict()
+    assert all(torch.equal(state[name], value) for name, value in ours(of()).state_dict().items())
+    sorted(folder.glob("*.safetensors"))[-1].unlink()
+    with pytest.raises(WeightsMissing, match="the weights of 'nobody/wan' cannot be had from its hub"):
+        ours_of(Path("nobody/wan"))
 
 
 def test_a_pipeline_and_its_subfolders_are_looked_into(of: Folder, tmp_path: Path) -> None:
