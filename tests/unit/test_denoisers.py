@@ -10,6 +10,7 @@ import torch
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.dit import LitDiT
 from lightning_sora.lit.older import grouped
+from lightning_sora.models.configs import DiTConfig
 from lightning_sora.models.denoisers import DENOISERS, Denoiser, DenoiserFacts, DiT
 from lightning_sora.models.denoisers.base import asked_denoiser
 from lightning_sora.models.latent_diffusion import LatentDiffusion
@@ -34,6 +35,12 @@ def test_attention_is_asked_for_beside_the_denoiser() -> None:
     assert kinds == ["TemporalAttention", "FullAttention"]
     assert asked_denoiser(NAMED, None) == NAMED
     assert asked_denoiser(None, None) is None
+
+
+def test_a_recipe_whose_parser_fills_in_the_options_of_the_other_one_describes_none() -> None:
+    module = LitDiT("identity", text=TEXT, denoiser=NAMED, dit=DiTConfig(patch_size=[1, 1, 1]))
+    assert isinstance(module.model.dit, DiT)
+    assert tuple(module.model.dit.patch_size) == (1, 8, 8)
 
 
 @pytest.mark.parametrize(
