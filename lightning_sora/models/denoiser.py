@@ -114,7 +114,7 @@ def guided(
             times, rows = kept.levels(t), kept.noised(rows, t)
             spread = times[..., None]
         shown = None if condition is None else condition.repeat(len(kinds), axis)
-        noised, times = model.objective.input(rows, spread).to(model.dtype), times.to(model.dtype)
+        noised = model.objective.input(rows, spread).to(model.dtype)  # times stay as exact as they are
         prediction = model.dit(noised, times, context(model, kinds), at, model.stretch(at, rope), shown)
         x_0 = model.objective.x_0(prediction.float(), rows, spread)
         return (x_0 if given is None else kept.kept(x_0, t)).chunk(len(kinds), dim=axis)

@@ -500,6 +500,22 @@ def test_a_model_of_it_is_saved_without_its_folder_and_samples(tmp_path: Path) -
     assert expected.shape == (2, 8, 8, 3)
 
 
+@torch.no_grad()
+def test_half_precision_is_of_weights_and_not_of_time(tmp_path: Path) -> None:
+    """In bfloat16 667 of 1,000 steps would be 668."""
+    path = host_folder("wan", tmp_path, in_channels=3, out_channels=3)
+    sampling = {"steps": 3, "guidance": 1.0}
+    model = LatentDiffusion.create(
+        "identity", f"bytes(dim={TEXT})", denoiser=f"diffusers(path={str(path)!r})", sampling=sampling
+    ).bfloat16()
+    told: list[float] = []
+    model.dit.network.register_forward_pre_hook(  # type: ignore[union-attr, operator]
+        lambda _, args, given: told.extend(given["timestep"].tolist()), with_kwargs=True
+    )
+    model.sample("a cube", 2, 8, 8)
+    assert told == pytest.approx([1000.0, 2000 / 3, 1000 / 3], abs=1e-3)
+
+
 def test_names_are_those_of_diffusers(of: Folder) -> None:
     denoiser = make(of("wan"), "wan", ", attention='gated, full'")
     theirs = set(transformer("wan").state_dict())

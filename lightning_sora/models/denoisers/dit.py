@@ -207,7 +207,7 @@ class DiT(Denoiser):
         per_token = t.dim() == 2
         text = self._project(text)
         pooled = self.pooled(_mean(text))
-        condition = self.time(t) + (layout.per_token(pooled) if per_token else pooled)
+        condition = self.time(t.to(self.dtype)) + (layout.per_token(pooled) if per_token else pooled)
         one = layout.coordinates(x.device)[: layout.shape[1], 1:]  # the clips of a uniform batch are alike
         if stretch is not None:
             stretch = stretch._replace(factors=layout.per_token(stretch.factors.to(x.device))[0])
