@@ -181,6 +181,8 @@ class LitDiT(GenerativeModule):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self._latents.clear()
+        if self.taken is not None:
+            self.taken.keep(self.trainer)
 
     def training_step(self, batch: SpacetimeBatch, batch_idx: int) -> Tensor:
         drawn = self.tasks.draw(batch.layout, self.seed, batch.keys)
@@ -331,8 +333,10 @@ class LitDiT(GenerativeModule):
 
     @classmethod
     def rebuild_arguments(cls, checkpoint: dict[str, Any]) -> dict[str, Any]:
-        # The VAE's weights are in the checkpoint: its own run need not be at hand.
-        own = {"vae": SPEC + checkpoint["vae"]["spec"], "expander": None, "tuning": checkpoint.get("tuning", "full")}
+        # What the checkpoint holds need not be at hand elsewhere.
+        own = {"expander": None, "tuning": checkpoint.get("tuning", "full")}
+        if not checkpoint.get("base", {}).get("vae"):
+            own |= {"vae": SPEC + checkpoint["vae"]["spec"]}
         if "base" not in checkpoint:  # it holds all weights
             own |= {"init_from": None}
             if checkpoint.get("denoiser") is not None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.models.lora import merged
 from lightning_sora.registry import Registry
+from lightning_sora.sealing import seal_json, write_whole
 from lightning_sora.shipped import model_path
 
 log = logging.getLogger(__name__)
@@ -47,6 +50,18 @@ class Taken:
         """What was not taken over, in words; empty where all was."""
         kinds = {"missing": self.missing, "unexpected": self.unexpected, "reshaped": self.reshaped}
         return "; ".join(f"{len(names)} {kind}: {_some(names)}" for kind, names in kinds.items() if names)
+
+    def keep(self, trainer: pl.Trainer) -> None:
+        """Writes all names of what was not taken over to ``init_from.json``, where there are such."""
+        if not self.differences() or not trainer.is_global_zero:
+            return
+        path = Path(trainer.default_root_dir) / "init_from.json"
+        kinds = {"missing": self.missing, "unexpected": self.unexpected, "reshaped": self.reshaped}
+        write_whole(path, seal_json({"fingerprint": self.fingerprint, **{k: list(v) for k, v in kinds.items()}}))
+        for logger in trainer.loggers:
+            log_files = getattr(logger, "log_files", None)
+            if log_files is not None:
+                log_files(path, "init_from")
 
 
 def _some(names: tuple[str, ...]) -> str:

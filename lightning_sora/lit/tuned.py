@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -18,7 +19,9 @@ from lightning_sora.models.tuning import TUNINGS, fingerprint, frozen
 from lightning_sora.spacetime import TokenLayout
 from lightning_sora.specs import Spec
 
-WITHIN = "model.dit."  # of a module's names
+log = logging.getLogger(__name__)
+
+WITHIN = "model.dit."  # of a module of lightning
 
 
 class Tuned:
@@ -46,22 +49,28 @@ class Tuned:
         self._left_out: list[str] = []
         self.fingerprint: str | None = None
         self._shown: tuple[object, list[Clip]] = None, []
+        self._without_vae = False
         if self.whole:
             return
+        if model.text.trainable and not taken:
+            log.warning("the text encoder is of fresh weights, which do not learn under tuning=%r", tuning)
         model.text.requires_grad_(False)
         if model.dit.pretrained or taken:
-            self._left_out = [name for name, p in model.dit.named_parameters() if not p.requires_grad]
+            self._without_vae = model.vae.pretrained and any(True for _ in model.vae.parameters())
+            self._left_out = [f"{WITHIN}{name}" for name, p in model.dit.named_parameters() if not p.requires_grad]
+            if self._without_vae:
+                self._left_out += [f"model.vae.{name}" for name in model.vae.state_dict()]
             # Now: in training they may be rounded to another precision.
-            self.fingerprint = fingerprint(frozen(model.dit))
+            self.fingerprint, _ = fingerprint(frozen(model.dit)), model.vae_hash
 
     # Checkpoints.
     def leave_out(self, checkpoint: dict[str, Any]) -> None:
         """Takes the frozen weights that lie elsewhere out of a checkpoint, and puts down which they were."""
         checkpoint["tuning"] = self.tuning.spec_of_its_own()
         if self.fingerprint is not None:
-            checkpoint["base"] = {"fingerprint": self.fingerprint}
+            checkpoint["base"] = {"fingerprint": self.fingerprint, "vae": self._without_vae}
             for name in self._left_out:
-                checkpoint["state_dict"].pop(WITHIN + name, None)
+                checkpoint["state_dict"].pop(name, None)
 
     def check(self, checkpoint: Mapping[str, Any]) -> None:
         """Refuses a checkpoint that does not stand on this model.
@@ -81,11 +90,16 @@ class Tuned:
                 f"the checkpoint was trained upon frozen weights {base}, which it does not hold, and those that "
                 f"model.denoiser and model.init_from name here are {self.fingerprint}; give them as they were then"
             )
+        if checkpoint.get("base", {}).get("vae") and checkpoint["vae"]["hash"] != self.model.vae_hash:
+            raise SoraError(
+                f"the checkpoint was trained on latents of VAE {checkpoint['vae']['hash']}, which it does not hold, "
+                f"and the one of model.vae here is {self.model.vae_hash}; give that which it was trained with"
+            )
 
     def put_back(self, checkpoint: dict[str, Any]) -> None:
         """Completes a checkpoint by this model's own frozen weights."""
-        values = dict(self.model.dit.named_parameters())
-        checkpoint["state_dict"] |= {WITHIN + name: values[name].detach() for name in self._left_out}
+        values = self.model.state_dict(prefix="model.")
+        checkpoint["state_dict"] |= {name: values[name] for name in self._left_out if name in values}
 
     # How far it has come.
     def base(self) -> AbstractContextManager[None]:

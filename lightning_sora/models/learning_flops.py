@@ -16,7 +16,6 @@ from lightning_sora.spacetime import TokenGrid, TokenLayout
 
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 _GRIDS, _LENGTHS = (TokenGrid(1, 2, 2), TokenGrid(2, 2, 2)), (3, 5)
-_IMAGE_TOKENS = 257  # of CLIP's pictures
 
 
 class _Product(NamedTuple):
@@ -107,7 +106,7 @@ def _met(denoiser: Denoiser, grid: TokenGrid, length: int, per_token: bool) -> l
     text = TextContext(zeros(1, length, denoiser.text_dim), mask, pooled)
     shown = None
     if denoiser.condition_channels:
-        image = None if denoiser.image_dim is None else zeros(1, _IMAGE_TOKENS, denoiser.image_dim)
+        image = None if denoiser.image_dim is None else zeros(1, denoiser.image_tokens, denoiser.image_dim)
         shown = Condition(zeros(*layout.shape, denoiser.patch_size.volume * denoiser.condition_channels), image)
     added = {id(p) for name, p in denoiser.named_parameters() if ".lora_" in name}
     training = denoiser.training

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 import lightning_sora as ls
+from lightning_sora.cli import main
 from lightning_sora.errors import SoraError
 from lightning_sora.lit import LitDiT
 from lightning_sora.models.denoisers import DENOISERS
+from lightning_sora.sealing import read_json
 from lightning_sora.spacetime import TokenGrid, TokenLayout
 from tests.integration.conftest import make_data
 from tests.tuning_toys import Kept, write_kept
@@ -24,6 +26,36 @@ pytest.importorskip("peft")
 Make = Callable[..., pl.Trainer]
 TEXT = "bytes(dim=8, depth=1, num_heads=1)"
 LORA = "lora(rank=2)"
+RECIPE = """
+seed_everything: 0
+model:
+  class_path: LitDiT
+  init_args:
+    vae: diffusers(path='FOLDER/wan/vae')
+    text: bytes(dim=16)
+    denoiser: diffusers(path='FOLDER/wan/transformer')
+    tuning: lora(rank=2)
+    sampling: {steps: 2}
+    optimizer: adamw(lr=1e-2)
+    schedule: constant
+data:
+  class_path: SpacetimeDataModule
+  init_args:
+    source: world(level='tiny', clips=8, heldout_clips=2)
+    patch: [4, 16, 16]
+    frames: 5
+    height: 32
+    width: 32
+    fps: 8
+    batch_size: 2
+trainer:
+  accelerator: cpu
+  max_steps: 2
+  val_check_interval: 2
+  log_every_n_steps: 1
+  enable_progress_bar: false
+  default_root_dir: run
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +79,16 @@ def fitted(make_trainer: Make, module: LitDiT, steps: int, resumed: Path | None 
     trainer = make_trainer(max_steps=steps, **options)
     trainer.fit(module, make_data(), ckpt_path=resumed, weights_only=None if resumed is None else True)
     return trainer
+
+
+def write_wan(folder: Path, seed: int) -> None:
+    """A random Wan in miniature, as diffusers writes it."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(seed)
+    shape = {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "text_dim": 16, "num_layers": 2}
+    diffusers.WanTransformer3DModel(**shape).save_pretrained(folder / "transformer")
+    small = {"base_dim": 4, "z_dim": 16, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+    diffusers.AutoencoderKLWan(**small).save_pretrained(folder / "vae")
 
 
 def state(module: LitDiT) -> dict[str, Tensor]:
@@ -158,6 +200,20 @@ def test_a_training_of_ones_own_is_tuned_and_stands_on_that_training(make_traine
 
 
 @pytest.mark.slow
+def test_names_of_what_was_not_taken_over_are_kept(make_trainer: Make, tmp_path: Path) -> None:
+    dit = {"patch_size": (4, 8, 8), "dim": 16, "depth": 1, "num_heads": 2}
+    LitDiT("identity", text=TEXT, dit=dit).save(tmp_path / "first")
+    asked = f"weights(path={str(tmp_path / 'first')!r}, strict=False)"
+    module = LitDiT("identity", text=TEXT, dit={**dit, "depth": 2}, init_from=asked, schedule="constant")
+    fitted(make_trainer, module, 1)
+    found = read_json((tmp_path / "init_from.json").read_bytes(), "init_from.json", "")
+    assert module.taken is not None
+    assert found["missing"] == list(module.taken.missing)
+    assert all(name.startswith("dit.blocks.1.") for name in found["missing"])
+    assert found["unexpected"] == found["reshaped"] == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("tuning", "attention"), [(LORA, "full"), ("fresh", "gated, full")])
 def test_a_validation_says_how_far_the_model_has_come_from_its_base(
     make_trainer: Make, base: str, tuning: str, attention: str
@@ -175,3 +231,48 @@ def test_a_validation_says_how_far_the_model_has_come_from_its_base(
     full = make(base, "full", prompts=["a red cube moves left"])
     trainer = fitted(make_trainer, full, 1, limit_val_batches=1.0, val_check_interval=1)
     assert not [name for name in trainer.callback_metrics if "from_base" in name]
+
+
+@pytest.mark.slow
+def test_a_recipe_tunes_a_folder_of_wan_resumes_and_refuses_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_wan(tmp_path / "wan", seed=0)
+    write_wan(tmp_path / "other", seed=1)
+    (tmp_path / "tune.yaml").write_text(RECIPE.replace("FOLDER", str(tmp_path)))
+    assert main(["fit", "--config", "tune.yaml", "--trainer.max_steps=2"]) == 0
+    last = "run/checkpoints/last.ckpt"
+    stored = torch.load(tmp_path / last, weights_only=True)
+    kept = [name for name in stored["state_dict"] if name.startswith(("model.dit.", "model.vae."))]
+    assert kept
+    assert all(".lora_" in name for name in kept)
+    assert main(["fit", "--config", "tune.yaml", "--ckpt_path=last", "--trainer.max_steps=4"]) == 0
+    whole = "--trainer.default_root_dir=whole"
+    assert main(["fit", "--config", "tune.yaml", whole, "--trainer.max_steps=4"]) == 0
+    resumed, straight = (LitDiT.load(tmp_path / one / "checkpoints" / "last.ckpt") for one in ("run", "whole"))
+    assert equal(state(resumed), state(straight))
+    video = ls.load(last, "cpu").sample("a red cube", 5, 32, 32, steps=2)
+    assert video.shape == (5, 32, 32, 3)
+    for part, told in (("transformer", "trained upon frozen weights"), ("vae", "trained on latents of VAE")):
+        (tmp_path / "wan" / part).rename(tmp_path / "kept")
+        capsys.readouterr()
+        assert main(["fit", "--config", "tune.yaml", "--ckpt_path=last", "--trainer.max_steps=5"]) == 2
+        assert f"wan/{part}" in capsys.readouterr().err
+        (tmp_path / "other" / part).rename(tmp_path / "wan" / part)
+        assert main(["fit", "--config", "tune.yaml", "--ckpt_path=last", "--trainer.max_steps=5"]) == 2
+        error = [line for line in capsys.readouterr().err.splitlines() if told in line]
+        assert len(error) == 1
+        with pytest.raises(SoraError, match=told):
+            ls.load(last, "cpu")
+        (tmp_path / "wan" / part).rename(tmp_path / "other" / part)
+        (tmp_path / "kept").rename(tmp_path / "wan" / part)
+
+
+def test_a_recipe_that_says_start_is_told_its_new_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old.yaml").write_text(RECIPE.replace("tuning: lora(rank=2)", "start: a.ckpt"))
+    assert main(["fit", "--config", "old.yaml"]) == 2
+    assert "model.start is now model.init_from; write that" in capsys.readouterr().err
