@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lightning_sora.lab.check import check_data as check_data
     from lightning_sora.lab.comparing import Verdicts as Verdicts
     from lightning_sora.lab.comparing import compare as compare
+    from lightning_sora.lab.exporting import export as export
     from lightning_sora.lab.inspect import inspect_data as inspect_data
     from lightning_sora.lab.models import load as load
     from lightning_sora.lab.parts import registries as registries
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from lightning_sora.lab.sampling import sample as sample
     from lightning_sora.lab.sampling import sample_again as sample_again
     from lightning_sora.lab.score import score as score
-    from lightning_sora.lab.serving import export as export
     from lightning_sora.lab.videos import read_video as read_video
     from lightning_sora.lab.videos import save_video as save_video
     from lightning_sora.lit.captioner import LitCaptioner as LitCaptioner
@@ -119,12 +119,12 @@ _PLACES = {
     "lab.cache": ("cache_latents",),
     "lab.caption": ("caption",),
     "lab.check": ("check_data",),
+    "lab.exporting": ("export",),
     "lab.inspect": ("inspect_data",),
     "lab.models": ("load",),
     "lab.parts": ("registries",),
     "lab.sampling": ("Samples", "sample", "sample_again"),
     "lab.score": ("score",),
-    "lab.serving": ("export",),
     "lab.videos": ("read_video", "save_video"),
     "lit.captioner": ("LitCaptioner",),
     "lit.captioners": ("CAPTIONERS",),

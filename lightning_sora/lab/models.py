@@ -65,16 +65,21 @@ class VideoModel:
     Attributes:
         path: where it was loaded from, as it was given.
         run_id: of the training; None where that is not known.
+        init_from: what the training began with, beside its denoiser's own weights; None for nothing.
     """
 
     path: str
     model: LatentDiffusion
     run_id: str | None
     device: torch.device
+    init_from: str | None = None
 
 
-def load_video_model(path: str | Path, device: str | torch.device | None = None) -> VideoModel:
+def load_video_model(path: str | Path, device: str | torch.device | None = None, loaded: Any = None) -> VideoModel:
     """Loads a model as :func:`load` does, if it is one that makes videos.
+
+    Args:
+        loaded: what :func:`load` made of it; None to load it.
 
     Raises:
         SoraError: as :func:`load`; or it makes none.
@@ -82,11 +87,12 @@ def load_video_model(path: str | Path, device: str | torch.device | None = None)
     from lightning_sora.models.latent_diffusion import LatentDiffusion
 
     place = usable_device(device)
-    loaded = load(path, place)
+    loaded = load(path, place) if loaded is None else loaded
     model: Any = loaded if isinstance(loaded, LatentDiffusion) else getattr(loaded, "model", None)
     if not isinstance(model, LatentDiffusion):
         raise SoraError(f"{path} holds a {type(loaded).__name__}, which makes no videos; give a LitDiT's")
-    return VideoModel(str(path), model, getattr(loaded, "run_id", None), place)
+    began = getattr(loaded, "hparams", {}).get("init_from")
+    return VideoModel(str(path), model, getattr(loaded, "run_id", None), place, began)
 
 
 def _load_saved(path: str | Path, device: torch.device) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 import shutil
 import tempfile
 import threading
@@ -11,21 +12,23 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning_sora import __version__
 from lightning_sora.errors import SoraError
 from lightning_sora.lab.models import VideoModel, load_video_model
 from lightning_sora.lab.sampling import sample
+from lightning_sora.names import local_path
 from lightning_sora.plugins import load_plugins, loaded
 from lightning_sora.sealing import write_whole
 from lightning_sora.texts import parsed_json, read_text
 from lightning_sora.tracking import store
-from lightning_sora.writing import check_folder
 
 MODEL, LIMITS, PLUGINS = "model", "limits.json", "plugins"
-#: The folder of the model among the artifacts of a run.
-ARTIFACT = "model"
+#: The folders of a model and of adapters among the artifacts of a run.
+ARTIFACT, LORA = "model", "lora"
+#: Of this package, by the part that needs it.
+EXTRAS = {"diffusers": "diffusers", "hf": "hf"}
 #: What may be asked for beside the prompts, and mlflow's type of it; what is left out is as the recipe has it.
 PARAMS = {
     "seed": "long", "frames": "long", "height": "long", "width": "long", "fps": "double", "steps": "long",
@@ -61,57 +64,35 @@ class Limits:
             if (asked.get(name) or 0) > most:
                 raise SoraError(f"{name}={asked[name]} is more than is made here; ask for {most} at most")
 
+    @classmethod
+    def of(cls, made: VideoModel, replaced: Mapping[str, int]) -> Limits:
+        """Twice the longest clips of the training of a model, and what replaces that.
 
-def export(
-    model: str | Path, out: str | Path, *, limits: Mapping[str, int] | None = None, plugins: Sequence[str | Path] = (),
-    uri: str | None = None, log_to_run: bool = False,
-) -> str:  # fmt: skip
+        Raises:
+            SoraError: a limit that is none.
+        """
+        least, most = made.model.patch, made.model.seen_sizes.most or (1, 1, 1)
+        frames, height, width = (LARGER * max(one, two) for one, two in zip(least, most, strict=True))
+        try:
+            return cls(**{"frames": frames, "height": height, "width": width, **replaced})
+        except TypeError:
+            raise SoraError(f"limits={dict(replaced)} must be of {', '.join(cls.__annotations__)}") from None
+
+
+def command(where: str) -> str:
+    """What serves a model on this machine."""
+    return f"mlflow models serve --env-manager local -m {shlex.quote(where)}"
+
+
+def write(made: VideoModel, folder: Path, limits: Limits, plugins: Sequence[Path]) -> None:
     """Writes a text-to-video model in mlflow's format, with its moving average.
 
-    A request names prompts, and may name negative prompts and what is in ``PARAMS``; it names no files. The answer has
-    an MP4 of each prompt, the one that :func:`sample` writes.
-
     Args:
-        model: as :func:`sample` takes it.
-        out: folder that is not there yet.
-        limits: fields of :class:`Limits` to replace; by default twice the longest clips of the training.
         plugins: files that register parts of the model; they are copied.
-        uri: of the mlflow store; None for MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db.
-        log_to_run: whether to keep it among the artifacts of the run that trained the model as well.
-
-    Returns:
-        what `mlflow models serve -m` takes.
-
-    Raises:
-        SoraError: no such model, a limit that is none, a folder that is there, or no such run.
-
-    Example:
-        >>> import lightning_sora as ls
-        >>> ls.export("outputs/world_dit", "served", limits={"frames": 33})  # doctest: +SKIP
-        'served'
     """
-    folder = Path(out).expanduser()
-    check_folder("--out", folder.parent)
-    if folder.exists():
-        raise SoraError(f"{folder} is there already; give --out of a folder that is not")
-    files = [plugin.path for plugin in load_plugins(plugins)]
-    made = load_video_model(model, "cpu")
-    least, most = made.model.patch, made.model.seen_sizes.most or (1, 1, 1)
-    frames, height, width = (LARGER * max(one, two) for one, two in zip(least, most, strict=True))
-    try:
-        allowed = Limits(**{"frames": frames, "height": height, "width": width, **(limits or {})})
-    except TypeError:
-        raise SoraError(f"limits={dict(limits or {})} must be of {', '.join(Limits.__annotations__)}") from None
-    run = _run_of(made, uri) if log_to_run else None
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # mlflow's, of its own type hints, and of an example that it lacks
-        _write(made, folder, allowed, files)
-    if run is None:
-        return str(folder)
-    client, run_id = run
-    client.log_artifacts(run_id, str(folder), ARTIFACT)
-    return f"runs:/{run_id}/{ARTIFACT}"
+        _write(made, folder, limits, plugins)
 
 
 def _write(made: VideoModel, folder: Path, limits: Limits, plugins: Sequence[Path]) -> None:
@@ -136,11 +117,31 @@ def _write(made: VideoModel, folder: Path, limits: Limits, plugins: Sequence[Pat
             loader_module=__name__,
             data_path=str(data),
             signature=signature,
-            pip_requirements=[f"lightning-sora=={__version__}"],
+            pip_requirements=[_requirement(made)],
         )
 
 
-def _run_of(made: VideoModel, uri: str | None) -> tuple[Any, str]:
+def _requirement(made: VideoModel) -> str:
+    """This package, with the packages that the parts of a model need."""
+    specs = [str(spec) for spec in (made.model.config or {}).values()]
+    extras = [extra for extra, part in EXTRAS.items() if any(spec.partition("(")[0] == part for spec in specs)]
+    told = f"[{','.join(extras)}]" if extras else ""
+    return f"lightning-sora{told}=={__version__}"
+
+
+class Run(NamedTuple):
+    """A run in a store of mlflow."""
+
+    client: Any
+    id: str
+
+
+def run_of(made: VideoModel, uri: str | None) -> Run:
+    """The run that trained a model.
+
+    Raises:
+        SoraError: it is not known, or not in the store.
+    """
     from mlflow.exceptions import MlflowException
 
     address = store.resolve_uri(uri)
@@ -153,11 +154,64 @@ def _run_of(made: VideoModel, uri: str | None) -> tuple[Any, str]:
         raise SoraError(
             f"the run {made.run_id} that trained {made.path} is not in {address}; give --uri of its store"
         ) from problem
-    return client, made.run_id
+    return Run(client, made.run_id)
+
+
+def keep(run: Run, folder: Path, artifact: str, register: str | None = None) -> str:
+    """Copies a model of mlflow's format to the artifacts of a run, and makes it a version of a registered name.
+
+    Returns:
+        its address.
+
+    Raises:
+        SoraError: the registry does not take the name.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+
+    run.client.log_artifacts(run.id, str(folder), artifact)
+    if register is None:
+        return f"runs:/{run.id}/{artifact}"
+    try:
+        try:
+            run.client.create_registered_model(register)
+        except MlflowException as problem:
+            if problem.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                raise
+        place = f"{run.client.get_run(run.id).info.artifact_uri}/{artifact}"
+        made = run.client.create_model_version(register, place, run.id)
+    except MlflowException as problem:
+        raise SoraError(
+            f"mlflow's registry does not take {register!r} ({store.brief(problem)}); the model is kept as "
+            f"runs:/{run.id}/{artifact}"
+        ) from problem
+    return f"models:/{register}/{made.version}"
+
+
+def keep_lora(run: Run, file: Path, base: str, register: str | None = None) -> str:
+    """Keeps a file of LoRA in the run that trained it, as a model of ``mlflow.diffusers``; see :func:`keep`.
+
+    Args:
+        base: folder or hub's name of the pipeline that it goes with.
+
+    Raises:
+        SoraError: a registry that does not take the name, or mlflow knows no models of diffusers.
+    """
+    try:
+        import mlflow.diffusers
+    except ImportError as problem:
+        raise SoraError("this mlflow knows no LoRA of diffusers; upgrade it: pip install -U mlflow") from problem
+    place = local_path(base)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # as above
+        # A relative path would be taken for a hub's name.
+        of = str(place.resolve()) if place.exists() else base
+        mlflow.diffusers.save_model(str(file), str(Path(folder) / LORA), base_model=of)
+        return keep(run, Path(folder) / LORA, LORA, register)
 
 
 def _load_pyfunc(path: str) -> ServedModel:
-    """How mlflow loads what :func:`export` wrote."""
+    """How mlflow loads what :func:`write` wrote."""
     folder = Path(path)
     there = {plugin.source for plugin in loaded().values()}  # of the process that exported it
     load_plugins([file for file in sorted((folder / PLUGINS).glob("*.py")) if read_text(file) not in there])

@@ -21,6 +21,8 @@ INSTALL = "pip install huggingface_hub"
 FILES = ("config.json", "model.json", "*.safetensors", CARD)
 #: Kind of model: what a hub lists it under, and what is done with it.
 OF_A_HUB = {"latent_diffusion": ("text-to-video", 'clip = model.sample("a red cube moves left")')}
+#: What a part's spec says where its weights lie elsewhere: a frozen encoder's, and those that are read on demand.
+ELSEWHERE = {"text": ("hf(", "cached("), "vae": ("on_demand=True",), "image": ("",)}
 #: Of a card that was written here, and may be written anew.
 _MARK = "<!-- written by save_pretrained: edit above this line and drop it, and it is kept -->"
 _ON_A_HUB = re.compile(r"[\w.\-]+/[\w.\-]+")
@@ -192,6 +194,8 @@ def _card(name: str, folder: Path) -> str:
     lines += ["import lightning_sora as ls", "", f'model = ls.{name}.from_pretrained("OWNER/NAME")  # or a folder']
     lines += [use, "```", "", "Neither Lightning nor mlflow is needed.", "", "| | |", "|---|---|"]
     lines += [*(f"| {name} | {value} |" for name, value in rows.items()), ""]
-    if str(told["config"].get("text", "")).startswith("hf("):
-        lines += ["The text encoder is not in this folder: it is read from where its spec says.", ""]
+    specs = told["config"]
+    elsewhere = [part for part, ways in ELSEWHERE.items() if part in specs and any(w in str(specs[part]) for w in ways)]
+    if elsewhere:
+        lines += [f"Not in this folder, but read from where the spec says: {', '.join(elsewhere)}.", ""]
     return "\n".join([*lines, _MARK, ""])

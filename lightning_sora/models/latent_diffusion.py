@@ -169,7 +169,7 @@ class LatentDiffusion(LatentSpace, PretrainedModel):
         return made
 
     def save(self, folder: str | Path, *, stored: str | None = None) -> Path:
-        """Writes the model as safetensors and JSON; see :mod:`lightning_sora.models.saved`.
+        """Writes the model as safetensors and JSON, LoRA merged; see :mod:`lightning_sora.models.saved`.
 
         Args:
             stored: precision of the weights in the files: "float16" makes them half as large. None for their own.

@@ -27,7 +27,7 @@ from pandas import DataFrame
 import lightning_sora as ls
 from lightning_sora import plugins
 from lightning_sora.cli import main
-from lightning_sora.lab import serving
+from lightning_sora.lab import exporting, serving
 from lightning_sora.lab.models import load_video_model
 from lightning_sora.tracking import store
 from tests.integration.test_sample import toy_model
@@ -169,7 +169,7 @@ def test_plugins_go_with_the_model_and_are_loaded_once(
     (tmp_path / "mine.py").write_text(f'{text}\n@TASKS.register("mine")\nclass Mine(TextToVideo):\n    "As text."\n')
     monkeypatch.setattr(plugins, "_LOADED", {})
     with ls.TASKS.temporary():
-        serving.export(model, tmp_path / "out", plugins=["~/mine.py"])
+        exporting.export(model, tmp_path / "out", plugins=["~/mine.py"])
         (kept,) = (tmp_path / "out").rglob("00_mine.py")
         assert kept.read_text() == (tmp_path / "mine.py").read_text()
         served = serving._load_pyfunc(str(kept.parents[1]))  # where it was exported
@@ -201,7 +201,7 @@ def test_a_model_is_kept_in_the_run_that_trained_it(
     client = store.connect(uri)
     run = client.create_run(store.experiment_id(client, uri, "toys")).info.run_id
     trained = replace(load_video_model(model, "cpu"), run_id=run)
-    monkeypatch.setattr(serving, "load_video_model", lambda *_: trained)
+    monkeypatch.setattr(exporting, "load_video_model", lambda *_: trained)
     common = ["export", "--ckpt", str(model), "--log", "--uri"]
     assert main([*common, uri, "--out", str(tmp_path / "a")]) == 0
     assert capsys.readouterr().out.split()[-1] == f"runs:/{run}/model"
