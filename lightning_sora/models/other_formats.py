@@ -141,7 +141,7 @@ def _why_no_pipeline(model: LatentDiffusion, source: Path | None) -> str | None:
     if not isinstance(model.vae, DiffusersVAE):
         return f"its latents are those of a {type(model.vae).__name__}, which diffusers does not have"
     if model.text.trainable:
-        return f"its text encoder, a {type(model.text).__name__}, was trained with it, and diffusers does not have it"
+        return f"its text encoder is a {type(model.text).__name__}, which diffusers does not have"
     if source is None:
         return "text encoder, tokenizer and scheduler are in no pipeline here; name one by base (--base DIR)"
     return None

@@ -155,6 +155,7 @@ BEFORE = {
     "how_to/python.md": "tutorials/first_run.md",
     "how_to/tasks.md": "tutorials/first_run.md",
     "how_to/tracking.md": "tutorials/first_run.md",
+    "how_to/weights_out.md": "how_to/fine_tuning.md",
 }
 DONE: set[tuple[Path, str]] = set()
 

@@ -234,7 +234,7 @@ def test_what_is_no_whole_pipeline_says_how_it_is_put_together(
     alone = trained(tmp_path / "run", base, text="bytes(dim=16, depth=0, num_heads=1)")
     exported(alone, "--to", "diffusers")
     told = capsys.readouterr().out
-    assert "it is no whole pipeline: its text encoder, a By" in told
+    assert "it is no whole pipeline: its text encoder is a By" in told
     assert sorted(path.name for path in Path("out").iterdir()) == ["transformer", "vae"]
     assert "with one: diffusers.WanPipeline.from_pretrained(" in told
     call = told.rpartition("with one: ")[2].strip()
