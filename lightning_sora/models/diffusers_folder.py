@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError, WeightsMissing
+from lightning_sora.models.memory_estimate import check_weights_fit
 from lightning_sora.models.safetensors_files import TensorHeader, read_header
 from lightning_sora.names import local_path
 
@@ -132,10 +133,11 @@ def load(stored: Stored) -> nn.Module:
     """The network of a stored model, in float32 and evaluation mode.
 
     Raises:
-        SoraError: weights that are missing, damaged, pickled, or not those that its config.json describes.
+        SoraError: weights that are missing, damaged, pickled, not those that its config.json describes, or more than
+            this machine can hold.
     """
-    if Path(stored.place).is_dir():
-        _files_of(Path(stored.place))
+    if (place := Path(stored.place)).is_dir():
+        check_weights_fit(stored.name, sum(header.numel for _, header in weights_of(place).values()))
     kind = diffusers_class(stored.name)
     # All is read in float32: of a class that keeps parts in it, diffusers would ask for another package to do so.
     plain: Any = type(kind.__name__, (kind,), {"_keep_in_fp32_modules": None})

@@ -6,6 +6,7 @@ Nothing of diffusers is needed for a folder that lies here.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.models.denoisers.wan_config import ORIGINAL
 from lightning_sora.models.denoisers.wan_keys import to_diffusers
 from lightning_sora.models.diffusers_folder import CONFIG, INDEX, WEIGHTS, Stored, weight_files
+from lightning_sora.models.memory_estimate import check_weights_fit
 from lightning_sora.models.safetensors_files import read_header, read_tensor
 from lightning_sora.names import local_path
 from lightning_sora.sealing import write_whole
@@ -49,7 +51,7 @@ class Weights:
         """Looks up what a folder holds.
 
         Raises:
-            SoraError: files that are missing, damaged or pickled.
+            SoraError: files that are missing, damaged or pickled, or more than this machine can hold.
         """
         named = _in_diffusers if stored.name == ORIGINAL else str
         places, shapes = {}, {}
@@ -57,6 +59,7 @@ class Weights:
             for own, tensor in read_header(file).tensors.items():
                 if not any(word in own for word in UNUSED):
                     places[named(own)], shapes[named(own)] = (file, own), tensor.shape
+        check_weights_fit(stored.name, sum(map(math.prod, shapes.values())))
         return cls(stored.path, places, shapes)
 
     def check(self, wanted: Mapping[str, Tensor], name: str) -> None:
