@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,10 +142,16 @@ def exported(
         raise SoraError(f"{place} is there already; give --out of a place that is not")
     files = [plugin.path for plugin in load_plugins(plugins)]
     made: VideoModel | PretrainedModel = _pretrained(model) if to == "pretrained" else _video_model(model, to)
+    return form.write(made, place, asked, files)
+
+
+@contextmanager
+def _all_or_nothing(place: Path) -> Iterator[None]:
+    """Leaves nothing of what was not there before, where it cannot be written to the end."""
     try:
-        return form.write(made, place, asked, files)
+        yield
     except BaseException:
-        shutil.rmtree(place, ignore_errors=True)  # which was not there before
+        shutil.rmtree(place, ignore_errors=True)
         raise
 
 
@@ -195,7 +202,8 @@ def _pretrained(path: str | Path) -> PretrainedModel:
 def _to_mlflow(made: VideoModel, place: Path, asked: Options, plugins: Sequence[Path]) -> Exported:
     limits = serving.Limits.of(made, asked.limits or {})
     run = serving.run_of(made, asked.uri) if asked.log_to_run else None
-    serving.write(made, place, limits, plugins)
+    with _all_or_nothing(place):
+        serving.write(made, place, limits, plugins)
     where = str(place)
     if run is not None:
         where = serving.keep(run, place, serving.ARTIFACT, asked.register)
@@ -203,7 +211,8 @@ def _to_mlflow(made: VideoModel, place: Path, asked: Options, plugins: Sequence[
 
 
 def _to_pretrained(made: PretrainedModel, place: Path, asked: Options, plugins: Sequence[Path]) -> Exported:
-    made.save_pretrained(place, stored=asked.stored)
+    with _all_or_nothing(place):
+        made.save_pretrained(place, stored=asked.stored)
     told = [f"ls.{type(made).__name__}.from_pretrained({str(place)!r})"]
     if asked.push is not None:
         told.append(made.push_to_hub(asked.push, stored=asked.stored))
@@ -213,7 +222,8 @@ def _to_pretrained(made: PretrainedModel, place: Path, asked: Options, plugins: 
 def _to_diffusers(made: VideoModel, place: Path, asked: Options, plugins: Sequence[Path]) -> Exported:
     from lightning_sora.models.other_formats import write_diffusers
 
-    told = write_diffusers(made.model, place, asked.base, stored=asked.stored, link=asked.link)
+    with _all_or_nothing(place):
+        told = write_diffusers(made.model, place, asked.base, stored=asked.stored, link=asked.link)
     return Exported(str(place), tuple(told))
 
 
@@ -227,7 +237,8 @@ def _to_lora(made: VideoModel, place: Path, asked: Options, plugins: Sequence[Pa
     run = serving.run_of(made, asked.uri) if asked.log_to_run else None
     if run is not None and base is None:
         raise SoraError("mlflow keeps LoRA beside its base, and this run names none of diffusers; leave out --log")
-    file = write_lora(made.model.dit, place, "diffusers" if theirs else "own")
+    with _all_or_nothing(place):
+        file = write_lora(made.model.dit, place, "diffusers" if theirs else "own")
     told = [
         f"diffusers' pipelines: pipeline.load_lora_weights({str(file)!r})" if theirs else
         "by this package's own names, as its network is none of diffusers",
@@ -246,11 +257,13 @@ def _to_comfyui(made: VideoModel, place: Path, asked: Options, plugins: Sequence
     from lightning_sora.models.other_formats import write_comfyui
 
     if not has_adapters(made.model.dit):
-        file = write_comfyui(made.model.dit, place, stored=asked.stored)
+        with _all_or_nothing(place):
+            file = write_comfyui(made.model.dit, place, stored=asked.stored)
         return Exported(str(file), (f"the whole transformer, for ComfyUI's models/diffusion_models: {file}",))
     if asked.stored is not None:
         raise SoraError(f"--stored={asked.stored} is of whole models, and this run has LoRA adapters; leave it out")
-    file = write_lora(made.model.dit, place, "comfyui")
+    with _all_or_nothing(place):
+        file = write_lora(made.model.dit, place, "comfyui")
     return Exported(str(file), (f"the LoRA adapters, for ComfyUI's models/loras: {file}", *_beside(made)))
 
 

@@ -118,6 +118,7 @@ class GenerativeModule(LitModule):
         Args:
             stored: precision of the weights in the files: "float16" makes them half as large. None for their own.
         """
+        self.model.run_id = self.run_id
         with self.averaged():
             return self.model.save(folder, stored=stored)
 

@@ -334,7 +334,9 @@ class LitVAE(LitModule):
     @property
     def clips(self) -> ClipVAE:
         """The VAE for single clips of display values."""
-        return ClipVAE(self.vae, str(self.hparams["vae"]))
+        made = ClipVAE(self.vae, str(self.hparams["vae"]))
+        made.run_id = self.run_id
+        return made
 
     def encode(self, clip: Clip) -> Float[Tensor, "channels t h w"]:
         """The latent of a clip, with the moving average; see :meth:`ClipVAE.encode`.

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -24,6 +25,7 @@ from lightning_sora.models.denoisers.wan_keys import to_original
 from lightning_sora.models.lora import adapters, merged
 from lightning_sora.tracking import store
 from tests.integration.conftest import make_data, make_dit, make_vae
+from tests.unit.test_pretrained_folder import FakeHub
 from tests.unit.test_text import tokenizer_in
 
 diffusers = pytest.importorskip("diffusers")
@@ -157,6 +159,21 @@ def test_a_vae_that_is_read_on_demand_goes_with_the_model(base: Path) -> None:
     same(diffusers.AutoencoderKLWan.from_pretrained("pipeline/vae"), dict(read.vae.network.state_dict()))
 
 
+def test_a_folder_is_uploaded_and_stays_where_that_fails(
+    own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    asked = ["export", str(own), "--to", "pretrained", "--push", "model", "--out"]
+    assert main([*asked, "refused"]) == 2
+    assert "'model' cannot be written on the hub" in capsys.readouterr().err
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: FakeHub("leave"))
+    assert main([*asked, "taken"]) == 0
+    assert "hub/OWNER/model/commit" in capsys.readouterr().out
+    model = ls.LatentDiffusion.from_pretrained("refused")
+    assert FakeHub.files["dit.safetensors"] == Path("taken/dit.safetensors").read_bytes()
+    assert model.fingerprint() == ls.LatentDiffusion.from_pretrained("taken").fingerprint()
+
+
 def test_a_vae_becomes_a_pretrained_folder_and_nothing_else(tmp_path: Path) -> None:
     fit(make_vae(ema_decay=0.5), tmp_path / "vae")
     assert ls.export("vae", "out", to="pretrained", stored="float16") == "out"
@@ -282,7 +299,7 @@ def test_what_cannot_be_written_says_why(
 ) -> None:
     with pytest.raises(SoraError, match=said):
         ls.export(request.getfixturevalue(run), "out", **options)
-    assert not list(Path().iterdir())
+    assert not list(Path().iterdir())  # nor anything half written
 
 
 def test_what_is_there_stays(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -332,6 +349,8 @@ def test_lora_is_kept_in_mlflow_beside_its_base(
     run, uri, tracked = in_a_store(lora, tmp_path)
     where = ls.export(run, "out", to="lora", log_to_run=True, uri=uri)
     assert where == f"runs:/{tracked}/lora"
+    ls.export(run, "folder", to="pretrained")
+    assert ls.LatentDiffusion.from_pretrained("folder").run_id == tracked
     import mlflow.diffusers
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
