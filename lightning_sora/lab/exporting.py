@@ -73,16 +73,13 @@ def export(
 ) -> str:  # fmt: skip
     """Writes a trained model, with its moving average, in the form that others read.
 
-    ======================  ============================================================================================
-    to                      what is written
-    ======================  ============================================================================================
-    ``"mlflow"``            a model for ``mlflow models serve``: prompts in, MP4s out. LoRA is merged.
-    ``"pretrained"``        a folder of config.json and safetensors, for ``from_pretrained``; of VAEs, too. LoRA is
-                            merged.
-    ``"diffusers"``         a folder of diffusers, of a run whose denoiser is one of its transformers. LoRA is merged.
-    ``"lora"``              the adapters of a LoRA run, as ``load_lora_weights`` of diffusers reads them.
-    ``"comfyui"``           one file for ComfyUI, of Wan: the adapters of a LoRA run, the whole transformer of another.
-    ======================  ============================================================================================
+    By ``to``:
+
+    - ``"mlflow"``: a model for ``mlflow models serve``, prompts in, MP4s out. LoRA is merged.
+    - ``"pretrained"``: a folder of config.json and safetensors, for ``from_pretrained``; of VAEs, too. LoRA is merged.
+    - ``"diffusers"``: a folder of diffusers, of a run whose denoiser is one of its transformers. LoRA is merged.
+    - ``"lora"``: the adapters of a LoRA run, as ``load_lora_weights`` of diffusers reads them.
+    - ``"comfyui"``: one file for ComfyUI, of Wan: the adapters of a LoRA run, the whole transformer of another.
 
     A request to what is served names prompts, and may name negative prompts and what is in ``serving.PARAMS``; it names
     no files. The answer has an MP4 of each prompt, the one that :func:`sample` writes.
