@@ -181,6 +181,7 @@ class LitDiT(GenerativeModule):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self._latents.clear()
+        self.tuned.begin()
         if self.taken is not None:
             self.taken.keep(self.trainer)
 
@@ -191,7 +192,9 @@ class LitDiT(GenerativeModule):
         t = self.timesteps(uniform, drawn.layout.lengths)
         noise = self.noise_for(x_0, drawn.layout, "noise", batch.keys)
         strength, shown = what_is_given(self.model, batch, drawn)
-        losses = self.weighted(self.model.terms(drawn.layout, x_0, t, noise, self.captions_of(batch), strength, shown))
+        captions = self.captions_of(batch)
+        with self.tuned.drawing(self.seed, batch.keys):
+            losses = self.weighted(self.model.terms(drawn.layout, x_0, t, noise, captions, strength, shown))
         self.log("train/loss", losses.mean(), prog_bar=True, batch_size=len(batch))
         self.log_by_source("train/loss", losses.detach(), batch)
         return batch.weighed(losses, self.diffusion.weigh)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -16,11 +16,13 @@ from lightning_sora.models.denoiser import DenoisingTerms
 from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.models.pixels import Clip
 from lightning_sora.models.tuning import TUNINGS, fingerprint, frozen
+from lightning_sora.randomness import stream_seed
 from lightning_sora.spacetime import TokenLayout
 from lightning_sora.specs import Spec
 
 log = logging.getLogger(__name__)
 
+TEXT_REMEDY = "name the pretrained one by model.text, or a trained model by model.init_from"
 WITHIN = "model.dit."  # of a module of lightning
 
 
@@ -45,15 +47,13 @@ class Tuned:
     def __init__(self, model: LatentDiffusion, tuning: str, seed: int = 0, taken: Collection[str] = ()) -> None:
         self.model, self.tuning = model, TUNINGS.create(tuning)
         self.tuning.begin(model.dit, seed, taken)
-        self.whole = self.tuning.whole
+        self.whole, self._taken = self.tuning.whole, bool(taken)
         self._left_out: list[str] = []
         self.fingerprint: str | None = None
         self._shown: tuple[object, list[Clip]] = None, []
         self._without_vae = False
         if self.whole:
             return
-        if model.text.trainable and not taken:
-            log.warning("the text encoder is of fresh weights, which do not learn under tuning=%r", tuning)
         model.text.requires_grad_(False)
         if model.dit.pretrained or taken:
             self._without_vae = model.vae.pretrained and any(True for _ in model.vae.parameters())
@@ -62,6 +62,11 @@ class Tuned:
                 self._left_out += [f"model.vae.{name}" for name in model.vae.state_dict()]
             # Now: in training they may be rounded to another precision.
             self.fingerprint, _ = fingerprint(frozen(model.dit)), model.vae_hash
+
+    def begin(self) -> None:
+        """Says, as a fit begins, what of it nobody may have meant."""
+        if not self.whole and self.model.text.trainable and not self._taken:
+            log.warning("the text encoder is of weights drawn at random, and does not learn: %s", TEXT_REMEDY)
 
     # Checkpoints.
     def leave_out(self, checkpoint: dict[str, Any]) -> None:
@@ -100,6 +105,17 @@ class Tuned:
         """Completes a checkpoint by this model's own frozen weights."""
         values = self.model.state_dict(prefix="model.")
         checkpoint["state_dict"] |= {name: values[name] for name in self._left_out if name in values}
+
+    @contextmanager
+    def drawing(self, seed: int, keys: Sequence[tuple[Any, ...]]) -> Iterator[None]:
+        """Draws what dropout drops from a stream of the clips of a batch, and moves no global generator."""
+        if not self.tuning.dropout:
+            yield
+            return
+        device = self.model.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(stream_seed(seed, "dropout", repr(list(keys))))
+            yield
 
     # How far it has come.
     def base(self) -> AbstractContextManager[None]:

@@ -33,9 +33,11 @@ class Tuning(ABC):
 
     Attributes:
         whole: whether all do, so that nothing is left of what it began as.
+        dropout: of what goes into what is added, in training.
     """
 
     whole: bool = False
+    dropout: float = 0.0
 
     def __init__(self) -> None:
         self._before: dict[str, Tensor] = {}  # initial values of what has none that were pretrained

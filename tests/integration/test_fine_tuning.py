@@ -100,7 +100,9 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("tuning", "attention"), [(LORA, "full"), (LORA, "gated, full"), ("fresh", "gated, full")])
+@pytest.mark.parametrize(
+    ("tuning", "attention"), [(LORA, "full"), ("lora(rank=2, dropout=0.5)", "gated, full"), ("fresh", "gated, full")]
+)
 def test_a_resumed_fit_is_the_one_that_was_not_interrupted_to_the_bit(
     make_trainer: Make, tmp_path: Path, base: str, tuning: str, attention: str
 ) -> None:
