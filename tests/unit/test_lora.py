@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
 from lightning_sora.models.denoisers import DENOISERS, Denoiser
+from lightning_sora.models.denoisers.contract import predicted as of_contract
 from lightning_sora.models.denoisers.wan_keys import to_original
 from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.models.lora import (
@@ -29,6 +30,7 @@ from lightning_sora.models.lora import (
 from lightning_sora.models.lora_files import load_lora, read_lora, write_lora
 from lightning_sora.models.text_base import TextContext
 from lightning_sora.spacetime import PatchSize, TokenGrid, TokenLayout
+from tests.host_toys import FAMILIES, TEXT, channels_of, host_folder
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("peft")
@@ -385,3 +387,35 @@ def test_adapters_of_a_pretrained_wan_go_to_diffusers_and_back(tmp_path: Path, k
     host = Hosted(network())
     load_lora(host, file)
     assert torch.equal(output(theirs), output(host.network))
+
+
+LOADERS = {
+    "wan": "Wan",
+    "cogvideox": "CogVideoX",
+    "hunyuan_video": "HunyuanVideo",
+    "ltx": "LTXVideo",
+    "mochi": "Mochi1",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_of_each_family_go_to_diffusers_and_back(tmp_path: Path, family: str) -> None:
+    import diffusers.loaders
+
+    spec = f"diffusers(path={str(host_folder(family, tmp_path / 'net'))!r})"
+    ours, theirs, again = (DENOISERS.create(spec, channels_of(family), TEXT).eval() for _ in range(3))
+    layout = TokenLayout.uniform(TokenGrid(2, 2, 2), 2)
+    base = of_contract(ours, layout).detach()
+    trained(ours, rank=4, alpha=6.0)
+    made = of_contract(ours, layout)
+    made.square().sum().backward()
+    learns = {name: p.grad for name, p in ours.named_parameters() if p.requires_grad}
+    assert not [name for name, gradient in learns.items() if gradient is None or not gradient.abs().sum() > 0]
+    file = write_lora(ours, tmp_path / "lora")
+    loader = getattr(diffusers.loaders, f"{LOADERS[family]}LoraLoaderMixin")
+    weights, metadata = loader.lora_state_dict(str(file.parent), weight_name=file.name, return_lora_metadata=True)
+    loader.load_lora_into_transformer(weights, theirs.network, metadata=metadata)
+    load_lora(again, file)
+    assert not torch.equal(made, base)
+    assert torch.equal(of_contract(theirs, layout), made)
+    assert torch.equal(of_contract(again, layout), made)

@@ -18,13 +18,18 @@ from lightning_sora.lit.optimizers import create_optimizer
 from lightning_sora.lit.tuned import clip_distance
 from lightning_sora.models.configs import DiTConfig
 from lightning_sora.models.denoisers import DENOISERS
+from lightning_sora.models.denoisers.contract import TEXT_TOKENS, predicted
 from lightning_sora.models.latent_diffusion import LatentDiffusion
-from lightning_sora.models.lora import adapters
+from lightning_sora.models.learning_flops import LearningFlops
+from lightning_sora.models.lora import adapters, add_lora, without_adapters
 from lightning_sora.models.lora_files import write_lora
 from lightning_sora.spacetime import TokenGrid, TokenLayout
+from tests.host_toys import FAMILIES, channels_of, host_folder
+from tests.host_toys import TEXT as HOST_TEXT
 from tests.tuning_toys import SHAPE, Kept, write_kept
 
 pytest.importorskip("peft")
+pytest.importorskip("diffusers")
 TEXT = "bytes(dim=8, depth=1, num_heads=1)"
 SIZE = (5, 16, 16)
 
@@ -282,3 +287,25 @@ def _text_alone(model: LatentDiffusion, tuning: str, layout: TokenLayout, tokens
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.text.probe(tokens)
     return int(counter.get_total_flops()) * layout.clips * (3 if tuning == "full" else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flops_of_adapters_in_diffusers_are_as_near_to_torchs_count_as_those_of_all(
+    tmp_path: Path, family: str
+) -> None:
+    spec = f"diffusers(path={str(host_folder(family, tmp_path / 'net'))!r})"
+    layout, shares = TokenLayout.uniform(TokenGrid(3, 4, 4), 2), []
+    for tuned in (False, True):
+        denoiser = DENOISERS.create(spec, channels_of(family), HOST_TEXT)
+        spared = 0
+        if tuned:
+            add_lora(denoiser, rank=4)
+            spared = LearningFlops(denoiser, per_token=False)(layout, TEXT_TOKENS)
+        with FlopCounterMode(display=False) as counter:
+            predicted(denoiser, layout).square().sum().backward()
+        with without_adapters(denoiser):
+            declared = 3 * denoiser.flops(layout, TEXT_TOKENS) + spared
+        shares.append(declared / counter.get_total_flops())
+    assert spared < 0
+    assert shares[1] == pytest.approx(shares[0], abs=0.05)
