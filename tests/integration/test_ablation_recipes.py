@@ -9,6 +9,7 @@ import yaml
 
 from lightning_sora.cli import main
 from lightning_sora.data.sources import SOURCES
+from tests.host_toys import TEXT, host_folder
 from tests.integration.conftest import VAE
 
 ROOT = Path(__file__).parents[2]
@@ -45,5 +46,9 @@ def test_every_ablation_recipe_can_be_planned(name: str, folder: Path, capfd: py
     keys = [] if "before" in told else [f"--data.source={SMALL}"]
     if told["base"].endswith("world_dit.yaml") and keys:  # its VAE is trained before
         keys.append(f"--model.vae=spec:{VAE}")
+    if told["base"].endswith("wan_lora.yaml"):  # of a folder that is not at hand
+        network = f"--model.denoiser=diffusers(path={str(host_folder('wan', folder / 'wan'))!r})"
+        keys += [network, f"--model.vae=spec:{VAE}", f"--model.text=bytes(dim={TEXT}, depth=1)", "--data.root=null"]
+        keys += ["--data.frames=17", "--data.height=32", "--data.width=32", "--data.num_workers=0"]
     assert main(["ablate", str(file), "--plan", *keys]) == 0
     assert "(baseline)" in capfd.readouterr().out
