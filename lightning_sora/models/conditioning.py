@@ -8,6 +8,7 @@ channels says.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -24,6 +25,8 @@ from lightning_sora.models.pixels import Clip, from_uint8
 from lightning_sora.models.vae import VideoVAE
 from lightning_sora.spacetime import TokenGrid, TokenLayout, VideoSize, patchify
 
+log = logging.getLogger(__name__)
+
 
 class Conditioned(Protocol):
     """A model whose denoiser is shown frames."""
@@ -37,11 +40,18 @@ class Conditioned(Protocol):
 
 
 def check_conditioning(vae: VideoVAE, dit: Denoiser, image: ImageEncoder | None) -> None:
-    """Refuses a denoiser whose further channels are of no known kind, and one that lacks its image encoder.
+    """Refuses a denoiser whose further channels are of no known kind, and one that lacks its image encoder; warns of
+    one that was trained on latents of another VAE.
 
     Raises:
         SoraError: which it is, and what would fit.
     """
+    own = getattr(getattr(vae, "family", None), "vae", None)
+    if dit.pretrained and None not in (own, dit.trained_with) and own != dit.trained_with:
+        log.warning(
+            "this pretrained denoiser was trained on latents of %s, and model.vae is %s%s: it begins far from what it "
+            "knows", dit.trained_with, own, ", a VAE of images" if vae.images else "",
+        )  # fmt: skip
     shown = dit.condition_channels
     if shown not in (0, vae.latent_channels, vae.stride.frames + vae.latent_channels):
         raise SoraError(

@@ -59,6 +59,7 @@ class Family:
         framewise: long clips can be passed in overlapping chunks that are blended.
         tiling: large frames can be passed in overlapping tiles that are blended.
         images: it takes images; a clip is passed frame by frame.
+        transformers: classes in diffusers of those that were trained on its latents.
     """
 
     name: str
@@ -70,29 +71,34 @@ class Family:
     framewise: bool = False
     tiling: bool = True
     images: bool = False
+    transformers: tuple[str, ...] = ()
 
 
 AHEAD = VAEFacts(first_frame_alone=False, encoder_causal=False, decoder_causal=False, chunk_exact=False)
 
 FAMILIES = (
     # Passed 4 frames at a time, always: what its convolutions have seen is kept.
-    Family("wan", "AutoencoderKLWan", _of_wan, VAEFacts(chunk_exact=True), channels="z_dim"),
+    Family("wan", "AutoencoderKLWan", _of_wan, VAEFacts(chunk_exact=True), channels="z_dim",
+           transformers=("WanTransformer3DModel", "WanModel")),
     # Passed 8 frames at a time; its norms are of all frames of a chunk. Of an even number of latent frames, diffusers
     # decodes too many frames.
     Family(
         "cogvideox", "AutoencoderKLCogVideoX", _of_cogvideox,
         VAEFacts(first_frame_alone=False, chunk_exact=False), latent_step=2,
+        transformers=("CogVideoXTransformer3DModel",),
     ),
     # Its norms are of all frames of a clip.
-    Family("hunyuan_video", "AutoencoderKLHunyuanVideo", _as_attributes, AHEAD, framewise=True),
+    Family("hunyuan_video", "AutoencoderKLHunyuanVideo", _as_attributes, AHEAD, framewise=True,
+           transformers=("HunyuanVideoTransformer3DModel",)),
     Family("hunyuan_video_15", "AutoencoderKLHunyuanVideo15", _as_attributes, VAEFacts()),
     Family(
         "ltx", "AutoencoderKLLTXVideo", _as_attributes,
         VAEFacts(decoder_causal=False, chunk_exact=False), framewise=True,
+        transformers=("LTXVideoTransformer3DModel",),
     ),
     Family("ltx2", "AutoencoderKLLTX2Video", _as_attributes, VAEFacts(chunk_exact=False), framewise=True),
     Family("cosmos", "AutoencoderKLCosmos", _of_cosmos, VAEFacts(deterministic_posterior=True), tiling=False),
-    Family("mochi", "AutoencoderKLMochi", _as_attributes, VAEFacts()),
+    Family("mochi", "AutoencoderKLMochi", _as_attributes, VAEFacts(), transformers=("MochiTransformer3DModel",)),
     # Stable Diffusion 1 to 3, Flux.
     Family("image", "AutoencoderKL", _of_images, VAEFacts(chunk_exact=True), images=True),
 )  # fmt: skip
@@ -110,6 +116,15 @@ def family_of_vae(name: object) -> Family:
     known = [family.vae for family in FAMILIES]
     hint = did_you_mean(str(name), known)
     raise SoraError(f"{name!r} is no VAE of a family that is known; {hint}known: {', '.join(known)}")
+
+
+def vae_of_transformer(name: str) -> str | None:
+    """The class in diffusers of the VAE on whose latents a transformer's published weights were trained.
+
+    Args:
+        name: the class of the transformer.
+    """
+    return next((family.vae for family in FAMILIES if name in family.transformers), None)
 
 
 def facts_of(family: Family, config: Mapping[str, Any], framewise: bool) -> VAEFacts:

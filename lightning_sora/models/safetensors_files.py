@@ -68,6 +68,10 @@ def read_header(path: Path) -> FileHeader:
         (3, 2)
     """
     size = path.stat().st_size
+    if size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
+        raise SoraError(
+            f"{path} is a pointer of git-lfs, and not the weights; fetch them by `git lfs pull` in its folder"
+        )
     with path.open("rb") as file:
         first = file.read(8)
         length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0

@@ -218,6 +218,19 @@ def test_a_header_tells_what_a_file_holds(tmp_path: Path) -> None:
     assert header.metadata == {"made": "here"}
 
 
+@pytest.mark.parametrize(("content", "words"), [
+    (b"", "is no safetensors file"),
+    (b"<!doctype html><html>not found</html>", "is no safetensors file"),
+    (bytes([90, 0, 0, 0, 0, 0, 0, 0]) + b"{", "is cut short: 9 of 98 bytes"),
+    (bytes([4, 0, 0, 0, 0, 0, 0, 0]) + b"[12]", "is no safetensors file"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n", "is a pointer of git-lfs"),
+])  # fmt: skip
+def test_a_file_that_is_no_safetensors_says_what_it_is(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(SoraError, match=words):
+        read_header(tmp_path / "x.safetensors")
+
+
 def test_a_fit_refuses_captions_and_prompts_that_are_not_in_the_cache(cache: Path, tmp_path: Path) -> None:
     import lightning.pytorch as pl
 

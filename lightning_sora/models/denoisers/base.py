@@ -78,11 +78,13 @@ class Denoiser(nn.Module, ABC):
         pooled_dim: width of the vector of a whole caption that it takes beside the text's; None for none.
         widths: of one whose folder says for what it is: a class method of its options that gives the channels and
             the text's width, without reading weights.
+        trained_with: class in diffusers of the VAE on whose latents its weights were trained; None where none is known.
         lora_targets: ends of the names of the linear layers that low-rank adapters go to, where nothing else is asked;
             of which some may not be there.
     """
 
     lora_targets: ClassVar[tuple[str, ...]] = ()
+    trained_with: str | None = None
     facts: DenoiserFacts = DenoiserFacts()
     pretrained: bool = False
     condition_channels: int = 0

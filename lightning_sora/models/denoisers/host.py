@@ -20,6 +20,7 @@ from lightning_sora.models.denoisers.host_attention import CountedScores, Wherea
 from lightning_sora.models.denoisers.host_families import Feed, HostFamily, HostOptions, family_of_transformer
 from lightning_sora.models.denoisers.host_steps import scheduler_beside
 from lightning_sora.models.diffusers_folder import Stored, build, diffusers_class, find, keep_fresh, load, quiet_on_cpu
+from lightning_sora.models.families import vae_of_transformer
 from lightning_sora.models.text_base import TextContext
 from lightning_sora.nn.attention import AttentionBlock, create_operator, layer_specs
 from lightning_sora.nn.rope import Stretch
@@ -115,7 +116,7 @@ class DiffusersDenoiser(Denoiser):
         self.condition_channels, self.image_dim = family.condition_channels, family.image_dim
         self.pooled_dim = family.pooled_dim
         self.facts = DenoiserFacts(family.objective, packs=False, token_times=family.token_times, stretches=False)
-        self.pretrained = stored is not None
+        self.pretrained, self.trained_with = stored is not None, vae_of_transformer(kind.transformer)
         self.network = _network(stored, self.config)
         self.attention = nn.ModuleList()
         self._here, self._counted = Whereabouts(), dict[Any, int]()
