@@ -275,6 +275,20 @@ def test_it_keeps_the_contract(of: Folder, kind: str, law: str) -> None:
     CONTRACT.laws[law](f"wan(path='{of(kind)}', attention='window(size=(2, 2, 2)), gated')")
 
 
+@pytest.mark.parametrize("kind", ["text_2.1", "image_2.1"])
+def test_under_autocast_it_is_the_same_up_to_bfloat16(of: Folder, kind: str) -> None:
+    wan, layout = ours(of(kind), attention="window(size=(2,2,2)), gated"), TokenLayout.pack(MIXED)
+    x, t, text = draw(*layout.shape, wan.in_dim), torch.tensor([0.1, 0.9, 0.5, 0.3]), text_of([7, 1, 4, 9])
+    condition = shown(wan, layout)
+    exact = wan(x, t, text, layout, condition=condition)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = wan(x, t, text, layout, condition=condition)
+        made.float().square().mean().backward()
+    assert made.dtype == torch.bfloat16
+    torch.testing.assert_close(made.float(), exact, atol=0.1, rtol=0.1)
+    assert all(value.grad is not None and value.grad.isfinite().all() for value in wan.parameters())
+
+
 # Folders.
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_saved_diffusers_reads(of: Folder, kind: str, tmp_path: Path) -> None:

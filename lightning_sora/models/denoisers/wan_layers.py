@@ -45,6 +45,13 @@ class Float32Norm(KeptFloat32, nn.LayerNorm):
         return super().forward(x.float()).type_as(x)
 
 
+class WidthNorm(nn.RMSNorm):
+    """An RMS norm in the precision of its weights, which autocast leaves higher than that of what it normalises."""
+
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        return super().forward(x.to(self.weight.dtype))
+
+
 def draw_table(table: Tensor) -> None:
     """Draws learned offsets to what the time says (AdaLN-single, PixArt-alpha section 2.3)."""
     nn.init.normal_(table, std=table.shape[-1] ** -0.5)
@@ -173,7 +180,7 @@ class WanAttention(nn.Module):
         self.dim, self.num_heads = dim, num_heads
         self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
         self.to_out = nn.Sequential(nn.Linear(dim, dim))
-        self.norm_q, self.norm_k = nn.RMSNorm(dim, eps), nn.RMSNorm(dim, eps)
+        self.norm_q, self.norm_k = WidthNorm(dim, eps), WidthNorm(dim, eps)
 
     def heads(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens heads head_dim"]:
         return x.unflatten(-1, (self.num_heads, -1))
@@ -204,7 +211,7 @@ class WanCrossAttention(WanAttention):
         self.kernel, self.images = kernel, images
         if images:
             self.add_k_proj, self.add_v_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
-            self.norm_added_k = nn.RMSNorm(dim, eps)
+            self.norm_added_k = WidthNorm(dim, eps)
 
     def forward(
         self,
@@ -221,7 +228,7 @@ class WanCrossAttention(WanAttention):
         return self.to_out(mixed.flatten(2))
 
     def _mixed(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout) -> Tensor:
-        # Autocast on CUDA normalises in float32.
+        # Under autocast norms are in float32.
         return attend_contexts(q.type_as(v), self.heads(k).type_as(v), self.heads(v), None, layout, self.kernel)
 
     def flops(self, layout: TokenLayout, text_tokens: int, image_tokens: int) -> int:
