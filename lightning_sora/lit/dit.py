@@ -17,6 +17,7 @@ from lightning_sora.errors import SoraError
 from lightning_sora.lit.callbacks.evaluate import evaluation_where_none_is
 from lightning_sora.lit.clip_cache import ClipCache
 from lightning_sora.lit.evaluation_means import EvaluationMeans
+from lightning_sora.lit.fitting import check_step_fits
 from lightning_sora.lit.generate import GenerativeModule
 from lightning_sora.lit.given import check_tasks, first_frame_shown, what_is_given
 from lightning_sora.lit.initial import Weights
@@ -129,6 +130,7 @@ class LitDiT(GenerativeModule):
         self.tuned = Tuned(self.model, tuning, seed, () if self.taken is None else self.taken.of("dit"))
         self.reconstruction = ReconstructionQuality()
         self._clip_cache: ClipCache | None = None
+        self._fits = False  # of its training step, whether that was asked
         self._latents = LatentMemory()  # of the fit that runs
         self._sizes = set[str]()  # of the clips of the test
         self._means = EvaluationMeans()
@@ -181,9 +183,17 @@ class LitDiT(GenerativeModule):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self._latents.clear()
+        self._fits = False
         self.tuned.begin()
         if self.taken is not None:
             self.taken.keep(self.trainer)
+
+    def on_train_batch_start(self, batch: SpacetimeBatch, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        if not self._fits:
+            average = self.ema is not None and not self.ema.shadow
+            check_step_fits(self, self.model.dit, batch, self._optimizer_spec, average)
+            self._fits = True
 
     def training_step(self, batch: SpacetimeBatch, batch_idx: int) -> Tensor:
         drawn = self.tasks.draw(batch.layout, self.seed, batch.keys)

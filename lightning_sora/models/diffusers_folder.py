@@ -199,8 +199,13 @@ def build(config: Mapping[str, Any]) -> nn.Module:
         config: what its config.json says.
 
     Raises:
-        SoraError: options that its class cannot be made with.
+        SoraError: options that its class cannot be made with, or more weights than this machine can hold.
     """
+    check_weights_fit(str(config.get("_class_name")), sum(p.numel() for p in skeleton(config).parameters()))
+    return _built(config)
+
+
+def _built(config: Mapping[str, Any]) -> nn.Module:
     kind = diffusers_class(str(config.get("_class_name")))
     try:
         with _no_draws():
@@ -236,7 +241,7 @@ def skeleton(config: Mapping[str, Any]) -> nn.Module:
         SoraError: options that its class cannot be made with.
     """
     with torch.device("meta"):
-        return build(config)
+        return _built(config)
 
 
 def weights_of(folder: Path) -> dict[str, tuple[Path, TensorHeader]]:

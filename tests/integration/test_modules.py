@@ -12,6 +12,7 @@ from lightning_sora.errors import SoraError, WeightsMissing
 from lightning_sora.lit import LitDiT, LitVAE
 from lightning_sora.lit.callbacks import Evaluate, Progress
 from lightning_sora.lit.ema import ExponentialMovingAverage
+from lightning_sora.models import memory_estimate
 from tests.integration.conftest import VAE, make_data, make_dit, make_vae
 
 
@@ -266,3 +267,18 @@ def test_a_card_names_how_clips_of_other_sizes_are_placed() -> None:
     chosen = make_dit(rope="interpolate", shift_by_size=True).protocol("test")
     assert chosen == plain | {"rope": "interpolate", "shift_by_size": True}
     assert not {"rope", "shift_by_size"} & set(plain)
+
+
+def test_a_training_that_cannot_be_held_is_refused_at_its_first_batch(
+    make_trainer: Callable[..., pl.Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = make_dit("identity", patch_size=(1, 8, 8))
+    steps: list[int] = []
+    monkeypatch.setattr(LitDiT, "training_step", lambda self, batch, index: steps.append(index))
+    weights = sum(p.numel() for p in module.model.dit.parameters())
+    # gradients, two states of AdamW and the average: four times the weights, and what is saved of the batch
+    monkeypatch.setattr(memory_estimate, "available_memory", lambda device: 4 * 4 * weights)
+    words = r"training .* needs for a step, .*gradients .*what helps: low-rank adapters .*, no model\.ema_decay"
+    with pytest.raises(SoraError, match=words):
+        make_trainer().fit(module, make_data(patch=(1, 8, 8)))
+    assert not steps

@@ -10,6 +10,7 @@ import torch
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.dit import LitDiT
 from lightning_sora.lit.older import grouped
+from lightning_sora.models import memory_estimate
 from lightning_sora.models.configs import DiTConfig
 from lightning_sora.models.denoisers import DENOISERS, Denoiser, DenoiserFacts, DiT
 from lightning_sora.models.denoisers.base import asked_denoiser
@@ -93,3 +94,22 @@ def test_a_checkpoint_keeps_the_attention_beside_its_groups() -> None:
     given = {"vae": "identity", "dit": {"dim": 8}, "denoiser": NAMED, "attention": "temporal"}
     assert grouped(given, LitDiT.groups) == given
     assert grouped({"dim": 8, "attention": "full"}, LitDiT.groups) == {"dit": {"dim": 8, "attention": "full"}}
+
+
+LARGE = {"num_layers": 40, "num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "text_dim": 4096}
+
+
+@pytest.mark.parametrize(
+    ("spec", "billions"),
+    [
+        (f"wan(config={ {'_class_name': 'WanTransformer3DModel', **LARGE} })", r"14\.\d"),
+        (f"diffusers(path='none', config={ {'_class_name': 'WanTransformer3DModel', **LARGE} })", r"14\.\d"),
+        ("dit(dim=8192, depth=80, num_heads=64)", r"64\.\d"),
+    ],
+)
+def test_weights_that_cannot_be_held_are_refused_before_they_are_made(
+    spec: str, billions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_estimate, "available_memory", lambda device: 8 * 2**30)
+    with pytest.raises(SoraError, match=rf"of {billions} billion parameters, needs .* this machine has 8\.0 GiB free"):
+        DENOISERS.create(spec, 16, 4096)

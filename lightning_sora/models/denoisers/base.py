@@ -72,6 +72,7 @@ class Denoiser(nn.Module, ABC):
             :func:`~lightning_sora.spacetime.patchify`.
         facts: what holds of it.
         pretrained: whether it brings weights of its own, which are not drawn.
+        checkpoint: whether its layers are recomputed in the backward pass, to save memory.
         condition_channels: what it is shown per latent position beside the noised channels; 0 for nothing.
         image_dim: width of the image embeddings that it attends to; None for none.
         image_tokens: how many of them a clip has, as its FLOPs count them.
@@ -87,6 +88,7 @@ class Denoiser(nn.Module, ABC):
     trained_with: str | None = None
     facts: DenoiserFacts = DenoiserFacts()
     pretrained: bool = False
+    checkpoint: bool = False
     condition_channels: int = 0
     image_dim: int | None = None
     image_tokens: int = 257  # of CLIP: of its patches, and one of the whole

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_sora.errors import SoraError
 from lightning_sora.models.denoisers.base import DENOISERS, Condition, Denoiser
+from lightning_sora.models.memory_estimate import check_weights_fit
 from lightning_sora.models.text_base import TextContext
 from lightning_sora.nn.attention import CrossAttention, JointText, create_attention, layer_specs
 from lightning_sora.nn.embed import TimestepEmbedding
@@ -141,7 +142,8 @@ class DiT(Denoiser):
         checkpoint: recompute each layer in the backward pass, to save memory.
 
     Raises:
-        SoraError: widths that do not divide, an unknown block, kernel, modulation or conditioning.
+        SoraError: widths that do not divide, an unknown block, kernel, modulation or conditioning, or more weights
+            than this machine can hold.
     """
 
     lora_targets = ("project.qkv", "attention.out", "cross.query", "cross.key_value", "cross.out", "joint.key_value")
@@ -168,6 +170,7 @@ class DiT(Denoiser):
         if conditioning not in CONDITIONING:
             raise SoraError(f"unknown conditioning {conditioning!r}; choose {' or '.join(map(repr, CONDITIONING))}")
         specs = layer_specs(attention, depth)
+        check_weights_fit("a DiT", int(depth * dim**2 * (4 + 3 * mlp_ratio)))  # of attention and MLP, at least
         self.dim, self.checkpoint = dim, checkpoint
         self.embed = nn.Linear(self.in_dim, dim)
         self.time = TimestepEmbedding(dim)

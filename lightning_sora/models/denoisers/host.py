@@ -122,6 +122,7 @@ class DiffusersDenoiser(Denoiser):
         self._here, self._counted = Whereabouts(), dict[Any, int]()
         if attention is not None:
             self._swap(attention, kernel)
+        self.checkpoint = checkpoint
         if checkpoint:
             self.network.enable_gradient_checkpointing(self._here.checkpointed)  # type: ignore[operator]
         self.train()

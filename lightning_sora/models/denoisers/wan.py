@@ -27,6 +27,7 @@ from lightning_sora.models.denoisers.wan_layers import (
     filled_up,
 )
 from lightning_sora.models.diffusers_folder import Stored, find
+from lightning_sora.models.memory_estimate import check_weights_fit
 from lightning_sora.models.saved import stored_weights
 from lightning_sora.models.text_base import TextContext
 from lightning_sora.nn.attention import AttentionBlock, create_operator, layer_specs
@@ -109,6 +110,8 @@ class WanDiT(KeptFloat32, Denoiser):
         ):
             if given != needed:
                 raise SoraError(f"this Wan is of {name}={needed}, and the {whose} of {given}; give the {whose} of Wan")
+        layer = 8 * options.dim**2 + 2 * options.dim * options.ffn_dim  # of its products, which are nearly all
+        check_weights_fit(str(told["_class_name"]), options.num_layers * layer)
         super().__init__(channels, text_dim, PatchSize.of(options.patch_size))
         self.config, self.checkpoint, self.pretrained = options, checkpoint, weights is not None
         self.attention = tuple(map(str, layer_specs(attention, options.num_layers)))
