@@ -25,7 +25,7 @@ from lightning_sora.data.datamodule import SpacetimeDataModule
 from lightning_sora.data.recaptions import read_captions
 from lightning_sora.data.sources import SOURCES
 from lightning_sora.lit import LitDiT
-from lightning_sora.lit.module import read_checkpoint
+from lightning_sora.lit.checkpoint import read_checkpoint
 from lightning_sora.testbench.caption_facts import recovered
 from lightning_sora.tracking.provenance import code_state, machine
 

@@ -24,7 +24,7 @@ from lightning_sora.jobs.engines import ENGINES, Engine
 from lightning_sora.jobs.job import Job
 from lightning_sora.lab.planning import Planner, Training, TrialRecipes
 from lightning_sora.lab.trials import run_trial
-from lightning_sora.lit.module import read_checkpoint
+from lightning_sora.lit.checkpoint import read_checkpoint
 from lightning_sora.redaction import in_environment, redact
 from lightning_sora.sealing import read_json, seal_json, write_whole
 from lightning_sora.shown import Shown

@@ -25,7 +25,7 @@ MODULES = {
 }
 
 
-def load(path: str | Path, device: str | torch.device | None = None) -> Any:
+def load(path: str | Path, device: str | torch.device | None = None, *, base: str | Path | None = None) -> Any:
     """Loads a trained model, with its moving average applied, frozen and in evaluation mode.
 
     What it can do is that of its kind: ``sample`` of a text-to-video model, ``encode`` and ``decode`` of a VAE,
@@ -35,6 +35,7 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Any:
         path: the folder of a run, of which the last checkpoint is taken; a .ckpt file; a folder that ``save`` wrote; or
             the name of a model that comes with the package.
         device: such as "cuda:1"; None for CUDA where there is one, else the CPU.
+        base: of a checkpoint that leaves out a pretrained folder: where that is now, if it was moved.
 
     Returns:
         the module of a checkpoint, such as :class:`LitDiT`; of a saved folder, :class:`LatentDiffusion` or
@@ -53,9 +54,11 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Any:
 
     place, path = usable_device(device), model_path(path)
     if is_saved(path):
+        if base is not None:
+            raise SoraError(f"base={str(base)!r}: {path} holds all of its weights; leave it out")
         return _load_saved(path, place)  # registries ask packages for the parts that they miss, and Lightning stays out
     load_packages()
-    return _load_checkpoint(path, place)
+    return _load_checkpoint(path, place, base)
 
 
 @dataclass(frozen=True)
@@ -113,17 +116,18 @@ def _read_weak(path: str) -> Any:
     return read_model(path)
 
 
-def _load_checkpoint(path: str | Path, device: torch.device) -> Any:
+def _load_checkpoint(path: str | Path, device: torch.device, base: str | Path | None) -> Any:
     from lightning_sora.lit.captioners import checkpoint_of
-    from lightning_sora.lit.module import LitModule, read_checkpoint
+    from lightning_sora.lit.checkpoint import read_checkpoint
+    from lightning_sora.lit.module import LitModule
     from lightning_sora.recipe.classes import subclasses
 
     file = Path(checkpoint_of(str(path)))
     name = read_checkpoint(file)["module"]
     if name in MODULES:
-        return getattr(import_module(MODULES[name]), name).load(file, device)
+        return getattr(import_module(MODULES[name]), name).load(file, device, base=base)
     known: dict[str, Any] = {kind.__name__: kind for kind in subclasses(LitModule)}
     if name not in known:
         told = ", ".join(sorted({*MODULES, *known}))
         raise SoraError(f"{file} is of a {name}, which cannot be loaded here; known are {told}")
-    return known[name].load(file, device)
+    return known[name].load(file, device, base=base)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -15,6 +16,7 @@ from lightning_sora.diffusion.timesteps import TIMESTEPS
 from lightning_sora.diffusion.weighting import WEIGHTINGS
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.callbacks.evaluate import evaluation_where_none_is
+from lightning_sora.lit.checkpoint import check_module
 from lightning_sora.lit.clip_cache import ClipCache
 from lightning_sora.lit.evaluation_means import EvaluationMeans
 from lightning_sora.lit.fitting import check_step_fits
@@ -22,7 +24,7 @@ from lightning_sora.lit.generate import GenerativeModule
 from lightning_sora.lit.given import check_tasks, first_frame_shown, what_is_given
 from lightning_sora.lit.initial import Weights
 from lightning_sora.lit.latent_memory import LatentMemory
-from lightning_sora.lit.module import check_module
+from lightning_sora.lit.moved import found_again
 from lightning_sora.lit.older import under_model
 from lightning_sora.lit.pretrained import load_vae
 from lightning_sora.lit.tuned import Tuned, clip_distance
@@ -355,6 +357,22 @@ class LitDiT(GenerativeModule):
             if checkpoint.get("denoiser") is not None:
                 own |= {"denoiser": checkpoint["denoiser"], "attention": None}
         return {**super().rebuild_arguments(checkpoint), **own}
+
+    @classmethod
+    def relocated(
+        cls, arguments: dict[str, Any], checkpoint: dict[str, Any], base: str | Path | None
+    ) -> dict[str, Any]:
+        named = {name: arguments.get(name) for name in ("vae", "text", "denoiser", "image", "init_from")}
+        found = {
+            name: found_again(asked, checkpoint.get("directory"), None if base is None else str(base))
+            for name, asked in named.items()
+            if asked is not None
+        }
+        if base is not None and found == {name: asked for name, asked in named.items() if asked is not None}:
+            raise SoraError(
+                f"base={str(base)!r}: all that this checkpoint stands on is found where it was; leave it out"
+            )
+        return {**arguments, **found}
 
     def lineage(self) -> dict[str, str]:
         """What this run stands on, for the record."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightning_sora.errors import SoraError, WeightsMissing
+from lightning_sora.errors import SoraError
 from lightning_sora.lit.awaited import Awaited
+from lightning_sora.lit.checkpoint import check_module, read_checkpoint, remedy_of
 from lightning_sora.lit.duration import Begun, planned_steps, refuse_finished
 from lightning_sora.lit.ema import ExponentialMovingAverage
 from lightning_sora.lit.finite import FiniteSteps, refuse_not_finite
@@ -28,10 +28,7 @@ from lightning_sora.metrics.base import Side
 from lightning_sora.models.configs import Config, plain
 from lightning_sora.models.pixels import from_uint8
 from lightning_sora.models.seen_sizes import SeenSizes
-from lightning_sora.names import local_path
-from lightning_sora.redaction import from_environment
 from lightning_sora.registry import Spec
-from lightning_sora.sealing import verify_archive
 from lightning_sora.spacetime import DataSpec, PatchSize, SpacetimeBatch
 
 log = logging.getLogger(__name__)
@@ -263,6 +260,7 @@ class LitModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["module"] = type(self).__name__
+        checkpoint["directory"] = os.getcwd()  # of what its specs name by relative paths
         given = checkpoint.get("hyper_parameters", {})
         checkpoint["hyper_parameters"] = plain(dict(given))
         checkpoint["skipped_clips"] = self.skipped_clips - self._skipped_since
@@ -316,20 +314,31 @@ class LitModule(pl.LightningModule):
         return grouped(checkpoint["hyper_parameters"], cls.groups)
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
+    def relocated(
+        cls, arguments: dict[str, Any], checkpoint: dict[str, Any], base: str | Path | None
+    ) -> dict[str, Any]:
+        """The arguments with what stands elsewhere found again; see :func:`~lightning_sora.lit.moved.found_again`."""
+        if base is not None:
+            raise SoraError(f"base={str(base)!r}: a {cls.__name__} stands on no pretrained folder; leave it out")
+        return arguments
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu", *, base: str | Path | None = None) -> Self:
         """The trained model of a checkpoint, with its moving average applied, ready to evaluate.
 
+        Args:
+            base: where the pretrained folder is now that it was trained upon, if neither where it was asked for nor
+                beside the directory of the training.
+
         Raises:
-            SoraError: no such file, not a checkpoint, or one of another module.
+            SoraError: no such file, not a checkpoint, one of another module, or one that stands on other weights.
         """
         checkpoint = read_checkpoint(path)
         check_module(checkpoint, cls.__name__)
         try:
-            module = cls(**cls.rebuild_arguments(checkpoint))
+            module = cls(**cls.relocated(cls.rebuild_arguments(checkpoint), checkpoint, base))
         except SoraError as problem:
-            raise SoraError(
-                f"{path} cannot be rebuilt: {problem}; if a part of it is from a plugin, give that by --plugins FILE"
-            ) from problem
+            raise SoraError(f"{path} cannot be rebuilt: {problem}{remedy_of(problem)}") from problem
         module.on_load_checkpoint(checkpoint)
         try:
             module.load_state_dict(checkpoint["state_dict"])
@@ -344,43 +353,6 @@ class LitModule(pl.LightningModule):
                 parameters[name].data.copy_(average)
             module.ema = None
         return module.to(device).eval().requires_grad_(False)
-
-
-#: What to do about a damaged checkpoint.
-REMEDY = "copy it again, or give another checkpoint, such as best.ckpt or an earlier one"
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of this package, read without running any code in it.
-
-    Raises:
-        SoraError: no such file, damaged, unreadable, or not a checkpoint of this package.
-    """
-    path = local_path(path)
-    if not os.path.isfile(path):
-        raise WeightsMissing(f"no checkpoint at {path}; give the path of a .ckpt file that `fit` wrote")
-    verify_archive(path, REMEDY)
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as problem:
-        raise SoraError(
-            f"{path} cannot be read as a checkpoint ({type(problem).__name__}); it is damaged, cut short or something "
-            "else: give a .ckpt file that `lightning-sora fit` wrote"
-        ) from problem
-    if not isinstance(checkpoint, dict) or "module" not in checkpoint:
-        raise SoraError(f"{path} is not a checkpoint of lightning_sora; give one that `lightning-sora fit` wrote")
-    try:
-        checkpoint["hyper_parameters"] = from_environment(checkpoint.get("hyper_parameters", {}))
-    except KeyError as missing:
-        raise SoraError(f"{path} was trained with a value of the environment: set {missing} as it was then") from None
-    return checkpoint
-
-
-def check_module(checkpoint: dict[str, Any], expected: str) -> None:
-    """Raises SoraError if a checkpoint is of another module than expected."""
-    found = checkpoint.get("module")
-    if found != expected:
-        raise SoraError(f"the checkpoint holds a {found}, not a {expected}; give the checkpoint of a {expected} run")
 
 
 def count_parameters(module: nn.Module) -> int:

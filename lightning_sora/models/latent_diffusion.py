@@ -153,6 +153,7 @@ class LatentDiffusion(LatentSpace, PretrainedModel):
         shape, drawn = DiTConfig.of(dit), SamplingConfig.of(sampling)
         if trained is None:
             trained = VAES.create(vae)
+            vae = trained.spec_of_its_own(vae)
             if not trained.pretrained:
                 initialize(trained, seed, "vae.")
         encoder = TEXT_ENCODERS.create(text)
@@ -203,9 +204,8 @@ class LatentDiffusion(LatentSpace, PretrainedModel):
         try:
             model = cls.create(**saved.config)
         except SoraError as problem:
-            raise SoraError(
-                f"{folder} cannot be rebuilt: {problem}; if a part of it is from a plugin, load that first"
-            ) from problem
+            plugin = "; if a part of it is from a plugin, load that first" if "unknown " in str(problem) else ""
+            raise SoraError(f"{folder} cannot be rebuilt: {problem}{plugin}") from problem
         for name in saved.weights:
             saved.fill(name, getattr(model, name))
         model.seen_sizes.load_state_dict(saved.metadata["clips"])

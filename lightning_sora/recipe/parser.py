@@ -24,8 +24,8 @@ import lightning_sora.lit.expander
 import lightning_sora.lit.vae  # noqa: F401
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.callbacks import Evaluate
+from lightning_sora.lit.checkpoint import check_module, read_checkpoint
 from lightning_sora.lit.finite import FiniteSteps
-from lightning_sora.lit.module import check_module, read_checkpoint
 from lightning_sora.names import at_home
 from lightning_sora.plugins import load_packages, load_plugins
 from lightning_sora.recipe.classes import find_class, imported

@@ -271,6 +271,31 @@ def test_a_recipe_tunes_a_folder_of_wan_resumes_and_refuses_another(
         (tmp_path / "kept").rename(tmp_path / "wan" / part)
 
 
+@pytest.mark.slow
+def test_a_run_is_read_from_another_directory_and_where_its_base_was_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_wan(tmp_path / "wan", seed=0)
+    (tmp_path / "tune.yaml").write_text(RECIPE.replace("FOLDER/", ""))
+    assert main(["fit", "--config", "tune.yaml"]) == 0
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    here = LitDiT.load(last)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert equal(state(LitDiT.load(last)), state(here))
+    (tmp_path / "wan").rename(tmp_path / "moved")
+    with pytest.raises(SoraError, match=r"no folder at 'wan/vae'.*say where to: ls\.load\(\.\.\., base='DIR'\)"):
+        ls.load(last, "cpu")
+    moved = ls.load(last, "cpu", base=tmp_path / "moved")
+    assert equal(state(moved), state(here))
+    with pytest.raises(SoraError, match="holds all of its weights; leave it out"):
+        ls.load(moved.save(tmp_path / "saved"), "cpu", base=tmp_path / "moved")
+    (tmp_path / "moved").rename(tmp_path / "wan")
+    with pytest.raises(SoraError, match="is found where it was; leave it out"):
+        ls.load(last, "cpu", base=tmp_path / "wan")
+
+
 def test_a_recipe_that_says_start_is_told_its_new_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,7 +20,7 @@ from lightning_sora.data.recaptions import read_captions
 from lightning_sora.data.sources import SOURCES, Source
 from lightning_sora.data.stacks import stacks_in
 from lightning_sora.errors import SoraError
-from lightning_sora.lit.module import read_checkpoint
+from lightning_sora.lit.checkpoint import read_checkpoint
 from lightning_sora.metrics.extractors.pretrained import read_state_dict
 from lightning_sora.models.vocabulary import Vocabulary
 from lightning_sora.names import at_home, named, shown

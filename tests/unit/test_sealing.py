@@ -22,8 +22,8 @@ from lightning_sora.data.recaptions import COLUMNS as CAPTION_COLUMNS
 from lightning_sora.data.recaptions import read_captions, write_captions
 from lightning_sora.data.sources import SOURCES
 from lightning_sora.errors import SoraError
+from lightning_sora.lit.checkpoint import read_checkpoint
 from lightning_sora.lit.clip_cache import ClipCache
-from lightning_sora.lit.module import read_checkpoint
 from lightning_sora.metrics.frechet import Moments
 from lightning_sora.metrics.reference import ReferenceStatistics
 from lightning_sora.models import text_files

@@ -442,6 +442,7 @@ def test_a_model_with_it_is_made_saved_loaded_and_sampled(of: Folder, tmp_path: 
     )
     made = model.sample("a red cube", 5, 32, 48)
     saved = model.save(tmp_path / "model")
+    (tmp_path / "vae").rename(tmp_path / "gone")
     (moved := of().with_name("moved")).exists() or of().rename(moved)  # which it does not need any more
     try:
         again = LatentDiffusion.load(saved)
