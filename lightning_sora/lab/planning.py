@@ -141,8 +141,7 @@ class Planner:
             if len({batch.grids for batch in planned}) <= 1:
                 self._typical[key] = [next(iter(loader))]
             else:
-                places = [k * len(planned) // TYPICAL for k in range(min(TYPICAL, len(planned)))]
-                self._typical[key] = [loader.dataset[planned[place]] for place in places]
+                self._typical[key] = [loader.dataset[planned[place]] for place in evenly(len(planned), TYPICAL)]
         return self._typical[key]
 
     @cached_property
@@ -306,6 +305,12 @@ class _StepWatch(pl.Callback):
         now = time.perf_counter()
         self.seconds.append(now - self._since)
         self._since = now
+
+
+def evenly(of: int, most: int) -> list[int]:
+    """Places of as many as ``most`` of some things, even over all of them; of fewer things, all."""
+    count = min(most, of)
+    return [k * of // count for k in range(count)]
 
 
 def _refuse_other_ends(base: Path, recipe: Recipe) -> None:

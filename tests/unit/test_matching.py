@@ -8,6 +8,7 @@ import pytest
 from lightning_sora.ablation.matching import Cost, divisible, match, validation_interval
 from lightning_sora.ablation.plan import Budget
 from lightning_sora.errors import SoraError
+from lightning_sora.lab.planning import evenly
 
 BASE = {"model.dit.dim": 96, "model.dit.depth": 4, "model.dit.num_heads": 4, "model.dit.mlp_ratio": 2.67}
 
@@ -79,3 +80,9 @@ def test_the_last_validation_is_at_the_last_step(steps: int, validations: int, i
 def test_steps_are_moved_by_little() -> None:
     assert divisible(401, 4) == 400
     assert divisible(7, 4) == 7
+
+
+def test_typical_batches_are_of_the_whole_epoch_however_short_it_is() -> None:
+    assert evenly(5, 24) == [0, 1, 2, 3, 4]
+    assert evenly(48, 24) == list(range(0, 48, 2))
+    assert evenly(0, 24) == []
