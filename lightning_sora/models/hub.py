@@ -2,42 +2,92 @@
 
 from __future__ import annotations
 
+import json
 import re
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict, Unpack
 
+import huggingface_hub
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin
+from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 
 from lightning_sora.errors import SoraError, WeightsMissing
-from lightning_sora.models.saved import LIBRARY, read_header
+from lightning_sora.models.saved import FILE, LIBRARY, check_place, check_stored, read_header
 from lightning_sora.names import local_path
 from lightning_sora.sealing import write_whole
+from lightning_sora.writing import unwritable
 
 CARD = "README.md"
-INSTALL = "pip install huggingface_hub"
 #: What is fetched of a repository, which may hold more.
-FILES = ("config.json", "model.json", "*.safetensors", CARD)
-#: Kind of model: what a hub lists it under, and what is done with it.
-OF_A_HUB = {"latent_diffusion": ("text-to-video", 'clip = model.sample("a red cube moves left")')}
+FILES = (FILE, "model.json", "*.safetensors", CARD)
+#: What is done with a model, by what a hub lists it under.
+USES = {"text-to-video": 'clip = model.sample("a red cube moves left")'}
 #: What a part's spec says where its weights lie elsewhere: a frozen encoder's, and those that are read on demand.
 ELSEWHERE = {"text": ("hf(", "cached("), "vae": ("on_demand=True",), "image": ("",)}
 #: Of a card that was written here, and may be written anew.
 _MARK = "<!-- written by save_pretrained: edit above this line and drop it, and it is kept -->"
+_CARD = """---
+{{ card_data }}
+---
+
+# A {{ kind or "model" }} of {{ library }}
+
+```python
+import lightning_sora as ls
+
+model = ls.{{ name }}.from_pretrained("OWNER/NAME")  # or a folder
+{{ use }}
+```
+
+Neither Lightning nor mlflow is needed.
+{% if rows %}
+| | |
+|---|---|
+{% for row, value in rows.items() %}| {{ row }} | {{ value }} |
+{% endfor %}{% endif %}{% if elsewhere %}
+Not in this folder, but read from where the spec says: {{ elsewhere }}.
+{% endif %}
+{{ mark }}
+
+"""
 _ON_A_HUB = re.compile(r"[\w.\-]+/[\w.\-]+")
+#: What huggingface_hub raises: its own errors, and those of the HTTP library that its version is built on.
+_OF_A_HUB: tuple[type[Exception], ...] = (
+    OSError, ValueError, *(kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception)),
+)  # fmt: skip
 
 
-class PretrainedModel(nn.Module):
-    """A model that is saved to a folder, and loaded from one or from a hub, by the methods of huggingface_hub's mixin.
+class PushOptions(TypedDict, total=False):
+    """Options of a push to a hub, as huggingface_hub takes them."""
 
-    The package is imported where a hub is asked for, and not before; neither Lightning nor mlflow ever is.
+    private: bool | None
+    token: str | bool | None
+    branch: str | None
+    create_pr: bool | None
+    commit_message: str
+    allow_patterns: list[str] | str | None
+    ignore_patterns: list[str] | str | None
+    delete_patterns: list[str] | str | None
+
+
+class PretrainedModel(ModelHubMixin, nn.Module, library_name=LIBRARY, tags=[LIBRARY], model_card_template=_CARD):
+    """A model that is saved to a folder, and loaded from one or from a hub: a ``huggingface_hub.ModelHubMixin``.
+
+    Neither Lightning nor mlflow is imported.
 
     Attributes:
         run_id: of the mlflow run that trained it; None where that is not known.
     """
 
     run_id: str | None = None
+    # The mixin writes none of its own, and takes none from the arguments of __init__: what builds a model is in `save`.
+    _hub_mixin_config: ClassVar[dict[str, Any]] = {"library_name": LIBRARY}  # type: ignore[misc]
+    _stored: str | None = None  # of the copy that `_save_pretrained` is called on
 
     if TYPE_CHECKING:  # of each kind of model
 
@@ -46,26 +96,83 @@ class PretrainedModel(nn.Module):
         @classmethod
         def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> Self: ...
 
-    def save_pretrained(self, folder: str | Path, *, stored: str | None = None) -> Path:
+    def save_pretrained(  # type: ignore[override]
+        self,
+        folder: str | Path,
+        *,
+        stored: str | None = None,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        config: None = None,
+        model_card_kwargs: None = None,
+        **hub: Unpack[PushOptions],
+    ) -> Path:
         """Writes the model as :meth:`save` does, and a card README.md beside it: what it is and how it is loaded.
+
+        A card that was edited is kept.
 
         Args:
             stored: precision of the weights in the files: "float16" makes them half as large. None for their own.
+            push_to_hub: upload it as well, by :meth:`push_to_hub`, which tells the address of the commit.
+            repo_id: OWNER/NAME to upload it to; None for the name of the folder.
+            config, model_card_kwargs: of the mixin's own calls: None, as the model says what it is.
+            hub: see :meth:`push_to_hub`.
 
         Returns:
             the folder.
 
         Raises:
-            SoraError: as :meth:`save`.
+            SoraError: as :meth:`save` and :meth:`push_to_hub`, or options of a push without one.
+
+        Example:
+            >>> import lightning_sora as ls
+            >>> spec = "causal_conv(stride=(4, 8, 8), latent_channels=4, dim=8)"
+            >>> folder = ls.ClipVAE(ls.VAES.create(spec), spec).save_pretrained("my_vae", stored="float16")
+            >>> sorted(path.name for path in folder.iterdir())
+            ['README.md', 'config.json', 'vae.safetensors']
         """
-        place = self.save(folder, stored=stored)
-        card = place / CARD
-        if not card.is_file() or _MARK in card.read_text(errors="replace"):
-            write_whole(card, _card(type(self).__name__, place).encode())
+        if config is not None or model_card_kwargs is not None:
+            raise SoraError(
+                f"config and model_card_kwargs are not taken: {FILE} and the card say what the model is; edit "
+                f"{CARD}, which is then kept"
+            )
+        if not push_to_hub and (given := [*hub, *(["repo_id"] if repo_id is not None else [])]):
+            raise SoraError(f"{', '.join(given)} are of a push to a hub; add push_to_hub=True, or leave them out")
+        stored = stored or self._stored
+        place = check_place(folder, stored)
+        try:
+            with _put_back(place / FILE):
+                ModelHubMixin.save_pretrained(self._storing(stored), place)
+        except OSError as problem:
+            raise unwritable(place, problem) from problem
+        if push_to_hub:
+            self.push_to_hub(repo_id or place.resolve().name, stored=stored, **hub)
         return place
 
+    def _storing(self, stored: str | None) -> Self:
+        """The model, of the same weights, that the mixin writes in a precision of which it knows nothing."""
+        made = copy(self)
+        made._stored = stored
+        return made
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        place = self.save(save_directory, stored=self._stored)
+        card = place / CARD
+        if not card.is_file() or _MARK in card.read_text(errors="replace"):
+            write_whole(card, str(self.generate_model_card(**_told(place))).encode())
+
+    def generate_model_card(self, *args: Any, **told: Any) -> ModelCard:
+        """The card of the model, as the mixin makes it of its template.
+
+        Args:
+            told: kind, rows of the table, and elsewhere: of the files of a folder, which :meth:`save_pretrained` knows.
+        """
+        use = USES.get(str(self._hub_mixin_info.model_card_data.pipeline_tag), "latent = model.encode(clip)")
+        of_its_class = {"name": type(self).__name__, "use": use, "library": LIBRARY, "mark": _MARK}
+        return super().generate_model_card(*args, **of_its_class, **told)
+
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls,
         name: str | Path,
         device: torch.device | str = "cpu",
@@ -83,95 +190,108 @@ class PretrainedModel(nn.Module):
             revision, cache_dir, token, force_download, local_files_only: of a hub's, as huggingface_hub takes them.
 
         Raises:
-            SoraError: nothing there, a damaged folder, one of another model or library, no huggingface_hub, or a hub
-                that cannot be reached.
+            SoraError: nothing there, a damaged folder, one of another model or library, or a hub that cannot be
+                reached.
 
         Example:
             >>> import lightning_sora as ls
             >>> vae = ls.ClipVAE.from_pretrained("OWNER/my_vae", revision="main")  # doctest: +SKIP
         """
         if (place := local_path(name)).is_dir():
-            return cls.load(place, device)
+            return cls.load(place, device)  # the mixin would read its config.json first, and not say what is wrong
         if not _ON_A_HUB.fullmatch(str(name)):
             raise WeightsMissing(
                 f"no folder at {str(name)!r}; give one that `save_pretrained` wrote, or OWNER/NAME of a hub"
             )
-        return cls.load(_fetched(str(name), revision=revision, cache_dir=cache_dir, token=token,
-                                 force_download=force_download, local_files_only=local_files_only), device)  # fmt: skip
+        try:
+            return super().from_pretrained(
+                str(name), revision=revision, cache_dir=cache_dir, token=token, force_download=force_download,
+                local_files_only=local_files_only, device=device,
+            )  # fmt: skip
+        except SoraError:  # of the folder that came
+            raise
+        except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+            raise SoraError(
+                f"{FILE} of {str(name)!r} is damaged: it is no JSON ({_first_line(problem)}); fetch it again by "
+                "force_download=True, or push the model anew"
+            ) from problem
+        except _OF_A_HUB as problem:
+            raise WeightsMissing(
+                f"no folder at {str(name)!r}, and no model of that name on a hub that this machine reaches "
+                f"({_first_line(problem)}); download it where there is a network, and give its folder"
+            ) from problem
 
-    def push_to_hub(
-        self,
-        name: str,
+    @classmethod
+    def _from_pretrained(
+        cls,
         *,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        branch: str | None = None,
-        create_pr: bool | None = None,
-        commit_message: str = "A model of lightning_sora",
-        stored: str | None = None,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        device: torch.device | str = "cpu",
+        **_: Any,  # what config.json has of the names of __init__'s arguments: `load` reads it itself
+    ) -> Self:
+        folder = huggingface_hub.snapshot_download(
+            model_id, revision=revision, cache_dir=cache_dir, force_download=force_download, token=token,
+            local_files_only=local_files_only, allow_patterns=list(FILES), library_name=LIBRARY,
+        )  # fmt: skip
+        return cls.load(folder, device)
+
+    def push_to_hub(  # type: ignore[override]
+        self, name: str, *, stored: str | None = None, **hub: Unpack[PushOptions]
     ) -> str:
         """Uploads what :meth:`save_pretrained` writes, in one commit, to a repository that is made where it is missing.
 
         Args:
             name: OWNER/NAME, or NAME for one's own.
-            private, token, branch, create_pr, commit_message: as huggingface_hub takes them.
             stored: see :meth:`save_pretrained`.
+            hub: private, token, branch, create_pr, commit_message, allow_patterns, ignore_patterns, delete_patterns,
+                as huggingface_hub takes them.
 
         Returns:
             the address of the commit.
 
         Raises:
-            SoraError: no huggingface_hub, no leave to write there, or as :meth:`save`.
+            SoraError: no such hub, no leave to write there, or as :meth:`save`.
 
         Example:
             >>> import lightning_sora as ls
             >>> ls.load("outputs/world_vae").clips.push_to_hub("OWNER/my_vae", private=True)  # doctest: +SKIP
         """
-        api = _hub().HfApi(token=token)
-        with tempfile.TemporaryDirectory() as place:
-            folder = self.save_pretrained(Path(place) / "model", stored=stored)
-            try:
-                repository = api.create_repo(repo_id=name, private=private, exist_ok=True).repo_id
-                made = api.upload_folder(
-                    repo_id=repository, repo_type="model", folder_path=folder, commit_message=commit_message,
-                    revision=branch, create_pr=create_pr,
-                )  # fmt: skip
-            except (OSError, ValueError) as problem:  # of which all of huggingface_hub's are
-                raise SoraError(
-                    f"{name!r} cannot be written on the hub ({_first_line(problem)}); log in by `hf auth login`, or "
-                    "write a folder by save_pretrained"
-                ) from problem
-        return str(getattr(made, "commit_url", made))
+        check_stored(stored)
+        hub.setdefault("commit_message", f"A model of {LIBRARY}")
+        try:
+            return str(ModelHubMixin.push_to_hub(self._storing(stored), name, **hub))  # type: ignore[arg-type]
+        except SoraError:  # of what cannot be saved
+            raise
+        except _OF_A_HUB as problem:
+            raise SoraError(
+                f"{name!r} cannot be written on the hub ({_first_line(problem)}); log in by `hf auth login`, or "
+                "write a folder by save_pretrained"
+            ) from problem
 
 
-def _hub() -> Any:
+@contextmanager
+def _put_back(file: Path) -> Iterator[None]:
+    """Restores a file that the mixin took away for another, where that was not written."""
+    before = file.read_bytes() if file.is_file() else None
     try:
-        import huggingface_hub
-    except ImportError as problem:
-        raise SoraError(
-            f"a model of a hub needs huggingface_hub, which is not installed: {INSTALL}; a folder needs none"
-        ) from problem
-    return huggingface_hub
-
-
-def _fetched(name: str, **options: Any) -> str:
-    """The folder of a hub's model on this disk."""
-    hub = _hub()
-    try:
-        return str(hub.snapshot_download(name, allow_patterns=list(FILES), library_name=LIBRARY, **options))
-    except (OSError, ValueError) as problem:
-        raise WeightsMissing(
-            f"no folder at {name!r}, and no model of that name on a hub that this machine reaches "
-            f"({_first_line(problem)}); download it where there is a network, and give its folder"
-        ) from problem
+        yield
+    except BaseException:
+        if before is not None and not file.exists():
+            write_whole(file, before)
+        raise
 
 
 def _first_line(problem: BaseException) -> str:
     return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200]
 
 
-def _card(name: str, folder: Path) -> str:
-    """What the files of a folder say, for people; ``name`` is of the class that reads them."""
+def _told(folder: Path) -> dict[str, Any]:
+    """What the files of a folder say to the template of its card."""
     told = read_header(folder)
     kind = told["kind"].replace("_", " ")
     rows = {name: f"`{value}`" for name, value in told["config"].items()}
@@ -186,16 +306,9 @@ def _card(name: str, folder: Path) -> str:
     if told.get("run_id"):
         rows["trained by"] = f"mlflow run `{told['run_id']}`"
     rows["precision"] = f"computes in {told['dtype']}"
-    for file in sorted(folder.glob("*.safetensors")):
-        rows[file.name] = f"{file.stat().st_size / 1e6:.1f} MB, SHA-256 `{told['weights'][file.stem]}`"
-    task, use = OF_A_HUB.get(told["kind"], (None, "latent = model.encode(clip)"))
-    lines = ["---", f"library_name: {LIBRARY}", *([f"pipeline_tag: {task}"] if task else [])]
-    lines += [f"tags: [{LIBRARY}, {told['kind']}]", "---", "", f"# A {kind} of {LIBRARY}", "", "```python"]
-    lines += ["import lightning_sora as ls", "", f'model = ls.{name}.from_pretrained("OWNER/NAME")  # or a folder']
-    lines += [use, "```", "", "Neither Lightning nor mlflow is needed.", "", "| | |", "|---|---|"]
-    lines += [*(f"| {name} | {value} |" for name, value in rows.items()), ""]
+    for part, digest in sorted(told["weights"].items()):  # and not what else lies there
+        file = folder / f"{part}.safetensors"
+        rows[file.name] = f"{file.stat().st_size / 1e6:.1f} MB, SHA-256 `{digest}`"
     specs = told["config"]
     elsewhere = [part for part, ways in ELSEWHERE.items() if part in specs and any(w in str(specs[part]) for w in ways)]
-    if elsewhere:
-        lines += [f"Not in this folder, but read from where the spec says: {', '.join(elsewhere)}.", ""]
-    return "\n".join([*lines, _MARK, ""])
+    return {"kind": kind, "rows": rows, "elsewhere": ", ".join(elsewhere)}

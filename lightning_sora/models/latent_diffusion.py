@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 KIND = "latent_diffusion"
 
 
-class LatentDiffusion(LatentSpace, PretrainedModel):
+class LatentDiffusion(LatentSpace, PretrainedModel, pipeline_tag="text-to-video", tags=[KIND]):
     """A diffusion transformer on the latents of a frozen VAE (Rombach et al. 2022, arXiv:2112.10752), guided by text.
 
     Args:

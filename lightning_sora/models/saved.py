@@ -97,9 +97,7 @@ def save_model(
         SoraError: an unknown precision, the disk is full, nothing can be written there, or there is a model of another
             library.
     """
-    place, digests = local_path(folder), {}
-    if (place / FILE).is_file() and not _is_own(place / FILE):
-        raise SoraError(f"{place} holds a {FILE} of another library, which stays as it is; give another folder")
+    place, digests = check_place(folder, stored), {}
     for name, part in parts.items():
         tensors = stored_weights(part, stored)
         content = seal(save(tensors, metadata={"lightning_sora": BLANK}))
@@ -112,14 +110,32 @@ def save_model(
     return place
 
 
+def check_place(folder: str | Path, stored: str | None) -> Path:
+    """The folder that a model may be written to, in that precision.
+
+    Raises:
+        SoraError: an unknown precision, or there is a model of another library.
+    """
+    check_stored(stored)
+    place = local_path(folder)
+    if (place / FILE).is_file() and not _is_own(place / FILE):
+        raise SoraError(f"{place} holds a {FILE} of another library, which stays as it is; give another folder")
+    return place
+
+
+def check_stored(precision: str | None) -> None:
+    """Raises SoraError for a precision that weights cannot be stored in."""
+    if precision not in STORED:
+        raise SoraError(f"weights cannot be stored as {precision!r}; choose float16, bfloat16 or float32")
+
+
 def stored_weights(part: nn.Module, precision: str | None) -> dict[str, Tensor]:
     """The weights of a part as its file holds them.
 
     Raises:
         SoraError: an unknown precision.
     """
-    if precision not in STORED:
-        raise SoraError(f"weights cannot be stored as {precision!r}; choose float16, bfloat16 or float32")
+    check_stored(precision)
     weights = {name: value.detach().cpu().contiguous() for name, value in part.state_dict().items()}
     if precision is None:
         return weights

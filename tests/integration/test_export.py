@@ -162,13 +162,13 @@ def test_a_vae_that_is_read_on_demand_goes_with_the_model(base: Path) -> None:
 def test_a_folder_is_uploaded_and_stays_where_that_fails(
     own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", FakeHub)
     asked = ["export", str(own), "--to", "pretrained", "--push", "model", "--out"]
     assert main([*asked, "refused"]) == 2
     assert "'model' cannot be written on the hub" in capsys.readouterr().err
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: FakeHub("leave"))
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", lambda token: FakeHub("leave"))
     assert main([*asked, "taken"]) == 0
-    assert "hub/OWNER/model/commit" in capsys.readouterr().out
+    assert "/OWNER/model/commit/1" in capsys.readouterr().out
     model = ls.LatentDiffusion.from_pretrained("refused")
     assert FakeHub.files["dit.safetensors"] == Path("taken/dit.safetensors").read_bytes()
     assert model.fingerprint() == ls.LatentDiffusion.from_pretrained("taken").fingerprint()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import pickle
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +21,7 @@ from safetensors.torch import load_file
 
 import lightning_sora as ls
 from lightning_sora.errors import SoraError
+from lightning_sora.models.hub import PushOptions
 from lightning_sora.models.saved import is_saved
 from lightning_sora.shipped import MODELS
 
@@ -104,7 +107,7 @@ WITHOUT = """
 import sys
 class Refuses:
     def find_spec(self, name, *rest):
-        if name.partition(".")[0] in ("lightning", "pytorch_lightning", "mlflow", "huggingface_hub"):
+        if name.partition(".")[0] in ("lightning", "pytorch_lightning", "mlflow"):
             raise ImportError(f"{name} is not wanted here")
 sys.meta_path.insert(0, Refuses())
 import numpy
@@ -124,7 +127,7 @@ def test_a_folder_is_sampled_from_without_lightning_and_mlflow(tmp_path: Path) -
     for name, loads in ways.items():
         told = (
             f"{WITHOUT}{loads}\nnumpy.save('{name}.npy', model.sample('a red cube', seed=5).numpy())\n"
-            "print(sorted({'lightning', 'mlflow', 'huggingface_hub'} & set(sys.modules)))"
+            "print(sorted({'lightning', 'mlflow'} & set(sys.modules)))"
         )
         made_there = subprocess.run([sys.executable, "-c", told], cwd=tmp_path, capture_output=True, text=True)
         assert made_there.stdout == "[]\n", made_there.stderr
@@ -167,12 +170,26 @@ def test_a_model_of_a_hub_is_fetched_and_read(tmp_path: Path, monkeypatch: pytes
         asked[name] = options
         return str(folder)
 
+    def header(repo_id: str, filename: str, **options: Any) -> str:
+        asked["header"] = options
+        return str(folder / filename)
+
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", header)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     read = ls.LatentDiffusion.from_pretrained("OWNER/model", revision="v1", token="t", local_files_only=True)
     assert read.fingerprint() == model.fingerprint()
-    options = asked["OWNER/model"]
-    assert (options["revision"], options["token"], options["local_files_only"]) == ("v1", "t", True)
-    assert "*.safetensors" in options["allow_patterns"]
+    for options in asked.values():  # config.json by the mixin, and the rest
+        assert (options["revision"], options["token"], options["local_files_only"]) == ("v1", "t", True)
+    assert "*.safetensors" in asked["OWNER/model"]["allow_patterns"]
+    again = read.save_pretrained(tmp_path / "again")
+    assert (again / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+    (folder / "config.json").write_text("{")
+    with pytest.raises(SoraError, match=r"config\.json of 'OWNER/model' is damaged: it is no JSON .*force_download"):
+        ls.LatentDiffusion.from_pretrained("OWNER/model")
+    (folder / "config.json").write_text('{"text": 3, "vae": {}, "_class_name": "X"}')
+    with pytest.raises(SoraError, match=r"cache, and its config\.json is of another library"):
+        ls.LatentDiffusion.from_pretrained("OWNER/model")
+    shutil.copy(again / "config.json", folder)
     asked.clear()
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder, tmp_path / "OWNER" / "model")
@@ -186,10 +203,14 @@ def test_a_hub_that_gives_nothing_says_so(tmp_path: Path, monkeypatch: pytest.Mo
         ls.LatentDiffusion.from_pretrained("OWNER/none", cache_dir=tmp_path, local_files_only=True)
     with pytest.raises(SoraError, match="no folder at 'nowhere'; give one that `save_pretrained` wrote, or OWNER/NAME"):
         ls.LatentDiffusion.from_pretrained("nowhere")
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    for call in (ls.LatentDiffusion.from_pretrained, made().push_to_hub):
-        with pytest.raises(SoraError, match=r"needs huggingface_hub, which is not installed: pip install hugg"):
-            call("OWNER/model")
+
+
+def test_a_hub_that_cannot_be_reached_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
+    with pytest.raises(SoraError, match=r"'OWNER/model' cannot be written on the hub \(.+\); log in by `hf"):
+        made().push_to_hub("OWNER/model", token="x")
+    with pytest.raises(SoraError, match="'a/b/c' cannot be written on the hub"):  # no name of a hub's
+        made().push_to_hub("a/b/c")
 
 
 class FakeHub:
@@ -206,20 +227,24 @@ class FakeHub:
         FakeHub.asked = {"repo_id": repo_id, "private": private, "exist_ok": exist_ok}
         return SimpleNamespace(repo_id=f"OWNER/{repo_id}")
 
-    def upload_folder(self, *, folder_path: Path, repo_id: str, **options: Any) -> SimpleNamespace:
+    def upload_folder(self, *, folder_path: Path, repo_id: str, **options: Any) -> huggingface_hub.CommitInfo:
         FakeHub.asked |= {"to": repo_id, **options}
         FakeHub.files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
-        return SimpleNamespace(commit_url=f"hub/{repo_id}/commit")
+        at = f"https://huggingface.co/{repo_id}/commit/1"
+        return huggingface_hub.CommitInfo(commit_url=at, commit_message="", commit_description="", oid="1")
 
 
 def test_a_model_is_pushed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", FakeHub)
     model = made()
-    assert model.push_to_hub("model", private=True, token="leave", branch="dev") == "hub/OWNER/model/commit"
+    told = model.push_to_hub("model", private=True, token="leave", branch="dev", ignore_patterns="*.md")
+    assert told.endswith("/OWNER/model/commit/1")
+    assert type(told) is str
     assert FakeHub.asked["private"] is True
     assert (FakeHub.asked["to"], FakeHub.asked["revision"], FakeHub.asked["repo_type"]) == (
         "OWNER/model", "dev", "model",
     )  # fmt: skip
+    assert (FakeHub.asked["ignore_patterns"], FakeHub.asked["commit_message"]) == ("*.md", "A model of lightning_sora")
     for name, content in FakeHub.files.items():
         (tmp_path / name).write_bytes(content)
     assert "README.md" in FakeHub.files
@@ -228,21 +253,72 @@ def test_a_model_is_pushed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         model.push_to_hub("model")
 
 
-def test_the_calls_are_those_that_the_installed_hub_takes() -> None:
-    for call, names in (
-        (huggingface_hub.HfApi.create_repo, {"repo_id", "private", "exist_ok"}),
-        (
-            huggingface_hub.HfApi.upload_folder,
-            {"repo_id", "repo_type", "folder_path", "commit_message", "revision", "create_pr"},
-        ),
-        (
-            huggingface_hub.snapshot_download,
-            {"revision", "cache_dir", "token", "force_download", "local_files_only", "allow_patterns", "library_name"},
-        ),
+def test_a_folder_is_written_and_pushed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", FakeHub)
+    vae = ls.ClipVAE(made().vae, VAE)
+    options: dict[str, Any] = {"token": "leave", "commit_message": "halves", "create_pr": True}
+    folder = vae.save_pretrained(tmp_path / "vae", stored="float16", push_to_hub=True, **options)
+    assert folder == tmp_path / "vae"
+    assert (FakeHub.asked["to"], FakeHub.asked["commit_message"], FakeHub.asked["create_pr"]) == (
+        "OWNER/vae", "halves", True,
+    )  # fmt: skip
+    assert FakeHub.files == {path.name: path.read_bytes() for path in folder.iterdir()}  # in that precision as well
+    vae.save_pretrained(folder, push_to_hub=True, repo_id="other", **options)
+    assert FakeHub.asked["repo_id"] == "other"
+    for asked, words in (
+        ({"token": "leave", "repo_id": "x"}, r"token, repo_id are of a push to a hub; add push_to_hub=True"),
+        ({"model_card_kwargs": {"a": 1}}, r"config and model_card_kwargs are not taken: .*; edit README\.md"),
     ):
-        assert names <= set(inspect.signature(call).parameters)
-    theirs = inspect.signature(huggingface_hub.ModelHubMixin.from_pretrained).parameters
-    ours = inspect.signature(ls.LatentDiffusion.from_pretrained).parameters
-    shared = {"revision", "cache_dir", "token", "force_download", "local_files_only"}
-    assert shared <= set(theirs)
-    assert shared <= set(ours)
+        with pytest.raises(SoraError, match=words):
+            vae.save_pretrained(tmp_path / "none", **asked)
+    FakeHub.asked = {}
+    with pytest.raises(SoraError, match="cannot be stored as 'int8'"):
+        vae.push_to_hub("vae", token="leave", stored="int8")
+    assert not FakeHub.asked  # nor is an empty repository left there
+    assert not (tmp_path / "none").exists()
+
+
+def test_models_are_of_the_mixin_and_stay_modules(tmp_path: Path) -> None:
+    model = made()
+    model.tasks = ("text_to_video", "image_to_video")
+    for one in (model, ls.ClipVAE(model.vae, VAE)):
+        assert isinstance(one, huggingface_hub.ModelHubMixin)
+        before = dict(one.__dict__)
+        one.save_pretrained(tmp_path / "a", stored="float16")
+        assert one.__dict__ == before
+        for copied in (deepcopy(one), pickle.loads(pickle.dumps(one))):
+            assert type(copied) is type(one)
+            weights = copied.state_dict()
+            assert all(torch.equal(weights[name], value) for name, value in one.state_dict().items())
+            assert next(iter(copied.parameters())) is not next(iter(one.parameters()))
+        card = one.generate_model_card()  # of no folder
+        assert card.data.library_name == "lightning_sora"
+        assert {"lightning_sora", "model_hub_mixin"} < set(card.data.tags)
+        assert f"ls.{type(one).__name__}.from_pretrained" in card.text
+    assert huggingface_hub.ModelCard.load(tmp_path / "a" / "README.md").data.tags == card.data.tags
+
+
+def test_a_model_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = made().save_pretrained(tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    other = made(1)
+    other.config = None  # made by hand
+    with pytest.raises(SoraError):
+        other.save_pretrained(folder)
+    with pytest.raises(SoraError, match="cannot be stored as 'int8'"):
+        made(1).save_pretrained(folder, stored="int8")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SoraError, match=r"file cannot be written: .*; name a place elsewhere"):
+        made().save_pretrained(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_installed_mixin_takes_what_it_is_given() -> None:
+    mixin = huggingface_hub.ModelHubMixin
+    assert set(PushOptions.__annotations__) <= set(inspect.signature(mixin.push_to_hub).parameters)
+    taken = set(inspect.signature(ls.LatentDiffusion.from_pretrained).parameters) - {"name", "device"}
+    assert taken <= set(inspect.signature(mixin.from_pretrained).parameters)
+    assert taken <= set(inspect.signature(huggingface_hub.snapshot_download).parameters)
+    saving = set(inspect.signature(ls.LatentDiffusion.save_pretrained).parameters) - {"self", "folder", "stored", "hub"}
+    assert saving <= set(inspect.signature(mixin.save_pretrained).parameters)

@@ -19,7 +19,7 @@ KIND = "vae"
 HOLDERS = (KIND, "latent_diffusion")
 
 
-class ClipVAE(PretrainedModel):
+class ClipVAE(PretrainedModel, tags=[KIND]):
     """Encodes and decodes single clips of display values by a VAE.
 
     Args:
