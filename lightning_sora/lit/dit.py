@@ -362,16 +362,12 @@ class LitDiT(GenerativeModule):
     def relocated(
         cls, arguments: dict[str, Any], checkpoint: dict[str, Any], base: str | Path | None
     ) -> dict[str, Any]:
-        named = {name: arguments.get(name) for name in ("vae", "text", "denoiser", "image", "init_from")}
-        found = {
-            name: found_again(asked, checkpoint.get("directory"), None if base is None else str(base))
-            for name, asked in named.items()
-            if asked is not None
-        }
-        if base is not None and found == {name: asked for name, asked in named.items() if asked is not None}:
-            raise SoraError(
-                f"base={str(base)!r}: all that this checkpoint stands on is found where it was; leave it out"
-            )
+        parts = ("vae", "text", "denoiser", "image", "init_from")
+        named = {name: arguments[name] for name in parts if arguments.get(name) is not None}
+        directory, now = checkpoint.get("directory"), None if base is None else str(base)
+        found = {name: found_again(asked, directory, now) for name, asked in named.items()}
+        if now is not None and found == {name: found_again(asked, directory) for name, asked in named.items()}:
+            raise SoraError(f"base={now!r}: all that this checkpoint stands on is found where it was; leave it out")
         return {**arguments, **found}
 
     def lineage(self) -> dict[str, str]:
