@@ -24,6 +24,7 @@ from lightning_sora import media
 from lightning_sora.ablation.reader import read_study
 from lightning_sora.cli import main
 from lightning_sora.data.quarantine import read_quarantine
+from lightning_sora.nn.attention.contract import CONTRACT
 from tests.annotations import plain_annotations
 from tests.integration.conftest import VAE
 from tests.integration.test_ablate import TINY
@@ -206,8 +207,10 @@ def test_a_block_of_ones_own(lab: Path, monkeypatch: pytest.MonkeyPatch, capfd: 
     start_no_workers(monkeypatch)
     run_page("tutorials/block.md", lab)
     printed = capfd.readouterr().out
-    assert "17 checks" in printed
-    assert "mine(k=3)" in printed[printed.index("17 checks") :]
+    laws = len(CONTRACT.laws)
+    assert f"({laws} laws, such as" in (ROOT / "README.md").read_text()
+    assert f"{laws} checks" in printed
+    assert "mine(k=3)" in printed[printed.index(f"{laws} checks") :]
     sources = [file.read_text() for file in (lab / "mlruns").rglob("plugins/my_block.py")]
     assert set(sources) == {(lab / "my_block.py").read_text()}
     found = read_study(f"sqlite:///{lab}/mlflow.db", ["mine"])
