@@ -95,6 +95,10 @@ def load_video_model(path: str | Path, device: str | torch.device | None = None,
     if not isinstance(model, LatentDiffusion):
         raise SoraError(f"{path} holds a {type(loaded).__name__}, which makes no videos; give a LitDiT's")
     began = getattr(loaded, "hparams", {}).get("init_from")
+    if began is not None:
+        from lightning_sora.lit.initial import Weights
+
+        began = Weights.asked(began).path
     return VideoModel(str(path), model, getattr(loaded, "run_id", None), place, began)
 
 

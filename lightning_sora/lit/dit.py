@@ -356,7 +356,10 @@ class LitDiT(GenerativeModule):
             own |= {"init_from": None}
             if checkpoint.get("denoiser") is not None:
                 own |= {"denoiser": checkpoint["denoiser"], "attention": None}
-        return {**super().rebuild_arguments(checkpoint), **own}
+        arguments = {**super().rebuild_arguments(checkpoint), **own}
+        if (begun := arguments.get("init_from")) is not None and "vae" in own:  # the VAE of the checkpoint comes later
+            arguments["init_from"] = Weights.asked(begun).upon(checkpoint["vae"]["hash"])
+        return arguments
 
     @classmethod
     def relocated(

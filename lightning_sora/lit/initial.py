@@ -17,6 +17,7 @@ from lightning_sora.models.lora import merged
 from lightning_sora.registry import Registry
 from lightning_sora.sealing import seal_json, write_whole
 from lightning_sora.shipped import model_path
+from lightning_sora.specs import Spec
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class Weights:
             with the package.
         strict: refuse a model that differs in any name or shape; otherwise what fits is taken over, and the log says
             what does not.
+        vae_hash: of the VAE that this model is to have, where its weights are yet to be loaded, from a checkpoint.
 
     Example:
         >>> from lightning_sora.lit.initial import Weights
@@ -88,13 +90,17 @@ class Weights:
         False
     """
 
-    def __init__(self, path: str, strict: bool = True) -> None:
-        self.path, self.strict = path, strict
+    def __init__(self, path: str, strict: bool = True, vae_hash: str | None = None) -> None:
+        self.path, self.strict, self.vae_hash = path, strict, vae_hash
 
     @classmethod
     def asked(cls, text: str) -> Weights:
         """By a spec, or by the path alone."""
         return INITIAL.create(text) if text.startswith(("weights(", "weights:")) else cls(text)
+
+    def upon(self, vae_hash: str) -> str:
+        """The spec of these weights for a model that is to have the VAE of this fingerprint."""
+        return str(Spec("weights", {"path": self.path, "strict": self.strict, "vae_hash": vae_hash}))
 
     def put_into(self, model: LatentDiffusion, read: Callable[[str], LatentDiffusion]) -> Taken:
         """Takes over the weights, in place.
@@ -108,7 +114,8 @@ class Weights:
         """
         other = read(str(model_path(self.path)))
         other.dit = merged(other.dit)
-        differ = _told(_kind(other), _kind(model))
+        own_kind = _kind(model) | ({} if self.vae_hash is None else {"vae": self.vae_hash})
+        differ = _told(_kind(other), own_kind)
         theirs, own = dict(_weights(other)), dict(_weights(model))
         if self.strict:
             differ += _told({n: _shape(v) for n, v in theirs.items()}, {n: _shape(v) for n, v in own.items()})

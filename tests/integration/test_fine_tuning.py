@@ -15,11 +15,14 @@ from torch import Tensor
 import lightning_sora as ls
 from lightning_sora.cli import main
 from lightning_sora.errors import SoraError
+from lightning_sora.lab.models import load_video_model
 from lightning_sora.lit import LitDiT
 from lightning_sora.models.denoisers import DENOISERS
+from lightning_sora.models.vae import VAES
+from lightning_sora.randomness import initialize
 from lightning_sora.sealing import read_json
 from lightning_sora.spacetime import TokenGrid, TokenLayout
-from tests.integration.conftest import make_data
+from tests.integration.conftest import VAE, make_data
 from tests.tuning_toys import Kept, write_kept
 
 pytest.importorskip("peft")
@@ -199,6 +202,29 @@ def test_a_training_of_ones_own_is_tuned_and_stands_on_that_training(make_traine
     (tmp_path / "first.ckpt").unlink()
     with pytest.raises(SoraError, match=r"cannot be rebuilt: no checkpoint at .*first\.ckpt"):
         LitDiT.load(tmp_path / "second.ckpt")
+
+
+@pytest.mark.slow
+def test_what_a_training_of_ones_own_stands_on_has_a_trained_vae(make_trainer: Make, tmp_path: Path) -> None:
+    """Whose weights are in each checkpoint, and come after those that the training began with."""
+    vae = ls.ClipVAE(VAES.create(VAE), VAE)
+    initialize(vae, seed=7)
+    path = str(vae.save(tmp_path / "vae"))
+    usual = {"text": TEXT, "sampling": {"steps": 2}, "schedule": "constant", "optimizer": "adamw(lr=1e-2)"}
+    first = LitDiT(path, dit={"dim": 16, "depth": 1, "num_heads": 2}, **usual)  # type: ignore[arg-type]
+    first.save(tmp_path / "first")
+    second = LitDiT(
+        path, dit={"dim": 16, "depth": 1, "num_heads": 2}, tuning=LORA, init_from=str(tmp_path / "first"),
+        **usual,  # type: ignore[arg-type]
+    )  # fmt: skip
+    fitted(make_trainer, second, 2).save_checkpoint(tmp_path / "second.ckpt")
+    (tmp_path / "vae").rename(tmp_path / "gone")
+    read = LitDiT.load(tmp_path / "second.ckpt")
+    assert read.model.vae_hash == second.model.vae_hash == read.model.vae.fingerprint()
+    assert load_video_model(tmp_path / "second.ckpt", "cpu").init_from == str(tmp_path / "first")
+    with second.averaged():
+        made = second.model.sample("a red cube", 5, 16, 16)
+    assert torch.equal(read.model.sample("a red cube", 5, 16, 16), made)
 
 
 @pytest.mark.slow
