@@ -249,7 +249,7 @@ def _to_lora(made: VideoModel, place: Path, asked: Options, plugins: Sequence[Pa
 
 
 def _to_comfyui(made: VideoModel, place: Path, asked: Options, plugins: Sequence[Path]) -> Exported:
-    from lightning_sora.models.lora import has_adapters
+    from lightning_sora.models.adapted import has_adapters
     from lightning_sora.models.lora_files import write_lora
     from lightning_sora.models.other_formats import write_comfyui
 
@@ -276,7 +276,7 @@ def _beside(made: VideoModel) -> list[str]:
 
 
 def _check_lora(made: VideoModel) -> None:
-    from lightning_sora.models.lora import has_adapters
+    from lightning_sora.models.adapted import has_adapters
 
     if not has_adapters(made.model.dit):
         raise SoraError(

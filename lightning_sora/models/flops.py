@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_sora.models.conditioning import condition_encodes
 from lightning_sora.models.denoisers.base import Denoiser
 from lightning_sora.models.learning_flops import LearningFlops
-from lightning_sora.models.lora import without_adapters
 from lightning_sora.models.text_base import TextEncoder
 from lightning_sora.models.vae import VideoVAE
 from lightning_sora.spacetime import PatchSize, TokenLayout
@@ -89,8 +88,7 @@ def training_flops(
         part: what the denoiser sees of the clips.
         per_token: whether each token has a timestep of its own.
     """
-    with without_adapters(model.dit):  # which are counted below
-        total = FORWARD_AND_BACKWARD * model.dit.flops(part, text_tokens, per_token)
+    total = FORWARD_AND_BACKWARD * model.dit.flops(part, text_tokens, per_token)
     learns = {p.requires_grad for p in model.dit.parameters()}
     partly = learns == {True, False}
     if partly:

@@ -32,6 +32,7 @@ class _Products(TorchFunctionMode):
     def __init__(self, added: set[int]) -> None:
         super().__init__()
         self.added, self.found = added, list[_Product]()
+        self.made: dict[int, Tensor] = {}  # of weights alone, such as views of them; held, so that no id comes again
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -40,12 +41,19 @@ class _Products(TorchFunctionMode):
         if func is F.linear or func in _CONVOLUTIONS:
             given = dict(zip(("input", "weight"), args, strict=False)) | (kwargs or {})
             x, weight = given["input"], given["weight"]
-            if isinstance(weight, nn.Parameter):
+            if self._is_weight(weight):
                 width = out.shape[-1] if func is F.linear else out.shape[1]
                 rows = out.numel() // width
                 added = id(weight) in self.added
                 self.found.append(_Product(rows, weight.numel(), added, x.requires_grad, weight.requires_grad))
+        elif isinstance(out, Tensor):
+            of = [one for one in (*args, *(kwargs or {}).values()) if isinstance(one, Tensor)]
+            if of and all(map(self._is_weight, of)):
+                self.made[id(out)] = out
         return out
+
+    def _is_weight(self, one: Tensor) -> bool:
+        return isinstance(one, nn.Parameter) or id(one) in self.made
 
 
 class LearningFlops:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -18,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError, did_you_mean
+from lightning_sora.models.adapted import adapted, has_adapters
 from lightning_sora.models.denoisers.base import Denoiser
 from lightning_sora.randomness import coarse_generator
 
@@ -170,7 +170,7 @@ def inject(denoiser: nn.Module, sizes: Mapping[str, Size], dropout: float = 0.0,
     denoiser.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):  # it draws what is drawn anew below
         peft.inject_adapter_in_model(config, denoiser, ADAPTER)
-    for name, layer in _adapted(denoiser):
+    for name, layer in adapted(denoiser):
         down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
         bound = 1 / math.sqrt(down.shape[1])  # Kaiming's for a linear layer, as in the authors' code
         drawn = torch.empty(down.shape).uniform_(
@@ -193,18 +193,6 @@ def _peft() -> Any:
     return peft
 
 
-def _adapted(denoiser: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The layers of peft, which are told by what they have: those who have none need no peft."""
-    for name, module in denoiser.named_modules():
-        if hasattr(module, "base_layer") and hasattr(module, "lora_A"):
-            yield name, module
-
-
-def has_adapters(denoiser: nn.Module) -> bool:
-    """Whether there are adapters in it."""
-    return next(_adapted(denoiser), None) is not None
-
-
 def adapters(denoiser: nn.Module) -> dict[str, Adapter]:
     """The adapters of a denoiser by the names of its layers, as they are now."""
     return {
@@ -213,35 +201,16 @@ def adapters(denoiser: nn.Module) -> dict[str, Adapter]:
             layer.lora_B[ADAPTER].weight.detach(),
             float(layer.lora_alpha[ADAPTER]),
         )
-        for name, layer in _adapted(denoiser)
+        for name, layer in adapted(denoiser)
     }
 
 
 @torch.no_grad()
 def fill(denoiser: nn.Module, values: Mapping[str, Adapter]) -> None:
     """Copies values into the adapters that are there, all of them."""
-    for name, layer in _adapted(denoiser):
+    for name, layer in adapted(denoiser):
         layer.lora_A[ADAPTER].weight.copy_(values[name].down)
         layer.lora_B[ADAPTER].weight.copy_(values[name].up)
-
-
-@contextmanager
-def without_adapters(denoiser: nn.Module) -> Iterator[None]:
-    """Computes as the frozen layers do, on leaving as before."""
-    layers = [layer for _, layer in _adapted(denoiser)]
-    if not layers:
-        yield
-        return
-    learns = {parameter: parameter.requires_grad for parameter in denoiser.parameters()}
-    for layer in layers:
-        layer.enable_adapters(False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
-        for parameter, asked in learns.items():  # which peft sets, too
-            parameter.requires_grad_(asked)
 
 
 def merged(denoiser: M) -> M:
@@ -254,7 +223,7 @@ def merged(denoiser: M) -> M:
         return denoiser
     shared = {id(value): value for value in (*denoiser.parameters(), *denoiser.buffers())}
     plain = copy.deepcopy(denoiser, shared)
-    for name, layer in list(_adapted(plain)):
+    for name, layer in list(adapted(plain)):
         base = layer.base_layer
         delta = layer.lora_B[ADAPTER].weight.float() @ layer.lora_A[ADAPTER].weight.float() * layer.scaling[ADAPTER]
         weight = (base.weight.detach().float() + delta.detach()).to(base.weight)

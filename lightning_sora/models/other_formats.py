@@ -12,12 +12,13 @@ from typing import Any
 from safetensors.torch import save_file
 
 from lightning_sora.errors import SoraError
+from lightning_sora.models.adapted import has_adapters
 from lightning_sora.models.denoisers import DENOISERS, Denoiser
 from lightning_sora.models.denoisers.wan_files import write_folder
 from lightning_sora.models.denoisers.wan_keys import to_original
 from lightning_sora.models.diffusers_folder import CONFIG, PIPELINE
 from lightning_sora.models.latent_diffusion import LatentDiffusion
-from lightning_sora.models.lora import has_adapters, merged
+from lightning_sora.models.lora import merged
 from lightning_sora.models.saved import stored_weights
 from lightning_sora.models.vae import VAES
 from lightning_sora.models.vae.of_diffusers import DiffusersVAE

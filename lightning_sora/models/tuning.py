@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
+from lightning_sora.models.adapted import without_adapters
 from lightning_sora.models.denoisers.base import Denoiser
 from lightning_sora.models.lora import (
     Size,
@@ -21,7 +22,6 @@ from lightning_sora.models.lora import (
     inject,
     targeted,
     usual_targets,
-    without_adapters,
 )
 from lightning_sora.models.lora_files import matched, read_lora
 from lightning_sora.registry import Registry

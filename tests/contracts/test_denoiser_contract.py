@@ -83,6 +83,13 @@ class Boasts(Small):
         return 2 * super().flops(*args, **options)
 
 
+class CountsAdapters(Small):
+    lora_targets = ("attention.out",)
+
+    def flops(self, *args: Any, **options: Any) -> int:
+        return super().flops(*args, **options) + sum(p.numel() for n, p in self.named_parameters() if ".lora_" in n)
+
+
 class OtherSpec(Small):
     def spec_of_its_own(self, spec: str) -> str:
         return "dit(dim=24, depth=1, num_heads=4)"
@@ -108,6 +115,7 @@ MUTANTS = {
     Deaf: "hears_what_it_is_told",
     HearsPadding: "hears_what_it_is_told",
     Boasts: "declares_no_flops_that_it_does_not_spend",
+    CountsAdapters: "declares_no_flops_of_adapters",
     OtherSpec: "is_rebuilt_by_its_own_spec",
     Redrawn: "draws_what_is_fresh_by_name",
     Lenient: "refuses_what_does_not_fit",

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
+from lightning_sora.models.adapted import without_adapters
 from lightning_sora.models.denoisers import DENOISERS, Denoiser
 from lightning_sora.models.denoisers.contract import predicted as of_contract
 from lightning_sora.models.denoisers.wan_keys import to_original
@@ -25,7 +26,6 @@ from lightning_sora.models.lora import (
     inject,
     linear_layers,
     merged,
-    without_adapters,
 )
 from lightning_sora.models.lora_files import load_lora, read_lora, write_lora
 from lightning_sora.models.text_base import TextContext

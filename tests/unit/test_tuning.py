@@ -21,7 +21,7 @@ from lightning_sora.models.denoisers import DENOISERS
 from lightning_sora.models.denoisers.contract import TEXT_TOKENS, predicted
 from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.models.learning_flops import LearningFlops
-from lightning_sora.models.lora import adapters, add_lora, without_adapters
+from lightning_sora.models.lora import adapters, add_lora
 from lightning_sora.models.lora_files import write_lora
 from lightning_sora.spacetime import TokenGrid, TokenLayout
 from tests.host_toys import FAMILIES, channels_of, host_folder
@@ -304,8 +304,7 @@ def test_flops_of_adapters_in_diffusers_are_as_near_to_torchs_count_as_those_of_
             spared = LearningFlops(denoiser, per_token=False)(layout, TEXT_TOKENS)
         with FlopCounterMode(display=False) as counter:
             predicted(denoiser, layout).square().sum().backward()
-        with without_adapters(denoiser):
-            declared = 3 * denoiser.flops(layout, TEXT_TOKENS) + spared
+        declared = 3 * denoiser.flops(layout, TEXT_TOKENS) + spared
         shares.append(declared / counter.get_total_flops())
     assert spared < 0
     assert shares[1] == pytest.approx(shares[0], abs=0.05)

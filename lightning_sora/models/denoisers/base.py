@@ -127,6 +127,8 @@ class Denoiser(nn.Module, ABC):
     def flops(self, layout: TokenLayout, text_tokens: int, per_token: bool = False) -> int:
         """FLOPs of one forward pass, a multiplication and an addition counting as two.
 
+        Low-rank adapters in its layers are left out, which :mod:`lightning_sora.models.learning_flops` counts.
+
         Args:
             text_tokens: length of the text, padding included.
             per_token: whether each token has a timestep of its own.

@@ -6,6 +6,7 @@ It is put to a denoiser with keyed initial values, or with its own weights where
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_sora.contracts import Contract, no_global_draws, require, require_close
 from lightning_sora.errors import SoraError
 from lightning_sora.models.denoisers.base import DENOISERS, Condition, Denoiser
+from lightning_sora.models.lora import add_lora, linear_layers, usual_targets
 from lightning_sora.models.text_base import TextContext
 from lightning_sora.randomness import coarse_generator
 from lightning_sora.spacetime import TokenGrid, TokenLayout
@@ -204,6 +206,25 @@ def declares_no_flops_that_it_does_not_spend(spec: str) -> None:
             denoiser(rows, times, text, layout, condition=condition_of(denoiser, layout))
         counted, declared = int(counter.get_total_flops()), denoiser.flops(layout, TEXT_TOKENS)
         require(counted / 2 <= declared <= counted, f"declares {declared} FLOPs, and torch counts {counted}")
+
+
+@CONTRACT.law
+def declares_no_flops_of_adapters(spec: str) -> None:
+    """With low-rank adapters in it, it declares what it does without them: theirs are counted beside. Without peft, no
+    adapters can be there."""
+    if importlib.util.find_spec("peft") is None:
+        return
+    layout = TokenLayout.uniform(VIDEO, 2)
+    plain, tuned, both = make(spec), make(spec), make(spec)
+    ends = usual_targets(plain) or list(linear_layers(plain))[-1:]
+    if not ends:
+        return
+    declared = plain.flops(layout, TEXT_TOKENS)
+    both.flops(layout, TEXT_TOKENS)  # what it may remember is no excuse
+    for denoiser in (tuned, both):
+        add_lora(denoiser, rank=2, targets=ends)
+        found = denoiser.flops(layout, TEXT_TOKENS)
+        require(found == declared, f"declares {found} FLOPs with adapters in it, and {declared} without")
 
 
 @CONTRACT.law

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_sora.errors import SoraError
+from lightning_sora.models.adapted import without_adapters
 from lightning_sora.models.denoisers.base import DENOISERS, Condition, Denoiser, DenoiserFacts
 from lightning_sora.models.denoisers.host_attention import CountedScores, Whereabouts, block_flops, swap
 from lightning_sora.models.denoisers.host_families import Feed, HostFamily, HostOptions, family_of_transformer
@@ -199,13 +200,14 @@ class DiffusersDenoiser(Denoiser):
         return self._counted[key]
 
     def _count(self, layout: TokenLayout, text_tokens: int, per_token: bool) -> int:
-        """Of a pass over tensors without values; of blocks inside it is declared."""
+        """Of a pass over tensors without values, without adapters; of blocks inside it is declared."""
         from torch._subclasses.fake_tensor import FakeTensorMode  # it takes a while to be imported
 
         seen = self.family.text_tokens(text_tokens)
         fake = FakeTensorMode(allow_non_fake_inputs=True)
         counter, scores = FlopCounterMode(display=False), CountedScores()
-        with torch.no_grad(), fake, self._here.at(layout, counting=True), counter, scores:
+        here = self._here.at(layout, counting=True)
+        with without_adapters(self), torch.no_grad(), fake, here, counter, scores:
             self(*self._made_up(layout, seen, per_token))
         joint = 0 if self.family.text is None else seen
         blocks = sum(block_flops(block, layout, joint) for block in self._blocks)
