@@ -108,7 +108,7 @@ def _met(denoiser: Denoiser, grid: TokenGrid, length: int, per_token: bool) -> l
     layout, like = TokenLayout.uniform(grid, 1), next(denoiser.parameters())
 
     def zeros(*size: int) -> Tensor:
-        return torch.zeros(size, device=like.device, dtype=like.dtype)
+        return torch.zeros(size, device=like.device, dtype=denoiser.dtype)
 
     mask = torch.ones(1, length, device=like.device, dtype=torch.bool)
     pooled = None if denoiser.pooled_dim is None else zeros(1, denoiser.pooled_dim)

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from lightning.pytorch.plugins import HalfPrecision
 from torch import Tensor
 
 from lightning_sora.diffusion.paths import OBJECTIVES
@@ -21,6 +22,8 @@ from lightning_sora.models.denoisers import DENOISERS, Condition, DiffusersDenoi
 from lightning_sora.models.denoisers.contract import CONTRACT
 from lightning_sora.models.diffusers_folder import quiet_on_cpu
 from lightning_sora.models.latent_diffusion import LatentDiffusion
+from lightning_sora.models.learning_flops import LearningFlops
+from lightning_sora.models.lora import add_lora
 from lightning_sora.models.text_base import TextContext
 from lightning_sora.nn.rope import Stretch
 from lightning_sora.spacetime import TokenGrid, TokenLayout
@@ -514,6 +517,40 @@ def test_half_precision_is_of_weights_and_not_of_time(tmp_path: Path) -> None:
     )
     model.sample("a cube", 2, 8, 8)
     assert told == pytest.approx([1000.0, 2000 / 3, 1000 / 3], abs=1e-3)
+
+
+@pytest.mark.parametrize("plugin", [False, True])
+@pytest.mark.parametrize("family", HOSTS)
+def test_cast_to_half_it_keeps_in_float32_what_diffusers_keeps(family: str, plugin: bool, of: Folder) -> None:
+    import diffusers
+
+    theirs = getattr(diffusers, HOSTS[family][0]).from_pretrained(of(family), torch_dtype=torch.bfloat16)
+    denoiser = make(of(family), family, ", attention='window(size=(2, 2, 2)), gated'")
+    given = Given(family, denoiser)
+    exact = given.through(denoiser).detach()
+    module = torch.nn.ModuleDict({"dit": denoiser})
+    if plugin:
+        HalfPrecision("bf16-true").convert_module(module)
+    else:
+        module.to(torch.bfloat16)
+    kept = {name for name, value in theirs.named_parameters() if value.dtype == torch.float32}
+    assert len(kept) == {"wan": 11, "wan_i2v": 15}.get(family, 0)
+    found = {name for name, value in denoiser.named_parameters() if value.dtype == torch.float32}
+    assert found == {f"network.{name}" for name in kept}
+    buffers = dict(theirs.named_buffers())
+    for name, value in denoiser.network.named_buffers():
+        assert value.dtype == (buffers[name].dtype if kept else torch.bfloat16)
+    assert denoiser.dtype == torch.bfloat16
+    given.latents = given.latents.bfloat16()
+    made = given.through(denoiser)
+    assert made.dtype == torch.bfloat16
+    assert (made.float() - exact).norm() < (0.3 if family == "hunyuan_video" else 0.1) * exact.norm()
+    made.float().square().mean().backward()
+    denoiser.to(torch.bfloat16)
+    assert all(value.grad is None or value.grad.dtype == value.dtype for value in denoiser.parameters())
+    add_lora(denoiser, rank=2)
+    assert denoiser.flops(given.layout, WORDS) > 0
+    assert LearningFlops(denoiser, per_token=False)(given.layout, WORDS) < 0
 
 
 def test_names_are_those_of_diffusers(of: Folder) -> None:

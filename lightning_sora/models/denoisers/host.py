@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_sora.errors import SoraError
 from lightning_sora.models.adapted import without_adapters
 from lightning_sora.models.denoisers.base import DENOISERS, Condition, Denoiser, DenoiserFacts
+from lightning_sora.models.denoisers.float32 import kept_by_diffusers, uncast
 from lightning_sora.models.denoisers.host_attention import CountedScores, Whereabouts, block_flops, swap
 from lightning_sora.models.denoisers.host_families import Feed, HostFamily, HostOptions, family_of_transformer
 from lightning_sora.models.denoisers.host_steps import scheduler_beside
@@ -40,7 +41,8 @@ class DiffusersDenoiser(Denoiser):
     or with blocks of ours inside.
 
     It takes rows and ``t`` in [0, 1] as every denoiser does, and is fed as its family's pipeline in diffusers feeds it
-    (:mod:`lightning_sora.models.denoisers.host_families`). Its weights are in float32.
+    (:mod:`lightning_sora.models.denoisers.host_families`). Its weights are in float32; cast to another precision, those
+    stay in it that diffusers keeps in it.
 
     Args:
         channels: of a latent position, which are the VAE's.
@@ -227,6 +229,15 @@ class DiffusersDenoiser(Denoiser):
             condition = Condition(rows, image)
         t = torch.zeros(layout.shape if per_token else (layout.clips,), **made)
         return torch.zeros(*layout.shape, self.in_dim, **made), t, text, layout, None, condition
+
+    # Precision.
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.dtype  # type: ignore[return-value]  # some others stay in float32
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        kept, moved = {id(value): value for value in kept_by_diffusers(self.network)}, uncast(fn)
+        return super()._apply(lambda value: moved(value) if id(value) in kept else fn(value), recurse)
 
     # Parameters and their names.
     def fresh(self) -> frozenset[str]:

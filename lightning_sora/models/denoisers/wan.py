@@ -15,12 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_sora.errors import SoraError
 from lightning_sora.models.denoisers.base import DENOISERS, Condition, Denoiser, DenoiserFacts
+from lightning_sora.models.denoisers.float32 import KeptFloat32
 from lightning_sora.models.denoisers.wan_config import TEXT_TOKENS, WanConfig, check_class
 from lightning_sora.models.denoisers.wan_files import SHARD, Weights, put_on_cpu, write_folder
 from lightning_sora.models.denoisers.wan_keys import to_original
 from lightning_sora.models.denoisers.wan_layers import (
     ConditionEmbedding,
-    KeptFloat32,
     PatchEmbedding,
     WanBlock,
     draw_table,

@@ -6,15 +6,13 @@ normalised over all heads together, an ungated MLP, one projection of the time f
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
+from lightning_sora.models.denoisers.float32 import KeptFloat32
 from lightning_sora.models.denoisers.wan_config import WanConfig
 from lightning_sora.nn.attention import AttentionBlock, attend_contexts
 from lightning_sora.nn.attention.kernels import Kernel
@@ -22,16 +20,6 @@ from lightning_sora.nn.embed import sinusoidal
 from lightning_sora.nn.layers import Modulation, modulate
 from lightning_sora.nn.rope import Rope, rotate
 from lightning_sora.spacetime import PatchSize, TokenLayout
-
-
-class KeptFloat32(nn.Module):
-    """Keeps the parameters that it owns itself in float32, whatever the precision that a model around it is cast to."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        if recurse:
-            for child in self.children():
-                child._apply(fn)
-        return super()._apply(lambda value: value.to(fn(value).device), recurse=False)
 
 
 class Float32Linear(KeptFloat32, nn.Linear):
