@@ -150,7 +150,8 @@ class GenerativeModule(LitModule):
             prompts = self._expanded([batch.captions[i] for i in members])
             keys = [(purpose, batch.ids[i]) for i in members]
             # What makes clips of their first frame is given that of its clip.
-            given = [first_frame_of(batch.videos()[i]) for i in members] if self.model.dit.condition_channels else None
+            shown = self.model.dit.condition_channels > 0
+            given = [first_frame_of(batch.videos()[i], self.model) for i in members] if shown else None
             made |= zip(members, self.sample(prompts, *size, seed=seed, keys=keys, given=given), strict=True)
         return made
 

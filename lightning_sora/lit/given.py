@@ -14,8 +14,9 @@ from lightning_sora.models.denoisers.base import Condition
 from lightning_sora.models.given import Given
 from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.models.pixels import Clip
-from lightning_sora.spacetime import SpacetimeBatch, TokenLayout
-from lightning_sora.tasks import Drawn, TaskMixture
+from lightning_sora.randomness import generator
+from lightning_sora.spacetime import SpacetimeBatch, TokenGrid, TokenLayout
+from lightning_sora.tasks import Drawn, Task, TaskMixture
 
 
 def check_tasks(model: LatentDiffusion, tasks: TaskMixture, prompts: Sequence[str]) -> None:
@@ -25,6 +26,13 @@ def check_tasks(model: LatentDiffusion, tasks: TaskMixture, prompts: Sequence[st
         SoraError: the VAE or the denoiser does not allow one.
     """
     dit = model.dit
+    if dit.image_frames > 1:
+        for spec, task in tasks.tasks.items():
+            if not _gives_the_ends(task):
+                raise SoraError(
+                    f"this denoiser makes what is between a first and a last frame, and {spec} does not give both; set "
+                    "diffusion.tasks={first_and_last: 1.0}"
+                )
     if not dit.condition_channels:
         tasks.check_vae(model.vae.facts)
         if not dit.facts.token_times and not tasks.alone:
@@ -52,22 +60,31 @@ def what_is_given(
 
 
 def first_frame_shown(model: LatentDiffusion, batch: SpacetimeBatch) -> Condition | None:
-    """What a denoiser that is shown frames sees of a batch in evaluation: the first frame of each clip."""
+    """What a denoiser that is shown frames sees of a batch in evaluation: the first frame of each clip, and the last
+    where it attends to that."""
     if not model.dit.condition_channels:
         return None
-    return condition_of(model, batch.layout, _videos(batch), _all_but_the_first(batch.layout))
+    return condition_of(model, batch.layout, _videos(batch), _between(batch.layout, model.dit.image_frames > 1))
 
 
-def first_frame_of(video: Clip) -> Given:
-    """The first frame of a clip, for the rest to be made."""
+def first_frame_of(video: Clip, model: LatentDiffusion) -> Given:
+    """The first frame of a clip, for the rest to be made; and the last, for a denoiser that attends to that."""
     strength = torch.ones(video.shape[:3])
     strength[0] = 0.0
+    if model.dit.image_frames > 1:
+        strength[-model.patch.frames :] = 0.0
     return Given(video.cpu(), strength)
 
 
-def _all_but_the_first(layout: TokenLayout) -> Float[Tensor, "batch tokens"]:
+def _gives_the_ends(task: Task) -> bool:
+    drawn = [task.strengths(task.grid(TokenGrid(5, 1, 1)), generator(0, "given", index)) for index in range(8)]
+    return all(float(one[0].max()) == float(one[-1].max()) == 0 for one in drawn)
+
+
+def _between(layout: TokenLayout, last: bool) -> Float[Tensor, "batch tokens"]:
+    """Strengths that make all but the first frame, or all but the first and the last."""
     frames = [layout.clip(index).coordinates()[:, 1] for index in range(layout.clips)]
-    return layout.join([(of_clip > 0).float() for of_clip in frames])
+    return layout.join([((of > 0) & (of < of.max()) if last else of > 0).float() for of in frames])
 
 
 def _videos(batch: SpacetimeBatch) -> list[Clip]:

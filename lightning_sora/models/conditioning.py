@@ -71,6 +71,11 @@ def check_conditioning(vae: VideoVAE, dit: Denoiser, image: ImageEncoder | None)
             f"model.image makes embeddings of width {image.dim}, and this denoiser takes {dit.image_dim}; give the "
             "image encoder that it was trained with"
         )
+    if image is not None and dit.image_frames > 1 and dit.image_frames * image.tokens != dit.image_tokens:
+        raise SoraError(
+            f"model.image makes {image.tokens} embeddings of a frame, and this denoiser has {dit.image_tokens} places "
+            "for those of the first and the last; give the image encoder that it was trained with"
+        )
 
 
 @torch.no_grad()
@@ -84,19 +89,25 @@ def condition_of(
         strength: of each token, 0 where it is known and 1 where it is made.
 
     Raises:
-        SoraError: what is known is no whole frames, or not the first.
+        SoraError: what is known is no whole frames, or not the first; or not the last, of a denoiser that attends to
+            it.
     """
     strengths = layout.split(torch.ones(layout.shape) if strength is None else strength.cpu())
     patch = model.vae.stride * model.dit.patch_size
-    rows, firsts = [], []
+    rows, attended = [], []
     for grid, video, of_clip in zip(layout.grids, videos, strengths, strict=True):
         known = _known_frames(of_clip, grid, model.dit.patch_size.frames)
         clip = video[: grid.size(patch)[0]]
         with torch.autocast(video.device.type, enabled=False):
             latent = _shown(model.vae, model.dit, from_uint8([clip], model.dtype), known.to(video.device))
         rows.append(patchify(rearrange(latent, "1 c t h w -> t h w c"), model.dit.patch_size))
-        firsts.append(clip[0])
-    return Condition(layout.join(rows), None if model.image is None else model.image(firsts).to(model.dtype))
+        attended += [clip[0], clip[-1]][: model.dit.image_frames]
+        if model.dit.image_frames > 1:
+            _check_ends(known)
+    if model.image is None:
+        return Condition(layout.join(rows))
+    embedded = model.image(attended).unflatten(0, (layout.clips, -1)).flatten(1, 2)
+    return Condition(layout.join(rows), embedded.to(model.dtype))
 
 
 def condition_of_given(model: Conditioned, layout: TokenLayout, given: Sequence[Given | None]) -> Condition | None:
@@ -111,9 +122,10 @@ def condition_of_given(model: Conditioned, layout: TokenLayout, given: Sequence[
     size = layout.grids[0].size(patch)
     known = [one for one in given if one is not None]
     if len(known) < len(given):
+        task = "image_to_video" if model.dit.image_frames == 1 else "first_and_last"
         raise SoraError(
             "an image-to-video denoiser makes a clip from its first frame, and of a prompt none is given; sample by a "
-            "task that gives it: `lightning-sora sample --task image_to_video`"
+            f"task that gives it: `lightning-sora sample --task {task}`"
         )
     for one in known:
         if tuple(one.strength.shape) != size:
@@ -146,6 +158,14 @@ def _known_frames(strength: Float[Tensor, " tokens"], grid: TokenGrid, per_row: 
     return known.repeat_interleave(per_row)[per_row - 1 :] if per_row > 1 else known
 
 
+def _check_ends(known: Bool[Tensor, " latent_frames"]) -> None:
+    if len(known) < 3 or not bool(known[-1]):
+        raise SoraError(
+            "this denoiser makes what is between a first and a last frame, and attends to both: take the task "
+            f"first_and_last, and clips of three latent frames at least (here {len(known)})"
+        )
+
+
 def _shown(
     vae: VideoVAE, dit: Denoiser, video: Float[Tensor, "1 3 frames height width"], known: Bool[Tensor, " latent_frames"]
 ) -> Float[Tensor, "1 channels t h w"]:
@@ -153,6 +173,8 @@ def _shown(
         return _first_latent(vae, video, len(known))
     step = vae.stride.frames
     frames = torch.cat([known[:1], known[1:].repeat_interleave(step)])
+    if len(known) > 2 and known[-1] and not known[-2]:  # a last frame by itself, as Wan's pipeline shows it
+        frames[-step:-1] = False
     latent = vae.encode_latent(video * frames[:, None, None].to(video))
     # The first latent frame is of one frame, whose mark fills the channels of its mask.
     marks = torch.cat([frames[:1].expand(step), frames[1:]]).view(-1, step).T.to(latent)

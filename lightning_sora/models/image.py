@@ -1,4 +1,4 @@
-"""ImageEncoder: a frozen image encoder of transformers, for denoisers that attend to the first frame."""
+"""ImageEncoder: a frozen image encoder of transformers, for denoisers that attend to the first frame, or the last."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ class ImageEncoder(nn.Module):
 
     Its weights belong to no checkpoint: it records their fingerprint, and refuses to load beside others.
 
+    Attributes:
+        dim, tokens: width of the embeddings, and how many there are of an image.
+
     Args:
         name: a folder that ``CLIPVisionModel.save_pretrained`` wrote, with a preprocessor_config.json in it or in
             ``image_processor`` beside it, as pipelines of diffusers have them; or a name on a hub.
@@ -36,6 +39,7 @@ class ImageEncoder(nn.Module):
         tower, self.processor = _load(name)
         self._hidden: tuple[Any] = (tower.requires_grad_(False).eval(),)  # out of reach of parameters and state
         self.dim = int(tower.config.hidden_size)
+        self.tokens = (tower.config.image_size // tower.config.patch_size) ** 2 + 1  # of patches, and of the whole
         self.register_buffer("_device", torch.empty(0), persistent=False)
         digest = hashlib.blake2b(repr(sorted(self.processor.to_dict().items())).encode(), digest_size=8)
         for key, value in sorted(tower.state_dict().items()):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
 from lightning_sora.lit.dit import LitDiT
+from lightning_sora.lit.given import first_frame_of, first_frame_shown
 from lightning_sora.models.conditioning import condition_of
 from lightning_sora.models.denoisers import DENOISERS, DiT
 from lightning_sora.models.given import Given
@@ -101,29 +102,33 @@ def first_and_maybe_last(layout: TokenLayout, last: bool) -> Tensor:
     return strength.flatten(1)
 
 
-def test_a_mask_and_a_clip_are_those_of_wans_own_pipeline(wan: str) -> None:
+@pytest.mark.parametrize("last", [False, True])
+def test_a_mask_and_a_clip_are_those_of_wans_own_pipeline(wan: str, last: bool) -> None:
     made, layout = model(wan, "mask"), TokenLayout.uniform(TokenGrid(3, 1, 1), 2)
     clips = [video(0), video(1)]
-    shown = channels(condition_of(made, layout, clips, first_and_maybe_last(layout, False)).rows, layout)
+    shown = channels(condition_of(made, layout, clips, first_and_maybe_last(layout, last)).rows, layout)
     pipeline = diffusers.WanImageToVideoPipeline(
         tokenizer=None, text_encoder=None, transformer=None, image_encoder=None, image_processor=None,
         vae=diffusers.AutoencoderKLWan.from_pretrained(wan), scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
     )  # fmt: skip
     for clip, found in zip(clips, shown, strict=True):
-        image = from_uint8([clip[:1]], torch.float32)[:, :, 0]
+        image, end = (from_uint8([clip[at : at + 1]], torch.float32)[:, :, 0] for at in (0, FRAMES - 1))
         _, expected = pipeline.prepare_latents(
-            image, 1, height=SIDE, width=SIDE, num_frames=FRAMES, dtype=torch.float32, device=torch.device("cpu")
-        )
+            image, 1, height=SIDE, width=SIDE, num_frames=FRAMES, dtype=torch.float32, device=torch.device("cpu"),
+            last_image=end if last else None,
+        )  # fmt: skip
         torch.testing.assert_close(found, expected[0], atol=1e-5, rtol=0)
 
 
 def test_the_marks_of_further_frames_are_of_the_frames_that_they_cover(wan: str) -> None:
     made, layout = model(wan, "mask"), TokenLayout.uniform(TokenGrid(3, 1, 1), 1)
-    shown = channels(condition_of(made, layout, [video()], first_and_maybe_last(layout, True)).rows, layout)
+    strength = 1 - first_and_maybe_last(layout, True)
+    strength[:, 0] = 0.0  # of two latent frames, and not of the last
+    shown = channels(condition_of(made, layout, [video()], strength).rows, layout)
     marks = shown[0, :4, :, 0, 0]
-    assert marks.tolist() == [[1.0, 0.0, 1.0]] * 4
+    assert marks.tolist() == [[1.0, 1.0, 0.0]] * 4
     seen = from_uint8([video()], torch.float32)
-    seen[:, :, 1:5] = 0.0
+    seen[:, :, 5:] = 0.0
     torch.testing.assert_close(shown[:, 4:], made.vae.encode_latent(seen), atol=1e-5, rtol=0)
 
 
@@ -231,6 +236,89 @@ def test_the_first_frame_is_embedded_as_wans_own_pipeline_does(wan: str, tower: 
         model(wan, "mask", image=tower)
 
 
+@pytest.fixture(scope="module")
+def between(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A transformer of Wan that attends to the first and the last frame."""
+    folder = tmp_path_factory.mktemp("between")
+    torch.manual_seed(0)
+    network = diffusers.WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, ffn_dim=40, text_dim=16, num_layers=2, in_channels=36,
+        image_dim=32, added_kv_proj_dim=24, pos_embed_seq_len=10,
+    )  # fmt: skip
+    for parameter in network.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
+    network.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_a_wan_of_first_and_last_frames_is_shown_both_hosted_and_native(wan: str, tower: str, between: str) -> None:
+    from transformers import CLIPImageProcessor, CLIPVisionModel
+
+    layout, strength = TokenLayout.uniform(TokenGrid(3, 1, 1), 2), torch.ones(FRAMES, SIDE, SIDE)
+    strength[0] = strength[-4:] = 0.0
+    pipeline = diffusers.WanImageToVideoPipeline(
+        tokenizer=None, text_encoder=None, transformer=None, vae=None, scheduler=None,
+        image_encoder=CLIPVisionModel.from_pretrained(tower),
+        image_processor=CLIPImageProcessor.from_pretrained(f"{tower}/../image_processor"),
+    )  # fmt: skip
+    clips, found = [video(0), video(1)], []
+    other = video(0)
+    other[-1] = 255 - other[-1]
+    for name in ("diffusers", "wan"):
+        made = model(wan, f"{name}(path='{between}')", image=tower)
+        assert made.dit.flops(layout, 5) > 0
+        image = condition_of(made, layout, clips, first_and_maybe_last(layout, True)).image
+        assert image is not None
+        for clip, row in zip(clips, image, strict=True):
+            expected = pipeline.encode_image([clip[0].numpy(), clip[-1].numpy()], torch.device("cpu"))
+            torch.testing.assert_close(row, expected.flatten(0, 1), atol=1e-6, rtol=0)
+        with pytest.raises(SoraError, match="take the task first_and_last, and clips of three latent frames"):
+            condition_of(made, layout, clips, first_and_maybe_last(layout, False))
+        found.append(made.sample("a", FRAMES, SIDE, SIDE, given=Given(video(0), strength), seed=1))
+        assert not torch.equal(made.sample("a", FRAMES, SIDE, SIDE, given=Given(other, strength), seed=1), found[-1])
+    assert (found[0].int() - found[1].int()).abs().max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["diffusers", "wan"])
+def test_a_wan_of_first_and_last_frames_is_trained_on_both(wan: str, tower: str, between: str, name: str) -> None:
+    def module(task: str) -> LitDiT:
+        diffusion = {"tasks": {task: 1.0}, "val_timesteps": 1}
+        return LitDiT(
+            f"diffusers(path='{wan}')", text=TEXT, denoiser=f"{name}(path='{between}')", image=tower,
+            diffusion=diffusion,
+        )  # fmt: skip
+
+    with pytest.raises(SoraError, match=r"image_to_video does not give both; set diffusion\.tasks=\{first_and_last"):
+        module("image_to_video")
+    trained = module("first_and_last")
+    trained.log = lambda *args, **options: None  # type: ignore[method-assign]
+    layout, losses = TokenLayout.uniform(TokenGrid(3, 1, 1), 1), []
+    for seed in (0, 1):
+        clip = video(0)
+        clip[-1] = video(seed)[-1]
+        batch = SpacetimeBatch.of(
+            [clip], layout=layout, patch=trained.patch, captions=("a",), ids=("x",), visits=(0,), fps=(8.0,)
+        )
+        losses.append(float(trained.training_step(batch, 0)))
+        assert trained.training_flops(batch) > 0
+    assert losses[0] != losses[1]
+    assert first_frame_shown(trained.model, batch) is not None
+    given = first_frame_of(clip, trained.model)
+    assert trained.model.sample("a", FRAMES, SIDE, SIDE, given=given, seed=1).shape == (FRAMES, SIDE, SIDE, 3)
+
+
+def test_an_image_encoder_of_other_tokens_than_places_is_refused(wan: str, tower: str, tmp_path: Path) -> None:
+    config = {
+        "_class_name": "WanTransformer3DModel", "num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 40,
+        "text_dim": 16, "num_layers": 1, "in_channels": 36, "image_dim": 32, "added_kv_proj_dim": 24,
+        "pos_embed_seq_len": 14,
+    }  # fmt: skip
+    with pytest.raises(SoraError, match="makes 5 embeddings of a frame, and this denoiser has 14 places"):
+        model(wan, f"wan(config={config})", image=tower)
+
+
 def test_another_image_encoder_is_refused(tower: str, tmp_path: Path) -> None:
     encoder = ImageEncoder(tower)
     assert list(encoder.parameters()) == []
@@ -244,8 +332,6 @@ def test_another_image_encoder_is_refused(tower: str, tmp_path: Path) -> None:
 
 
 def test_latents_of_a_cache_have_no_frames_to_show(wan: str) -> None:
-    from lightning_sora.lit.given import first_frame_shown
-
     assert VAES.create(f"diffusers(path='{wan}')").latent_channels == 16
     layout = TokenLayout.uniform(TokenGrid(3, 1, 1), 1)
     latents = SpacetimeBatch.of(

@@ -47,7 +47,8 @@ class Condition(NamedTuple):
 
     Attributes:
         rows: a row per token, patches of ``condition_channels`` channels per latent position.
-        image: embeddings of the first frame, for models that attend to such; None for the others.
+        image: embeddings of the first frame, or of the first and the last one after the other, for models that attend
+            to such; None for the others.
     """
 
     rows: Float[Tensor, "batch tokens condition_dim"]
@@ -76,6 +77,7 @@ class Denoiser(nn.Module, ABC):
         condition_channels: what it is shown per latent position beside the noised channels; 0 for nothing.
         image_dim: width of the image embeddings that it attends to; None for none.
         image_tokens: how many of them a clip has, as its FLOPs count them.
+        image_frames: of how many frames they are: 1 of the first, 2 of the first and then of the last.
         pooled_dim: width of the vector of a whole caption that it takes beside the text's; None for none.
         widths: of one whose folder says for what it is: a class method of its options that gives the channels and
             the text's width, without reading weights.
@@ -92,6 +94,7 @@ class Denoiser(nn.Module, ABC):
     condition_channels: int = 0
     image_dim: int | None = None
     image_tokens: int = 257  # of CLIP: of its patches, and one of the whole
+    image_frames: int = 1
     pooled_dim: int | None = None
 
     def __init__(self, channels: int, text_dim: int, patch_size: PatchSize) -> None:

@@ -117,6 +117,8 @@ class DiffusersDenoiser(Denoiser):
         plain = {name: value for name, value in json.loads(json.dumps(dict(told))).items() if name[0] != "_"}
         self.config = {"_class_name": kind.transformer, **plain}
         self.condition_channels, self.image_dim = family.condition_channels, family.image_dim
+        if (places := family.config.get("pos_embed_seq_len")) is not None:  # of a Wan of first and last frames
+            self.image_tokens, self.image_frames = int(places), 2
         self.pooled_dim = family.pooled_dim
         self.facts = DenoiserFacts(family.objective, packs=False, token_times=family.token_times, stretches=False)
         self.pretrained, self.trained_with = stored is not None, vae_of_transformer(kind.transformer)
@@ -190,6 +192,11 @@ class DiffusersDenoiser(Denoiser):
             raise SoraError(
                 f"a {self.family.transformer} of image_dim={self.image_dim} is to be shown embeddings of an image of "
                 f"that width, or none where it is None, and is shown {'none' if width is None else f'some of {width}'}"
+            )
+        if image is not None and self.image_frames > 1 and image.shape[1] != self.image_tokens:
+            raise SoraError(
+                f"a {self.family.transformer} of pos_embed_seq_len={self.image_tokens} is to be shown as many "
+                f"embeddings of the first and the last frame together, and is shown {image.shape[1]}"
             )
 
     # Costs.

@@ -117,7 +117,8 @@ class WanDiT(KeptFloat32, Denoiser):
         self.attention = tuple(map(str, layer_specs(attention, options.num_layers)))
         self.condition_channels = options.in_channels - options.out_channels
         self.image_dim = options.image_dim
-        self.image_tokens = options.pos_embed_seq_len or self.image_tokens
+        if options.pos_embed_seq_len is not None:
+            self.image_tokens, self.image_frames = options.pos_embed_seq_len, 2
         of_text = kernel_for(kernel, ("sdpa", "matmul", "flex", "varlen"), "cross-attention")
         operators = _operators(attention, options, kernel)
         with torch.device("meta"):  # nothing is drawn that is read or drawn by name thereafter
