@@ -47,6 +47,33 @@ def did_you_mean(word: str, known: Iterable[str], written: Callable[[str], str] 
     return f"did you mean {' or '.join(map(written, near))}? " if near else ""
 
 
+def some(words: Iterable[str], most: int = 3, between: str = ", ", written: Callable[[str], str] = str) -> str:
+    """The first of some words, and how many more there are, to stand in a message.
+
+    Args:
+        most: that are shown.
+        between: them.
+        written: how each is to be written where it is not as it stands, such as ``repr``.
+
+    Example:
+        >>> some("abcde"), some("ab")
+        ('a, b, c and 2 more', 'a, b')
+    """
+    known = list(words)
+    more = len(known) - most
+    return between.join(map(written, known[:most])) + (f" and {more} more" if more > 0 else "")
+
+
+def first_line(problem: BaseException, most: int = 200) -> str:
+    """What an error says in its first line, or its kind where it says nothing; cut to so many characters.
+
+    Example:
+        >>> first_line(ValueError("it failed\\nwhere?")), first_line(KeyError())
+        ('it failed', 'KeyError')
+    """
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:most]
+
+
 def raised_in(problem: BaseException) -> str:
     """Says where in a user's own file an error arose that this package ran into.
 

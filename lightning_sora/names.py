@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+_ON_A_HUB = re.compile(r"[\w.\-]+/[\w.\-]+")
 _HOME = re.compile(r"((?:\w+:)?)~[\w.\-]*(?:/|$)")
 _BYTE = re.compile(rb"\\x([89a-f][0-9a-f])")
 
@@ -32,6 +33,16 @@ def at_home(text: str) -> str:
     place, as a shell writes it; any other text as it is."""
     found = _HOME.match(text)
     return f"{found[1]}{os.path.expanduser(text[found.end(1) :])}" if found else text
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name can be one on a hub of models, OWNER/NAME.
+
+    Example:
+        >>> is_hub_name("owner/model"), is_hub_name("../model/vae")
+        (True, False)
+    """
+    return _ON_A_HUB.fullmatch(name) is not None
 
 
 def local_path(path: str | Path) -> Path:

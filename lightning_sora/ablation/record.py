@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_sora.ablation import study
 from lightning_sora.ablation.plan import Plan
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, some
 from lightning_sora.redaction import redact, redacted
 from lightning_sora.sealing import read_json, seal_json
 from lightning_sora.tracking import store
@@ -118,10 +118,9 @@ class AblationRecord:
         )
         found = Design(**content).differences(design)
         if found:
-            more = f" and {len(found) - SHOWN_DIFFERENCES} more" if len(found) > SHOWN_DIFFERENCES else ""
             raise SoraError(
                 f"ablation {self.plan.name!r} was begun under other conditions, so its finished trials cannot be "
-                f"compared with new ones: {'; '.join(found[:SHOWN_DIFFERENCES])}{more}; undo the change, or begin "
+                f"compared with new ones: {some(found, SHOWN_DIFFERENCES, between='; ')}; undo the change, or begin "
                 "another ablation by --name"
             )
 

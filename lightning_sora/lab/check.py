@@ -20,7 +20,7 @@ from lightning_sora.data.manifest.folder import Folder
 from lightning_sora.data.places import MediaPath
 from lightning_sora.data.quarantine import write_quarantine
 from lightning_sora.data.sources.listed import disagreement, media_of
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, some
 from lightning_sora.plugins import load_packages
 from lightning_sora.shown import Shown
 
@@ -164,6 +164,4 @@ def _answers(rows: Sequence[ClipRow], processes: int, seconds: float) -> Iterato
 
 def _common(values: Iterator[str]) -> str:
     counts = Counter(values)
-    shown = [f"{value} ({count})" for value, count in counts.most_common(COMMON)]
-    rest = len(counts) - len(shown)
-    return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
+    return some((f"{value} ({count})" for value, count in counts.most_common()), COMMON)

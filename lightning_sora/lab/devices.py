@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,6 @@ def usable_device(device: str | torch.device | None) -> torch.device:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as problem:
-        reason = str(problem).splitlines()[0]
+        reason = first_line(problem)
         raise SoraError(f"device {str(device)!r} cannot be used here ({reason}); cpu always can") from problem
     return found

@@ -19,7 +19,7 @@ from lightning_sora.data.captions import read_sidecar, read_tables
 from lightning_sora.data.endings import is_image
 from lightning_sora.data.finding import Found, find_media
 from lightning_sora.data.stacks import ARRAY, NumberedImages, Stack, digest_of, stacks_in
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, some
 from lightning_sora.metrics.protocol import ClipProtocol, nominal_rate
 from lightning_sora.names import shown
 
@@ -116,14 +116,14 @@ def find_videos(folder: Path, protocol: ClipProtocol, least: int, captions: bool
             damaged.append(f"{name} ({answer})")
     if damaged:
         raise SoraError(
-            f"{len(damaged)} of {len(places)} videos under {folder} cannot be read: {_some(damaged)}; repair or remove "
-            f"them; `lightning-sora data check {folder}` looks at all"
+            f"{len(damaged)} of {len(places)} videos under {folder} cannot be read: {some(damaged, LISTED)}; repair or "
+            f"remove them; `lightning-sora data check {folder}` looks at all"
         )
     if short:
         rate = f" at {protocol.fps:g} fps" if protocol.fps else ""
         raise SoraError(
             f"{len(short)} of {len(places)} videos under {folder} are shorter than {protocol.frames} frames{rate}: "
-            f"{_some(short)}; lower --frames, or remove them"
+            f"{some(short, LISTED)}; lower --frames, or remove them"
         )
     copies = len(videos) - len({video.content for video in videos})
     if copies:
@@ -192,7 +192,8 @@ def _captions(found: Found, names: Collection[str]) -> dict[str, str]:
     if bare:
         raise SoraError(
             f"clip_score needs a caption for every generated video, and {len(bare)} of {len(names)} under {found.root} "
-            f"have none: {_some(bare)}; add metadata.csv with the columns file_name and text, or a .txt beside each"
+            f"have none: {some(bare, LISTED)}; add metadata.csv with the columns file_name and text, or a .txt beside "
+            "each"
         )
     return texts
 
@@ -257,8 +258,3 @@ def _look_at_stack(stack: Stack, protocol: ClipProtocol, caption: str) -> Video 
 def note(text: str) -> None:
     """What the user should know beside the result, on stderr."""
     sys.stderr.write(f"{text}\n")
-
-
-def _some(items: Sequence[str]) -> str:
-    more = len(items) - LISTED
-    return ", ".join(items[:LISTED]) + (f" and {more} more" if more > 0 else "")

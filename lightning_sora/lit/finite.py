@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, some
 from lightning_sora.lit.evaluation_means import of_all_ranks
 
 log = logging.getLogger(__name__)
@@ -110,8 +110,8 @@ class FiniteSteps(pl.Callback):
             trainer,
             ((name, p) for name, p in pl_module.named_parameters() if p.requires_grad),
             f"step {self._step} made weights that are not finite of finite gradients",
-            f"it was on {_listed(c for clips in self._taken for c in clips)}; {_remedy(pl_module)}. Nothing of it is "
-            "saved, and checkpoints of earlier steps are kept",
+            f"it was on {some((c for clips in self._taken for c in clips), SHOWN)}; {_remedy(pl_module)}. Nothing of "
+            "it is saved, and checkpoints of earlier steps are kept",
         )
 
     def on_save_checkpoint(
@@ -165,7 +165,7 @@ def refuse_not_finite(checkpoint: Mapping[str, Any], module: nn.Module) -> None:
         bad = _not_finite(stored)
         raise SoraError(
             f"the checkpoint of step {checkpoint.get('global_step')} holds values that are not finite, in {len(bad)} "
-            f"of {len(stored)} tensors: {_listed(bad)}; its training had diverged: give an earlier one, such as "
+            f"of {len(stored)} tensors: {some(bad, SHOWN)}; its training had diverged: give an earlier one, such as "
             "best.ckpt, or train anew with a lower learning rate"
         )
 
@@ -187,20 +187,21 @@ def _check(trainer: pl.Trainer, named: Named, what: str, then: str) -> None:
     if trainer.strategy.reduce_boolean_decision(are_finite(value for _, value in pairs)):
         return
     bad = sorted({name for names in of_all_ranks(trainer, _not_finite(pairs)) for name in names})
-    raise SoraError(f"{what}, in {len(bad)} of {len(pairs)} tensors: {_listed(bad)}; {then}")
+    raise SoraError(f"{what}, in {len(bad)} of {len(pairs)} tensors: {some(bad, SHOWN)}; {then}")
 
 
 def _whose_loss(trainer: pl.Trainer, losses: Sequence[tuple[bool, tuple[str, ...]]]) -> str:
     everyone = of_all_ranks(trainer, [clips for finite, clips in losses if not finite])
-    return f"the loss is not finite on {_listed(c for bad in everyone for clips in bad for c in clips)}"
+    return f"the loss is not finite on {some((c for bad in everyone for clips in bad for c in clips), SHOWN)}"
 
 
 def _whose_gradient(trainer: pl.Trainer, module: nn.Module, taken: Sequence[tuple[str, ...]]) -> str:
     gradients = [(name, p.grad) for name, p in module.named_parameters() if p.grad is not None]
     everyone = of_all_ranks(trainer, (_not_finite(gradients), taken))
     bad = sorted({name for names, _ in everyone for name in names})
-    what = f"its gradient is not, in {len(bad)} tensors ({_listed(bad, 3)})" if bad else "its gradient's norm overflows"
-    return f"the loss is finite but {what}, on {_listed(c for _, batches in everyone for one in batches for c in one)}"
+    what = f"its gradient is not, in {len(bad)} tensors ({some(bad, 3)})" if bad else "its gradient's norm overflows"
+    clips = (clip for _, batches in everyone for one in batches for clip in one)
+    return f"the loss is finite but {what}, on {some(clips, SHOWN)}"
 
 
 def _not_finite(named: Named) -> list[str]:
@@ -212,8 +213,3 @@ def _own(tensor: Tensor) -> Tensor:
     if isinstance(tensor, DTensor):
         tensor = tensor.to_local()
     return tensor.coalesce().values() if tensor.is_sparse else tensor
-
-
-def _listed(names: Iterable[str], shown: int = SHOWN) -> str:
-    known = list(names)
-    return ", ".join(known[:shown]) + (f" and {len(known) - shown} more" if len(known) > shown else "")

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, some
 from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.models.lora import merged
 from lightning_sora.registry import Registry
@@ -50,7 +50,7 @@ class Taken:
     def differences(self) -> str:
         """What was not taken over, in words; empty where all was."""
         kinds = {"missing": self.missing, "unexpected": self.unexpected, "reshaped": self.reshaped}
-        return "; ".join(f"{len(names)} {kind}: {_some(names)}" for kind, names in kinds.items() if names)
+        return "; ".join(f"{len(names)} {kind}: {some(names, SHOWN)}" for kind, names in kinds.items() if names)
 
     def keep(self, trainer: pl.Trainer) -> None:
         """Writes all names of what was not taken over to ``init_from.json``, where there are such."""
@@ -63,11 +63,6 @@ class Taken:
             log_files = getattr(logger, "log_files", None)
             if log_files is not None:
                 log_files(path, "init_from")
-
-
-def _some(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 INITIAL: Registry["Weights"] = Registry("initial weights")
@@ -120,10 +115,9 @@ class Weights:
         if self.strict:
             differ += _told({n: _shape(v) for n, v in theirs.items()}, {n: _shape(v) for n, v in own.items()})
         if differ:
-            more = f" and {len(differ) - SHOWN} more" if len(differ) > SHOWN else ""
             raise SoraError(
-                f"init_from={self.path!r} is of another kind than this recipe asks for: {', '.join(differ[:SHOWN])}"
-                f"{more}; give vae, text, dit and diffusion.objective as it was trained with, or drop init_from; "
+                f"init_from={self.path!r} is of another kind than this recipe asks for: {some(differ, SHOWN)}"
+                f"; give vae, text, dit and diffusion.objective as it was trained with, or drop init_from; "
                 "init_from=\"weights(path='...', strict=False)\" takes what fits of other names and shapes"
             )
         taken = self._copied(theirs, own, other.fingerprint())

@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, first_line
+from lightning_sora.models.digests import tensor_bytes
 from lightning_sora.models.text_hf import refuse_missing_folder
 
 QUESTION = "Describe this video: what is in it, how it looks, how it moves, and how the camera moves."
@@ -46,7 +47,7 @@ class VisionLanguageModel:
             self.processor: Any = AutoProcessor.from_pretrained(name)
             self.model: Any = AutoModelForImageTextToText.from_pretrained(name).eval()
         except (OSError, ValueError, ImportError, SafetensorError) as problem:
-            reason = str(problem).strip().splitlines()[0]
+            reason = first_line(problem)
             raise SoraError(
                 f"cannot load the captioner {name!r} ({reason}); give a directory that holds an image-text-to-text "
                 "model of transformers with its processor"
@@ -79,7 +80,5 @@ class VisionLanguageModel:
         """A hash of weights and question."""
         digest = hashlib.blake2b(f"{self.question} {self.frames} {self.max_tokens}".encode(), digest_size=8)
         for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(
-                name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            )
+            digest.update(name.encode() + tensor_bytes(tensor))
         return digest.hexdigest()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,17 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_sora.errors import SoraError, WeightsMissing
+from lightning_sora.errors import SoraError, WeightsMissing, first_line, some
 from lightning_sora.models.memory_estimate import check_weights_fit
 from lightning_sora.models.safetensors_files import TensorHeader, read_header
-from lightning_sora.names import local_path
+from lightning_sora.names import is_hub_name, local_path
 
 CONFIG, PIPELINE = "config.json", "model_index.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 INSTALL = "pip install 'lightning-sora[diffusers]'"
-_ON_A_HUB = re.compile(r"[\w.\-]+/[\w.\-]+")
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def find(path: str, part: str, subfolder: str | None = None, revision: str | Non
         raise SoraError(f"{path!r} is a file, and not the folder of a model of diffusers; {_way(place)}")
     if place.is_dir():
         return _in_folder(path, place, part, subfolder)
-    if not _ON_A_HUB.fullmatch(path):
+    if not is_hub_name(path):
         raise WeightsMissing(
             f"no folder at {path!r}; give one that has a {CONFIG}, or a name on a hub such as OWNER/NAME"
         )
@@ -117,7 +115,7 @@ def _on_a_hub(path: str, part: str, subfolder: str | None, revision: str | None)
             with _quiet_hub():
                 config = model.load_config(path, subfolder=inside, revision=revision)
         except (OSError, ValueError) as problem:
-            reason = _first_line(problem)
+            reason = first_line(problem)
             if type(problem.__context__).__name__ in ("LocalEntryNotFoundError", "OfflineModeIsEnabled"):
                 reason = "it cannot be reached"
                 break  # each attempt waits for it
@@ -149,15 +147,14 @@ def load(stored: Stored) -> nn.Module:
             )  # fmt: skip
     except Exception as problem:  # of reading what others wrote, anything may be raised
         raise SoraError(
-            f"{stored.path!r} cannot be loaded as a {stored.name} ({_first_line(problem)}); download it again"
+            f"{stored.path!r} cannot be loaded as a {stored.name} ({first_line(problem)}); download it again"
         ) from problem
     network.__class__ = kind
     for told, names in (("lacks", found["missing_keys"]), ("has in excess", found["unexpected_keys"])):
         if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise SoraError(
                 f"{stored.path!r} {told} weights of the {stored.name} that its {CONFIG} describes: "
-                f"{', '.join(sorted(names)[:3])}{more}; download it again"
+                f"{some(sorted(names))}; download it again"
             )
     for value in (*network.parameters(), *network.buffers()):
         value.data = value.data.clone()  # a file that changes while it is mapped kills the process
@@ -187,7 +184,7 @@ def weight_files(stored: Stored) -> list[Path]:
         return [fetched(name) for name in names]
     except (OSError, ValueError) as problem:
         raise WeightsMissing(
-            f"the weights of {stored.path!r} cannot be had from its hub ({_first_line(problem)}); download it where "
+            f"the weights of {stored.path!r} cannot be had from its hub ({first_line(problem)}); download it where "
             "there is a network, and give its folder"
         ) from problem
 
@@ -212,7 +209,7 @@ def _built(config: Mapping[str, Any]) -> nn.Module:
             return kind.from_config(json.loads(json.dumps(dict(config)))).eval()  # lists, of a spec tuples
     except Exception as problem:  # as above
         raise SoraError(
-            f"no {kind.__name__} can be made with these options ({_first_line(problem)}); correct config.json"
+            f"no {kind.__name__} can be made with these options ({first_line(problem)}); correct config.json"
         ) from problem
 
 
@@ -314,7 +311,7 @@ def _files_of(folder: Path) -> list[Path]:
         shards = _shards_of(index)
     if missing := [name for name in shards if not (folder / name).is_file()]:
         raise WeightsMissing(
-            f"{folder} was not downloaded whole: {INDEX} names {len(shards)} files, and {', '.join(missing[:3])} "
+            f"{folder} was not downloaded whole: {INDEX} names {len(shards)} files, and {some(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} not there; download the rest"
         )
     if not shards and not (folder / WEIGHTS).is_file():
@@ -343,7 +340,3 @@ def _way(file: Path) -> str:
         call = f"CLASS.from_single_file('{file}').save_pretrained('FOLDER')"
     pickled = "a pickle can run code when it is read: where you trust it, " if file.suffix in PICKLES else ""
     return f"{pickled}turn it into a folder of safetensors by diffusers' {call}, and give that"
-
-
-def _first_line(problem: BaseException) -> str:
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200]

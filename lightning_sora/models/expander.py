@@ -17,7 +17,8 @@ import torch
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 
-from lightning_sora.errors import SoraError, WeightsMissing
+from lightning_sora.errors import SoraError, WeightsMissing, first_line
+from lightning_sora.models.digests import tensor_bytes
 from lightning_sora.models.text_hf import refuse_missing_folder
 from lightning_sora.registry import Registry
 
@@ -89,7 +90,7 @@ class LanguageModel(Expander):
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
             self.model: Any = AutoModelForCausalLM.from_pretrained(name).eval().to(device)
         except (OSError, ValueError, ImportError, SafetensorError) as problem:
-            reason = str(problem).strip().splitlines()[0]
+            reason = first_line(problem)
             raise WeightsMissing(
                 f"cannot load the language model {name!r} ({reason}); give a directory that holds a causal model of "
                 "transformers with its tokenizer"
@@ -135,9 +136,7 @@ class LanguageModel(Expander):
     def fingerprint(self) -> str:
         digest = hashlib.blake2b(f"{self.instruction} {self.max_tokens}".encode(), digest_size=8)
         for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(
-                name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            )
+            digest.update(name.encode() + tensor_bytes(tensor))
         return f"hf {digest.hexdigest()}"
 
 

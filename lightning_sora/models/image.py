@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, first_line
+from lightning_sora.models.digests import tensor_bytes
 from lightning_sora.models.text_hf import refuse_missing_folder
 
 
@@ -44,7 +45,7 @@ class ImageEncoder(nn.Module):
         digest = hashlib.blake2b(repr(sorted(self.processor.to_dict().items())).encode(), digest_size=8)
         for key, value in sorted(tower.state_dict().items()):
             digest.update(f"{key} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor_bytes(value))
         self._fingerprint = digest.hexdigest()
 
     def fingerprint(self) -> str:
@@ -89,7 +90,7 @@ def _load(name: str) -> tuple[Any, Any]:
         except OSError:
             return tower, CLIPImageProcessor.from_pretrained(f"{name.rstrip('/')}/../image_processor")
     except (OSError, ValueError) as problem:
-        reason = str(problem).strip().splitlines()[0]
+        reason = first_line(problem)
         raise SoraError(
             f"cannot load the image encoder {name!r} ({reason}); give a folder that CLIPVisionModel.save_pretrained "
             "wrote, with its preprocessor_config.json"

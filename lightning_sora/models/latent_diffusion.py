@@ -21,6 +21,7 @@ from lightning_sora.models.conditioning import check_conditioning, condition_of_
 from lightning_sora.models.configs import DiTConfig, SamplingConfig
 from lightning_sora.models.denoiser import DenoisingTerms, OnStep, SampleOptions, guided
 from lightning_sora.models.denoisers import DENOISERS, Condition, Denoiser, DiT
+from lightning_sora.models.digests import add_tensor
 from lightning_sora.models.flops import CountedFlops, training_flops
 from lightning_sora.models.given import Given, GivenRows, given_rows
 from lightning_sora.models.hub import PretrainedModel
@@ -118,8 +119,7 @@ class LatentDiffusion(LatentSpace, PretrainedModel, pipeline_tag="text-to-video"
         """16 hexadecimal digits over its parts and their weights."""
         digest = hashlib.blake2b(repr([self.vae_hash, self.objective, self.patch_size]).encode(), digest_size=8)
         for name, value in sorted({**self.dit.state_dict(), **self.text.state_dict(prefix="text.")}.items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            add_tensor(digest, name, value)
         return digest.hexdigest()
 
     # Specs of its parts, made or read.

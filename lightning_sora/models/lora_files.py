@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn, tensor
 
-from lightning_sora.errors import SoraError, WeightsMissing
+from lightning_sora.errors import SoraError, WeightsMissing, some
 from lightning_sora.models.denoisers.base import Denoiser
 from lightning_sora.models.denoisers.wan_keys import to_original
 from lightning_sora.models.lora import Adapter, adapters, fill, inject, linear_layers
@@ -169,8 +169,8 @@ def read_lora(path: str | Path) -> LoraFile:
     foreign += [name for name in alphas if name not in halves]
     if foreign or not halves:
         raise SoraError(
-            f"{file} is no LoRA of linear layers: {_some(foreign or list(weights))} is no pair of low-rank matrices "
-            "nor an alpha; give one that was trained as plain LoRA"
+            f"{file} is no LoRA of linear layers: {some(foreign or list(weights), written=repr)} is no pair of "
+            "low-rank matrices nor an alpha; give one that was trained as plain LoRA"
         )
     found_adapters = {}
     for name, half in sorted(halves.items()):
@@ -242,7 +242,7 @@ def matched(file: LoraFile, denoiser: Denoiser) -> dict[str, Adapter]:
     if foreign:
         such = next(iter(known))
         raise SoraError(
-            f"LoRA {file.path} is of another model: it has adapters for {_some(foreign)}, and this "
+            f"LoRA {file.path} is of another model: it has adapters for {some(foreign, written=repr)}, and this "
             f"{type(denoiser).__name__} no such layers, but such as {such!r}"
         )
     found = {known[name]: adapter for name, adapter in file.adapters.items()}
@@ -296,8 +296,3 @@ def load_lora(denoiser: Denoiser, path: str | Path, dropout: float = 0.0) -> tup
     inject(denoiser, {name: adapter.size for name, adapter in found.items()}, dropout)
     fill(denoiser, found)
     return tuple(found)
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(map(repr, names[:3]))
-    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown

@@ -15,7 +15,8 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from lightning_sora.errors import SoraError, WeightsMissing
+from lightning_sora.errors import SoraError, WeightsMissing, first_line, some
+from lightning_sora.models.digests import tensor_bytes
 from lightning_sora.models.text_base import TextContext, TextEncoder
 from lightning_sora.models.text_files import caption_key, embeddings_bytes, read_embedding, stored_keys, whole_keys
 from lightning_sora.names import local_path
@@ -231,7 +232,7 @@ def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         kind = AutoModel if whole else AutoModelForTextEncoding
         model, found = kind.from_pretrained(place, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, ImportError, SafetensorError) as problem:
-        reason = str(problem).strip().splitlines()[0]
+        reason = first_line(problem)
         raise SoraError(
             f"cannot load the text encoder {name!r} ({reason}); give a directory that holds a transformers model with "
             "its tokenizer, or a name on the hub that this machine can reach"
@@ -239,7 +240,7 @@ def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     if lacking := sorted(key for key in found["missing_keys"] if "pooler" not in key):  # which no last state needs
         raise SoraError(
             f"{name!r} lacks weights of the {type(model).__name__} that its config.json describes: "
-            f"{', '.join(lacking[:3])}{f' and {len(lacking) - 3} more' if len(lacking) > 3 else ''}; download it again"
+            f"{some(lacking)}; download it again"
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -279,5 +280,5 @@ def _fingerprint(backbone: nn.Module, tokenizer: Any, settings: str) -> str:
     digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
     for name, tensor in sorted(backbone.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()

@@ -7,12 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from lightning_sora.errors import SoraError
 from lightning_sora.models.adapted import without_adapters
 from lightning_sora.models.denoisers.base import Denoiser
+from lightning_sora.models.digests import add_tensor
 from lightning_sora.models.lora import (
     Size,
     add_lora,
@@ -206,6 +206,5 @@ def fingerprint(weights: dict[str, Tensor]) -> str:
     """16 hexadecimal digits over weights and their names."""
     digest = hashlib.blake2b(digest_size=8)
     for name, value in sorted(weights.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        add_tensor(digest, name, value)
     return digest.hexdigest()

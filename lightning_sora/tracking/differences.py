@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning_sora.errors import some
 from lightning_sora.tracking.flatten import flatten
 
 #: The sections that a checkpoint keeps of its recipe.
@@ -46,8 +47,7 @@ def forgotten(found: Mapping[str, tuple[str, str]], given: Mapping[str, str]) ->
 def flags(found: Mapping[str, tuple[str, str]]) -> str:
     """What to add to a command so that it takes what was trained, as ``--model.dim=96``."""
     shown = [shlex.quote(f"--{key}={then}") for key, (then, _) in found.items()]
-    more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
-    return " ".join(shown[:SHOWN]) + more
+    return some(shown, SHOWN, between=" ")
 
 
 def remedy(checkpoint: Path) -> str:

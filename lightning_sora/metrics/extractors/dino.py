@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightning_sora.errors import SoraError, WeightsMissing
+from lightning_sora.errors import SoraError, WeightsMissing, first_line
 from lightning_sora.metrics.digests import weights_sha256
 from lightning_sora.metrics.extractors.base import EXTRACTORS, Clip, Extractor, freeze
 from lightning_sora.metrics.extractors.pretrained import (
@@ -134,7 +134,7 @@ def _timm(name: str) -> nn.Module:
         return timm.create_model(source, pretrained=True, num_classes=0, global_pool="token", dynamic_img_size=True)
     except Exception as problem:
         # timm raises whatever the hub, the file or the architecture does; all of it is about the name given.
-        reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+        reason = first_line(problem)
         raise WeightsMissing(
             f"the extractor dino cannot load {name!r} with timm ({reason}); give a local directory that holds a vision "
             "transformer of timm or transformers, or a name that this machine can reach"

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from lightning_sora.errors import SoraError, WeightsMissing
+from lightning_sora.errors import SoraError, WeightsMissing, first_line
 from lightning_sora.metrics.digests import file_sha256
 from lightning_sora.sealing import verify_archive
 
@@ -77,7 +77,7 @@ def load_tokenizer(name: str, part: str) -> Any:
 
 
 def _cannot_load(part: str, name: str, problem: Exception, wanted: str) -> SoraError:
-    reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+    reason = first_line(problem)
     return WeightsMissing(
         f"{part} cannot load {name!r} ({reason}); give a local directory that holds {wanted}, or a name on the hub "
         "that this machine can reach"

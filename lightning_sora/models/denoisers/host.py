@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, some
 from lightning_sora.models.adapted import without_adapters
 from lightning_sora.models.denoisers.base import DENOISERS, Condition, Denoiser, DenoiserFacts
 from lightning_sora.models.denoisers.float32 import kept_by_diffusers, uncast
@@ -281,9 +281,8 @@ class DiffusersDenoiser(Denoiser):
         extra = [name for name, _ in self.attention.named_parameters(prefix="attention")]
         if extra:
             raise SoraError(
-                f"a {self.family.transformer} of diffusers cannot hold {', '.join(extra[:3])}"
-                f"{f' and {len(extra) - 3} more' if len(extra) > 3 else ''} of the attention blocks inside; save it by "
-                "`lightning-sora export RUN --to pretrained`"
+                f"a {self.family.transformer} of diffusers cannot hold {some(extra)} of the attention blocks inside; "
+                "save it by `lightning-sora export RUN --to pretrained`"
             )
         if len(self.attention):
             names = sorted({type(block).__name__ for block in self.attention})

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, some
 from lightning_sora.models.denoisers.base import DENOISERS, Condition, Denoiser, DenoiserFacts
 from lightning_sora.models.denoisers.float32 import KeptFloat32
 from lightning_sora.models.denoisers.wan_config import TEXT_TOKENS, WanConfig, check_class
@@ -262,9 +262,8 @@ class WanDiT(KeptFloat32, Denoiser):
     def _stored(self, precision: str | None) -> dict[str, Tensor]:
         strange = sorted(self.state_dict().keys() - self._names)
         if strange:
-            more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
             raise SoraError(
-                f"a folder of Wan cannot hold {', '.join(strange[:3])}{more}, of an attention block or an adapter; "
+                f"a folder of Wan cannot hold {some(strange)}, of an attention block or an adapter; "
                 "save it by `lightning-sora export RUN --to pretrained`"
             )
         swapped = sorted(set(self.attention) - {"full"})

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, some
 from lightning_sora.models.denoisers.wan_config import ORIGINAL
 from lightning_sora.models.denoisers.wan_keys import to_diffusers
 from lightning_sora.models.diffusers_folder import CONFIG, INDEX, WEIGHTS, Stored, weight_files
@@ -73,10 +73,9 @@ class Weights:
         """
         for told, names in (("lacks", wanted.keys() - self.places), ("has in excess", self.places.keys() - wanted)):
             if names:
-                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
                 raise SoraError(
                     f"{self.path!r} {told} weights of the {name} that its {CONFIG} describes: "
-                    f"{', '.join(sorted(names)[:3])}{more}; download it again"
+                    f"{some(sorted(names))}; download it again"
                 )
         for key, value in wanted.items():
             if self.shapes[key] != tuple(value.shape):

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError
+from lightning_sora.models.digests import add_tensor
 from lightning_sora.models.facts import VAEFacts
 from lightning_sora.models.vae.statistics import LatentStatistics
 from lightning_sora.registry import Registry
@@ -204,8 +205,7 @@ class VideoVAE(nn.Module, ABC):
         digest = hashlib.blake2b(digest_size=8)
         digest.update(json.dumps([type(self).__name__, self.config], sort_keys=True).encode())
         for name, value in self.hashed():
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            add_tensor(digest, name, value)
         return digest.hexdigest()
 
     def hashed(self) -> Iterator[tuple[str, Tensor]]:

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from lightning_sora.errors import SoraError
+from lightning_sora.errors import SoraError, some
 from lightning_sora.models.diffusers_folder import CONFIG, Stored, load, skeleton, weights_of
+from lightning_sora.models.digests import tensor_bytes
 from lightning_sora.models.safetensors_files import read_tensor
 
 log = logging.getLogger(__name__)
@@ -60,10 +61,9 @@ class OnDemand(nn.Module):
         found = {name: header.shape for name, (_, header) in self._files.items()}
         differ = sorted(name for name in expected | found if expected.get(name) != found.get(name))
         if differ:
-            more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
             raise SoraError(
                 f"the files of {stored.path!r} do not hold the weights of the {stored.name} that its {CONFIG} "
-                f"describes: {', '.join(differ[:3])}{more}; download it again, or leave out on_demand=True, where "
+                f"describes: {some(differ)}; download it again, or leave out on_demand=True, where "
                 "diffusers takes names of before"
             )
 
@@ -120,7 +120,7 @@ class OnDemand(nn.Module):
             for name in sorted(self._files):  # in float32, whatever it runs in
                 value = read_tensor(self._files[name][0], name)
                 digest.update(f"{name} {tuple(value.shape)}".encode())
-                digest.update(value.float().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+                digest.update(tensor_bytes(value.float()))
             self._digest = digest.hexdigest()
         return self._digest
 
