@@ -30,9 +30,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--out", required=True, metavar="FOLDER", help="that is not there yet")
     parser.add_argument("--stored", metavar="TYPE", help="float16, bfloat16 or float32, of the weights in the files")
     parser.add_argument("--push", metavar="OWNER/NAME", help="of pretrained: upload it to a hub, too")
-    parser.add_argument(
-        "--base", metavar="DIR", help="pipeline that the rest is of; default: where the model came from"
-    )
+    parser.add_argument("--base", metavar="DIR", help="pipeline that the rest is of; or where it was moved to")
+    parser.add_argument("--text", metavar="SPEC", help="encoder that made the embeddings which the run was trained on")
     parser.add_argument("--link", action="store_true", help="of diffusers: link to what is the base's, not copy it")
     for name in LIMITS:
         told = "100" if name == "steps" else "4" if name == "prompts" else "twice as trained"
@@ -49,11 +48,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.run is not None and args.model is not None:
         raise SoraError(f"{args.run} and --ckpt {args.model} are two models; name one")
-    asked = {name: getattr(args, f"max_{name}") for name in LIMITS}
-    limits = {name: most for name, most in asked.items() if most is not None}
+    limits = {name: most for name in LIMITS if (most := getattr(args, f"max_{name}")) is not None}
     options = Options(
-        limits, args.uri, args.log, args.register, base=args.base, stored=args.stored, link=args.link, push=args.push
-    )
+        limits, args.uri, args.log, args.register, base=args.base, stored=args.stored, link=args.link, push=args.push,
+        text=args.text,
+    )  # fmt: skip
     made = exported(args.run or args.model or MODEL, args.out, args.to, options, args.plugins)
     sys.stdout.write("".join(f"{line}\n" for line in made.told))
     return 0

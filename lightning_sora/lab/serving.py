@@ -27,8 +27,11 @@ from lightning_sora.tracking import store
 MODEL, LIMITS, PLUGINS = "model", "limits.json", "plugins"
 #: The folders of a model and of adapters among the artifacts of a run.
 ARTIFACT, LORA = "model", "lora"
-#: Of this package, by the part that needs it.
-EXTRAS = {"diffusers": "diffusers", "hf": "hf"}
+#: The column of first frames, of an image-to-video model.
+IMAGE = "image"
+#: How the files begin that it may hold, and what they are called.
+PICTURES = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg"}
+LARGEST = 4096 * 4096  # pixels of such a file: a small one may unfold to more than there is memory
 #: What may be asked for beside the prompts, and mlflow's type of it; what is left out is as the recipe has it.
 PARAMS = {
     "seed": "long", "frames": "long", "height": "long", "width": "long", "fps": "double", "steps": "long",
@@ -85,7 +88,7 @@ def command(where: str) -> str:
 
 
 def write(made: VideoModel, folder: Path, limits: Limits, plugins: Sequence[Path]) -> None:
-    """Writes a text-to-video model in mlflow's format, with its moving average.
+    """Writes a model of videos in mlflow's format, with its moving average.
 
     Args:
         plugins: files that register parts of the model; they are copied.
@@ -100,7 +103,7 @@ def _write(made: VideoModel, folder: Path, limits: Limits, plugins: Sequence[Pat
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    texts = ("prompt", True), ("negative_prompt", False)
+    texts = [("prompt", True), ("negative_prompt", False), *([(IMAGE, True)] if shown_frames(made) else [])]
     signature = ModelSignature(
         inputs=Schema([ColSpec("string", name, required=required) for name, required in texts]),
         params=ParamSchema([ParamSpec(name, kind, None) for name, kind in PARAMS.items()]),
@@ -121,10 +124,16 @@ def _write(made: VideoModel, folder: Path, limits: Limits, plugins: Sequence[Pat
         )
 
 
+def shown_frames(made: VideoModel) -> bool:
+    """Whether a model makes clips from their first frame, and none without."""
+    return bool(made.model.dit.condition_channels)
+
+
 def _requirement(made: VideoModel) -> str:
     """This package, with the packages that the parts of a model need."""
-    specs = [str(spec) for spec in (made.model.config or {}).values()]
-    extras = [extra for extra, part in EXTRAS.items() if any(spec.partition("(")[0] == part for spec in specs)]
+    from lightning_sora.models.frozen_parts import extras_of
+
+    extras = extras_of(made.model)
     told = f"[{','.join(extras)}]" if extras else ""
     return f"lightning-sora{told}=={__version__}"
 
@@ -230,7 +239,8 @@ class ServedModel:
         """Makes a video of each prompt.
 
         Args:
-            data: a table with a column ``prompt``, and maybe ``negative_prompt``.
+            data: a table with a column ``prompt``, and maybe ``negative_prompt``; of an image-to-video model, with a
+                column ``image``, the first frame of each clip: a PNG or JPEG as base64.
             params: of ``PARAMS``; None for what the recipe has.
 
         Returns:
@@ -259,10 +269,46 @@ class ServedModel:
         asked: dict[str, Any] = {
             name: int(value) if PARAMS[name] == "long" else value for name, value in params.items()
         }
+        if not shown_frames(self.model):
+            images = [None] * len(prompts)
+        elif IMAGE in data:
+            images = list(data[IMAGE])
+        else:
+            raise SoraError(f"this model makes a clip from its first frame, and there is no column {IMAGE!r}; {_ADD}")
         seed, found = asked.pop("seed", 0), []
-        for prompt, negative in zip(prompts, negatives, strict=True):
+        for row, (prompt, negative, image) in enumerate(zip(prompts, negatives, images, strict=True)):
             with tempfile.TemporaryDirectory() as place:
+                if shown_frames(self.model):
+                    asked["inputs"] = {"image": str(_picture(image, Path(place), row))}
                 made = sample(self.model, prompt, seed=seed, negative=negative, out=place, progress=iter, **asked)
                 video = next(file for file in made.files if file.suffix == ".mp4").read_bytes()
             found.append({"video": base64.b64encode(video).decode(), "fps": made.fps, "seed": seed})
         return found
+
+
+_ADD = "give a PNG or JPEG as base64 text in each row: base64.b64encode(open(FILE, 'rb').read()).decode()"
+
+
+def _picture(text: Any, folder: Path, row: int) -> Path:
+    """The file of a picture that a request brings.
+
+    Raises:
+        SoraError: it is none, or too large.
+    """
+    from lightning_sora.data.decode import probe
+
+    try:
+        content = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
+    except ValueError:
+        content = b""
+    ending = next((ending for begin, ending in PICTURES.items() if content.startswith(begin)), None)
+    if ending is None:
+        raise SoraError(f"the {IMAGE} of row {row} is no picture; {_ADD}")
+    file = folder / f"{IMAGE}{ending}"
+    file.write_bytes(content)
+    told = probe(file)
+    if told.height * told.width > LARGEST:
+        raise SoraError(
+            f"the {IMAGE} of row {row} is {told.height}x{told.width} large, and {LARGEST} pixels are taken; scale it"
+        )
+    return file

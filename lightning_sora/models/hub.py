@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict, Unpack
 
@@ -26,7 +26,12 @@ CARD = "README.md"
 #: What is fetched of a repository, which may hold more.
 FILES = (FILE, "model.json", "*.safetensors", CARD)
 #: What is done with a model, by what a hub lists it under.
-USES = {"text-to-video": 'clip = model.sample("a red cube moves left")'}
+USES = {
+    "text-to-video": 'clip = model.sample("a red cube moves left")',
+    "image-to-video": """image, _ = ls.read_video("first.png")  # the first frame, of a size that the model takes
+size = ls.VideoSize(17, *image.shape[1:3])
+(clip,) = ls.sample_task(model, "image_to_video", ["a red cube moves left"], size, {"image": image})""",
+}
 #: What a part's spec says where its weights lie elsewhere: a frozen encoder's, and those that are read on demand.
 ELSEWHERE = {"text": ("hf(", "cached("), "vae": ("on_demand=True",), "image": ("",)}
 #: Of a card that was written here, and may be written anew.
@@ -167,9 +172,14 @@ class PretrainedModel(ModelHubMixin, nn.Module, library_name=LIBRARY, tags=[LIBR
         Args:
             told: kind, rows of the table, and elsewhere: of the files of a folder, which :meth:`save_pretrained` knows.
         """
-        use = USES.get(str(self._hub_mixin_info.model_card_data.pipeline_tag), "latent = model.encode(clip)")
+        made = self
+        if (tasks := getattr(self, "tasks", ())) and "image_to_video" in tasks and "text_to_video" not in tasks:
+            made = copy(self)  # the mixin asks the class, and models of one class may be of other tasks
+            made._hub_mixin_info = deepcopy(self._hub_mixin_info)
+            made._hub_mixin_info.model_card_data.pipeline_tag = "image-to-video"
+        use = USES.get(str(made._hub_mixin_info.model_card_data.pipeline_tag), "latent = model.encode(clip)")
         of_its_class = {"name": type(self).__name__, "use": use, "library": LIBRARY, "mark": _MARK}
-        return super().generate_model_card(*args, **of_its_class, **told)
+        return super(PretrainedModel, made).generate_model_card(*args, **of_its_class, **told)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

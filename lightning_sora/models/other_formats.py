@@ -17,6 +17,7 @@ from lightning_sora.models.denoisers import DENOISERS, Denoiser
 from lightning_sora.models.denoisers.wan_files import write_folder
 from lightning_sora.models.denoisers.wan_keys import to_original
 from lightning_sora.models.diffusers_folder import CONFIG, PIPELINE
+from lightning_sora.models.frozen_parts import image_differs, text_differs
 from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.models.lora import merged
 from lightning_sora.models.saved import stored_weights
@@ -30,13 +31,13 @@ from lightning_sora.writing import whole
 TRANSFORMER, VAE = "transformer", "vae"
 #: Of the one file of a whole transformer, and before each of its keys.
 COMFYUI_FILE, COMFYUI_PREFIX = "comfyui_transformer.safetensors", "model.diffusion_model."
-#: Pipelines of text by transformer, where no folder says which one it is of.
+#: Pipelines by transformer: of text, and of those that are shown a first frame in channels of its own.
 PIPELINES = {
-    "WanTransformer3DModel": "WanPipeline",
-    "CogVideoXTransformer3DModel": "CogVideoXPipeline",
-    "HunyuanVideoTransformer3DModel": "HunyuanVideoPipeline",
-    "LTXVideoTransformer3DModel": "LTXPipeline",
-    "MochiTransformer3DModel": "MochiPipeline",
+    "WanTransformer3DModel": ("WanPipeline", "WanImageToVideoPipeline"),
+    "CogVideoXTransformer3DModel": ("CogVideoXPipeline", "CogVideoXImageToVideoPipeline"),
+    "HunyuanVideoTransformer3DModel": ("HunyuanVideoPipeline", "HunyuanVideoImageToVideoPipeline"),
+    "LTXVideoTransformer3DModel": ("LTXPipeline", "LTXPipeline"),
+    "MochiTransformer3DModel": ("MochiPipeline", "MochiPipeline"),
 }
 _PRETRAINED = "--to pretrained writes any model"
 
@@ -84,7 +85,8 @@ def write_diffusers(
 
     Args:
         base: folder of the pipeline whose other parts go with it; None for where the transformer came from. They are
-            taken if the model was trained with them: on latents of a VAE of diffusers, and with a frozen text encoder.
+            taken if the model was trained with them: on latents of a VAE of diffusers, and with the base's text encoder
+            and image encoder, by their fingerprints.
         stored: precision of the transformer's weights in the files, such as "bfloat16"; None for their own.
         link: point to the base's parts by links, where they would take room; they must then stay there.
 
@@ -108,13 +110,18 @@ def write_diffusers(
         vae = model.vae.network
         own[VAE] = _write_module(vae.network() if isinstance(vae, OnDemand) else vae, place / VAE)
     told.append(f"written: {', '.join(f'{name} ({kind})' for name, kind in own.items())}")
-    missing = _why_no_pipeline(model, source)
+    of_text, of_frames = PIPELINES.get(network, ("PIPELINE", "PIPELINE"))
+    pipeline = of_frames if model.dit.condition_channels else of_text
+    theirs = None if source is None else str(_index(source)["_class_name"])
+    if theirs == of_text != pipeline:
+        missing: str | None = f"{source} is a {theirs}, and this model makes clips from their first frame"
+    else:
+        missing, pipeline = _why_no_pipeline(model, source), theirs or pipeline
     if missing is None:
         assert source is not None
         return told + _complete(place, source, own, link)
     place_of = str(source or base or found or "BASE")
     # Not DiffusionPipeline, which leaves out what it is given (0.42).
-    pipeline = PIPELINES.get(network, "PIPELINE") if source is None else _index(source)["_class_name"]
     given = [f"{name}=diffusers.{kind}.from_pretrained({str(place / name)!r})" for name, kind in own.items()]
     return [
         *told,
@@ -145,7 +152,7 @@ def _why_no_pipeline(model: LatentDiffusion, source: Path | None) -> str | None:
         return f"its text encoder is a {type(model.text).__name__}, which diffusers does not have"
     if source is None:
         return "text encoder, tokenizer and scheduler are in no pipeline here; name one by base (--base DIR)"
-    return None
+    return text_differs(model, source) or image_differs(model, source)
 
 
 def _transformer(denoiser: Denoiser, place: Path, stored: str | None) -> str:

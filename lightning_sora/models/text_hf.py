@@ -224,7 +224,7 @@ def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
             "the text encoder 'hf' needs transformers, which is not installed: pip install 'lightning-sora[hf]'"
         ) from problem
     refuse_missing_folder(name, "text encoder")
-    place, words = _places(name)
+    place, words = places(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(words)
         # Of T5 and its kin without the decoder, which those who make videos do not publish, and which is as large.
@@ -253,7 +253,7 @@ def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     return getattr(model, "text_model", model), tokenizer
 
 
-def _places(name: str) -> tuple[str, str]:
+def places(name: str) -> tuple[str, str]:
     """Where the model and its tokenizer are: those of a pipeline of diffusers lie in folders of its own.
 
     Raises:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import json
 import re
+import shlex
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -18,13 +20,18 @@ import torch
 from safetensors.torch import load_file
 
 import lightning_sora as ls
+from lightning_sora import media
 from lightning_sora.cli import main
 from lightning_sora.errors import SoraError
 from lightning_sora.lit import LitDiT
+from lightning_sora.models import lora_files
 from lightning_sora.models.denoisers.wan_keys import to_original
 from lightning_sora.models.lora import adapters, merged
+from lightning_sora.models.other_formats import PIPELINES
 from lightning_sora.tracking import store
 from tests.integration.conftest import make_data, make_dit, make_vae
+from tests.integration.test_docs import ROOT
+from tests.toys import start_no_workers
 from tests.unit.test_pretrained_folder import FakeHub
 from tests.unit.test_text import tokenizer_in
 
@@ -281,7 +288,11 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         {"to": "lora"},
         "own has no LoRA adapters: all of it was trained.*; train with model.tuning",
     ),
-    ("own", {"to": "pretrained", "base": "x"}, "--base is of --to diffusers, lora, and not of --to pretrained; leave"),
+    (
+        "own",
+        {"to": "pretrained", "base": "x"},
+        "--base is of --to diffusers, lora, and of --to pretrained where a pretrained folder was moved; leave",
+    ),
     ("own", {"to": "mlflow", "stored": "float16"}, "--stored is of --to pretrained, diffusers, comfyui, and not of"),
     ("own", {"to": "lora", "limits": {"steps": 3}}, r"--max-\.\.\. is of --to mlflow, and not of --to lora"),
     ("own", {"register": "mine"}, "--register is of what is kept in mlflow; add --log"),
@@ -374,3 +385,264 @@ def test_adapters_of_other_networks_are_written_by_our_own_names(tmp_path: Path,
     assert "they go upon the weights of first/checkpoints/last.ckpt, with which the run began" in told
     found = load_file("out/lora.safetensors")
     assert len(found) == 2 * len(adapters(ls.load("second", "cpu").model.dit))
+
+
+def untrained(at: str, vae: Path, denoiser: str, **options: Any) -> ls.LatentDiffusion:
+    """A model of fresh or given parts, saved."""
+    options = {"text": "bytes(dim=16, depth=0, num_heads=1)", "sampling": {"steps": 2}, **options}
+    model = ls.LatentDiffusion.create(f"diffusers(path={str(vae)!r})", denoiser=denoiser, **options)
+    model.save(at)
+    return model
+
+
+@pytest.fixture
+def other_text(base: Path, tmp_path: Path) -> Path:
+    """A text encoder like the base's, of other weights."""
+    from transformers import AutoTokenizer, UMT5EncoderModel
+
+    place = tmp_path / "other_text"
+    AutoTokenizer.from_pretrained(base / "tokenizer").save_pretrained(place)
+    model = UMT5EncoderModel.from_pretrained(base / "text_encoder")
+    with torch.no_grad():
+        model.shared.weight.add_(1.0)
+    model.save_pretrained(place)
+    return place
+
+
+def test_a_pipeline_is_whole_with_the_text_encoder_of_the_run_alone(
+    base: Path, other_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = shutil.copytree(base, tmp_path / "copied")
+    wan = f"wan(path={str(base)!r})"
+    for text, whole in ((copied, True), (other_text, False)):
+        model = untrained("made", base, wan, text=f"hf(name={str(text)!r}, max_tokens=32)")
+        exported("made", "--to", "diffusers")
+        told = capsys.readouterr().out
+        assert ("it is whole: " in told) == whole
+        assert Path("out/text_encoder").is_dir() == whole
+        if not whole:
+            fingerprint = model.text.fingerprint()  # type: ignore[operator]
+            assert f"it is no whole pipeline: its text encoder is {fingerprint} by fingerprint, and that of" in told
+        shutil.rmtree("out")
+    exported("made", "--to", "diffusers", "--base", copied)  # nor by a base that is named
+    assert "it is no whole pipeline" in capsys.readouterr().out
+
+
+@pytest.fixture
+def of_frames(base: Path, tmp_path: Path) -> Path:
+    """A whole image-to-video pipeline of Wan in miniature."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+    place = Path(shutil.copytree(base, tmp_path / "of_frames"))
+    torch.manual_seed(1)
+    diffusers.WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, num_layers=2, ffn_dim=32, text_dim=16, freq_dim=16,
+        in_channels=36, out_channels=16, image_dim=8, added_kv_proj_dim=24,
+    ).save_pretrained(place / "transformer")  # fmt: skip
+    seen = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    CLIPVisionModel(seen).save_pretrained(place / "image_encoder")
+    size = {"height": 16, "width": 16}
+    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size).save_pretrained(place / "image_processor")
+    index = json.loads((place / "model_index.json").read_text())
+    index |= {
+        "_class_name": "WanImageToVideoPipeline", "image_encoder": ["transformers", "CLIPVisionModel"],
+        "image_processor": ["transformers", "CLIPImageProcessor"],
+    }  # fmt: skip
+    (place / "model_index.json").write_text(json.dumps(index))
+    return place
+
+
+def of_first_frames(place: Path, **options: Any) -> ls.LatentDiffusion:
+    options = {"text": f"hf(name={str(place)!r})", "image": str(place / "image_encoder"), **options}
+    model = untrained("made", place, f"wan(path={str(place)!r})", **options)
+    model.seen_sizes.add([ls.VideoSize(5, 32, 32)], 8.0)
+    model.save("made")
+    return model
+
+
+def test_an_image_to_video_model_is_told_its_own_pipeline(
+    base: Path, of_frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_first_frames(of_frames)
+    exported("made", "--to", "diffusers")
+    assert "it is whole: diffusers.WanImageToVideoPipeline.from_pretrained('out')" in capsys.readouterr().out
+    pipeline = diffusers.WanImageToVideoPipeline.from_pretrained("out")
+    assert pipeline.transformer.config.in_channels == 36
+    shutil.rmtree("out")
+    exported("made", "--to", "diffusers", "--base", base)
+    told = capsys.readouterr().out
+    assert f"no whole pipeline: {base} is a WanPipeline, and this model makes clips from their first frame" in told
+    assert f"with one: diffusers.WanImageToVideoPipeline.from_pretrained('{base}', transformer=" in told
+    shutil.rmtree("out")
+    other = Path(shutil.copytree(of_frames, tmp_path / "other"))
+    from transformers import CLIPVisionModel
+
+    encoder = CLIPVisionModel.from_pretrained(other / "image_encoder")
+    with torch.no_grad():
+        next(encoder.parameters()).add_(1.0)
+    encoder.save_pretrained(other / "image_encoder")
+    exported("made", "--to", "diffusers", "--base", other)
+    assert "it is no whole pipeline: its image encoder is" in capsys.readouterr().out
+    shutil.rmtree("out")
+    of_first_frames(of_frames, text="bytes(dim=16, depth=0, num_heads=1)")
+    shutil.move(of_frames / "model_index.json", tmp_path)
+    exported("made", "--to", "diffusers")
+    assert "with one: diffusers.WanImageToVideoPipeline.from_pretrained(" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("network", "name"), [(one, name) for one, names in PIPELINES.items() for name in names])
+def test_pipelines_take_the_transformers_that_they_are_told_for(network: str, name: str) -> None:
+    assert network in str(inspect.signature(getattr(diffusers, name).__init__).parameters["transformer"].annotation)
+
+
+def answered(folder: str, *rows: dict[str, str]) -> Any:
+    import mlflow
+
+    return mlflow.pyfunc.load_model(folder).predict(list(rows), params={"seed": 3})
+
+
+def test_an_image_to_video_model_is_served_with_its_first_frame(of_frames: Path, tmp_path: Path) -> None:
+    of_first_frames(of_frames)
+    ls.export("made", "out")
+    assert "lightning-sora[hf]==" not in Path("out/requirements.txt").read_text()
+    assert "lightning-sora[diffusers,hf]==" in Path("out/requirements.txt").read_text()
+    picture = torch.randint(0, 256, (32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    media.write_image(Path("first.png"), picture)
+    text = base64.b64encode(Path("first.png").read_bytes()).decode()
+    (answer,) = answered("out", {"prompt": PROMPT, "image": text})
+    made = ls.sample("made", PROMPT, seed=3, inputs={"image": "first.png"}, out="samples", device="cpu")
+    assert base64.b64decode(answer["video"]) == next(file for file in made.files if file.suffix == ".mp4").read_bytes()
+    for image in ("first.png", base64.b64encode(b"GIF89a").decode()):
+        with pytest.raises(Exception, match="the image of row 0 is no picture; give a PNG or JPEG as base64 text"):
+            answered("out", {"prompt": PROMPT, "image": image})
+    with pytest.raises(Exception, match="image"):
+        answered("out", {"prompt": PROMPT})
+
+
+def test_the_card_of_an_image_to_video_model_gives_the_first_frame(of_frames: Path) -> None:
+    of_first_frames(of_frames)
+    ls.export("made", "out", to="pretrained")
+    card = Path("out/README.md").read_text()
+    assert "pipeline_tag: image-to-video" in card
+    assert ls.LatentDiffusion._hub_mixin_info.model_card_data.pipeline_tag == "text-to-video"  # of the others
+    media.write_image(Path("first.png"), torch.zeros(32, 32, 3, dtype=torch.uint8))
+    found: dict[str, Any] = {}
+    exec(card.split("```python")[1].split("```")[0].replace("OWNER/NAME", "out"), found)
+    assert found["clip"].shape == (17, 32, 32, 3)
+
+
+@pytest.fixture
+def cached(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of the shipped recipe, in a folder where its base is called wan."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    start_no_workers(monkeypatch)
+    place = tmp_path / "work"
+    place.mkdir()
+    (place / "wan").symlink_to(base)
+    monkeypatch.chdir(place)
+    size = "data.frames=5 data.height=32 data.width=32 data.fps=8 data.num_workers=0"
+    source = "world(level='tiny', clips=6, heldout_clips=4)"
+    recipe = ["--config", str(ROOT / "recipes" / "wan_lora.yaml")]
+    parts = ["--vae", "diffusers(path='wan')", "--text", "hf(name='wan', max_tokens=512)"]
+    into = ["--out", "outputs/wan_latents", f"data.source={source}", *size.split()]
+    assert main(["data", "cache", *recipe, *parts, *into]) == 0
+    fit = (
+        f"{' '.join(f'--{one}' for one in size.split())} --data.source=latents --data.root=outputs/wan_latents "
+        "--trainer.max_steps=2 --trainer.precision=32-true --trainer.accelerator=cpu --trainer.limit_val_batches=0 "
+        "--model.sampling.steps=2 --trainer.val_check_interval=2 --trainer.default_root_dir=outputs/run "
+        "--model.optimizer=adamw(lr=1e-2)"
+    )
+    assert main(["fit", *recipe, *shlex.split(fit)]) == 0
+    (checkpoint,) = (place / "outputs").rglob("last.ckpt")
+    return checkpoint.parents[1]
+
+
+def test_a_run_of_the_shipped_recipe_answers_prompts_with_its_text_encoder(
+    cached: Path, base: Path, other_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    text = "hf(name='wan', max_tokens=512)"
+    with pytest.raises(SoraError, match=r"would answer no other prompt; name the encoder by --text \"hf\(.*512"):
+        ls.export(cached, tmp_path / "out")
+    for wrong in (f"hf(name={str(other_text)!r}, max_tokens=512)", "hf(name='wan')"):
+        with pytest.raises(SoraError, match="is another text encoder than the model was trained with"):
+            ls.export(cached, tmp_path / "out", text=wrong)
+    ls.export(cached, tmp_path / "alone", to="pretrained")
+    assert "answers the prompts alone whose embeddings are in" in caplog.text
+    ls.export(cached, tmp_path / "pretrained", to="pretrained", text=text)
+    ls.export(cached, tmp_path / "out", text=text)
+    capsys.readouterr()
+    assert main(["export", str(cached), "--to", "diffusers", "--out", str(tmp_path / "pipeline")]) == 0
+    assert "it is whole" in capsys.readouterr().out  # as the cache says how it was made
+    made = ls.sample(str(tmp_path / "pretrained"), PROMPT, seed=3, out=tmp_path / "made", device="cpu")
+    monkeypatch.chdir(tmp_path)
+    for folder in ("alone", "pretrained", "out"):
+        (file,) = Path(folder).rglob("config.json")
+        assert str(tmp_path / "work") in json.loads(file.read_text())["config"]["text"]
+    (answer,) = answered("out", {"prompt": PROMPT})
+    assert base64.b64decode(answer["video"]) == next(file for file in made.files if file.suffix == ".mp4").read_bytes()
+    with pytest.raises(SoraError, match=f"no embedding of the caption '{PROMPT}'"):
+        ls.LatentDiffusion.from_pretrained("alone").sample(PROMPT)
+
+
+def test_text_is_of_runs_whose_encoder_is_frozen(own: Path, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(SoraError, match="text encoder is a BytesEncoder, whose weights are among the model's own"):
+        ls.export(own, "out", text=f"hf(name={str(base)!r})")
+    fit(make_vae(), tmp_path / "vae")
+    with pytest.raises(SoraError, match="vae holds a VAE; leave it out"):
+        ls.export("vae", "out", to="pretrained", text=f"hf(name={str(base)!r})")
+
+
+@pytest.mark.parametrize("denoiser", ["wan", "diffusers"])
+def test_a_whole_transformer_of_other_attention_is_told_to_attend_in_full_elsewhere(
+    denoiser: str, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    untrained("made", base, f"{denoiser}(path={str(base)!r}, attention='window(size=(2, 4, 4))')")
+    exported("made", "--to", "comfyui")
+    assert re.search(
+        r"it was trained with attention by .*[wW]indow.*, and others attend in full", capsys.readouterr().out
+    )
+
+
+def test_a_file_that_is_cut_short_is_not_left_behind(lora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(file: Path, content: bytes) -> None:
+        file.write_bytes(content[:9])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lora_files, "write_whole", cut)
+        with pytest.raises(KeyboardInterrupt):
+            ls.export(lora, "x.safetensors", to="lora")
+    assert ls.export(lora, "x.safetensors", to="lora") == "x.safetensors"
+
+
+def test_adapters_of_a_run_that_began_elsewhere_are_kept_beside_a_base_that_is_named(
+    whole: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = trained(tmp_path / "began", base, init_from=str(whole / "checkpoints" / "last.ckpt"), tuning="lora(rank=2)")
+    run, uri, _ = in_a_store(began, tmp_path)
+    with pytest.raises(
+        SoraError, match=r"these adapters go upon the weights of .*last\.ckpt, with which the run began"
+    ):
+        ls.export(run, "out", to="lora", log_to_run=True, uri=uri)
+    assert not Path("out").exists()
+    ls.export(whole, "first", to="diffusers")
+    where = ls.export(run, "out", to="lora", log_to_run=True, uri=uri, base="first")
+    import mlflow.diffusers
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert mlflow.diffusers.load_model(where).base_model == str(tmp_path / "first")
+
+
+def test_a_run_whose_base_was_moved_is_exported_by_where_it_is_now(base: Path, tmp_path: Path) -> None:
+    before, now = Path(shutil.copytree(base, tmp_path / "before")), tmp_path / "now"
+    run = trained(tmp_path / "run", before, tuning="lora(rank=2)")
+    ls.export(run, "expected.safetensors", to="lora")
+    shutil.move(before, now)
+    for to in ("lora", "comfyui", "pretrained", "mlflow"):
+        with pytest.raises(SoraError, match="export --base DIR"):
+            ls.export(run, to, to=to)
+        ls.export(run, to, to=to, base=now)
+    same(load_file("lora/pytorch_lora_weights.safetensors"), load_file("expected.safetensors"))
