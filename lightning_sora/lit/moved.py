@@ -6,7 +6,7 @@ import os
 
 from lightning_sora.errors import SoraError
 from lightning_sora.names import local_path
-from lightning_sora.specs import Spec, is_path
+from lightning_sora.specs import SPEC, Spec, is_path
 
 #: Options of specs that name a folder.
 FOLDERS = ("path", "name", "cache")
@@ -24,16 +24,19 @@ def found_again(asked: str, directory: str | None, base: str | None = None) -> s
         >>> from lightning_sora.lit.moved import found_again
         >>> found_again("diffusers(path='wan')", None, "moved/wan")
         "diffusers(path='moved/wan')"
+        >>> found_again("spec:diffusers(path='wan', on_demand=True)", None, "moved/wan")
+        "spec:diffusers(on_demand=True, path='moved/wan')"
     """
+    mark = SPEC if asked.startswith(SPEC) else ""
     try:
-        spec = Spec.parse(asked)
+        spec = Spec.parse(asked.removeprefix(SPEC))
     except SoraError:
         return _place(asked, directory, None) if is_path(asked) else asked
     options = dict(spec.options)
     for name in FOLDERS:
         if isinstance(value := options.get(name), str) and "config" not in options:
             options[name] = _place(value, directory, None if name == "cache" else base)
-    return asked if options == dict(spec.options) else str(Spec(spec.name, options))
+    return asked if options == dict(spec.options) else mark + str(Spec(spec.name, options))
 
 
 def _place(path: str, directory: str | None, base: str | None) -> str:

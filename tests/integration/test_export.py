@@ -578,6 +578,8 @@ def test_a_run_of_the_shipped_recipe_answers_prompts_with_its_text_encoder(
     assert "it is whole" in capsys.readouterr().out  # as the cache says how it was made
     made = ls.sample(str(tmp_path / "pretrained"), PROMPT, seed=3, out=tmp_path / "made", device="cpu")
     monkeypatch.chdir(tmp_path)
+    for to in ("lora", "comfyui"):  # whose base and embeddings the run names by relative paths
+        ls.export(cached, to, to=to)
     for folder in ("alone", "pretrained", "out"):
         (file,) = Path(folder).rglob("config.json")
         assert str(tmp_path / "work") in json.loads(file.read_text())["config"]["text"]
