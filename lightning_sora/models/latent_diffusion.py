@@ -32,6 +32,7 @@ from lightning_sora.models.pixels import Clip
 from lightning_sora.models.saved import read_model, rounded, save_model
 from lightning_sora.models.seen_sizes import SeenSizes, check_rope
 from lightning_sora.models.text import TEXT_ENCODERS, TextEncoder
+from lightning_sora.models.text_fit import check_fit
 from lightning_sora.models.vae import VAES, VideoVAE
 from lightning_sora.nn.rope import Stretch
 from lightning_sora.randomness import initialize, normal_per_clip
@@ -83,11 +84,7 @@ class LatentDiffusion(LatentSpace, PretrainedModel, pipeline_tag="text-to-video"
         image: ImageEncoder | None = None,
     ) -> None:
         super().__init__(vae, dit.patch_size)
-        if (dit.channels, dit.text_dim) != (vae.latent_channels, text.dim):
-            raise SoraError(
-                f"a denoiser of channels={dit.channels} and text_dim={dit.text_dim} does not fit this VAE and text "
-                f"encoder, which have {vae.latent_channels} and {text.dim}"
-            )
+        check_fit(vae, text, dit)
         predicts = dit.facts.objective
         if predicts is not None and not isinstance(objective, OBJECTIVES.builder(predicts)):  # type: ignore[arg-type]
             raise SoraError(

@@ -218,7 +218,13 @@ class _TextBlock(nn.Module):
 
 @TEXT_ENCODERS.register("hf")
 def frozen_transformer(
-    name: str, *, max_tokens: int = 256, dtype: str = "float32", cache: str | None = None, memory: int = 4096
+    name: str,
+    *,
+    max_tokens: int = 256,
+    dtype: str = "float32",
+    cache: str | None = None,
+    memory: int = 4096,
+    padded: bool = False,
 ) -> TextEncoder:
     """The last hidden states of a pretrained encoder of transformers, frozen: T5, BERT, CLIP's text tower ...
 
@@ -229,7 +235,9 @@ def frozen_transformer(
         dtype: in which the encoder runs: float32, bfloat16 or float16. Embeddings come out in float32.
         cache: directory of encoded captions, for later runs; made if absent.
         memory: how many captions to keep in memory.
+        padded: pads every caption to ``max_tokens``, and has the encoder see the padding, as CogVideoX (226 tokens) and
+            LTX (128) were trained.
     """
     from lightning_sora.models.text_hf import FrozenTransformer
 
-    return FrozenTransformer(name, max_tokens=max_tokens, dtype=dtype, cache=cache, memory=memory)
+    return FrozenTransformer(name, max_tokens=max_tokens, dtype=dtype, cache=cache, memory=memory, padded=padded)

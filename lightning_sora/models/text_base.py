@@ -23,11 +23,14 @@ class TextContext:
         embeddings: padded at the end.
         mask: True where there is text; at least once per clip.
         pooled: a vector of the whole caption, for denoisers that ask for one; None where the encoder makes none.
+        padded: whether what is beyond the mask are embeddings of padding, which text was encoded together with and
+            some denoisers see; otherwise nothing is to be made of it.
     """
 
     embeddings: Float[Tensor, "clips text_tokens dim"]
     mask: Bool[Tensor, "clips text_tokens"]
     pooled: Float[Tensor, "clips pooled_dim"] | None = None
+    padded: bool = False
 
     @classmethod
     def join(cls, contexts: Sequence[TextContext]) -> TextContext:
@@ -39,6 +42,7 @@ class TextContext:
             torch.cat([F.pad(c.embeddings, (0, 0, 0, more)) for c, more in zip(contexts, padding, strict=True)]),
             torch.cat([F.pad(c.mask, (0, more)) for c, more in zip(contexts, padding, strict=True)]),
             torch.cat(pooled) if pooled else None,
+            all(context.padded for context in contexts),
         )
 
 
@@ -48,10 +52,15 @@ class TextEncoder(nn.Module, ABC):
     Attributes:
         dim: width of the embeddings.
         trainable: whether it learns together with the DiT.
+        padded: tokens that every caption is padded to, and encoded with: its padding is seen, and has embeddings; None
+            where padding is masked.
+        pooled_dim: width of the vector of a whole caption that it gives beside; None where it gives none.
     """
 
     dim: int
     trainable: bool
+    padded: int | None = None
+    pooled_dim: int | None = None
 
     @abstractmethod
     def forward(self, captions: Sequence[str]) -> TextContext:

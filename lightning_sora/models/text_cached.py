@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from jaxtyping import UInt8
+from torch import Tensor
 
 from lightning_sora.errors import SoraError, WeightsMissing
 from lightning_sora.models.safetensors_files import read_header
 from lightning_sora.models.text_base import TEXT_ENCODERS, TextContext, TextEncoder
-from lightning_sora.models.text_files import caption_key, read_embedding
+from lightning_sora.models.text_files import POOLED, Embedded, caption_key, context_of, embedded_of, read_embedding
 from lightning_sora.names import local_path
 
 ADD = "lightning-sora data cache --config RECIPE --out DIR --text \"hf(name='MODEL')\""
@@ -62,18 +62,24 @@ class CachedTransformer(TextEncoder):
         self.check_captions([""])
 
     def _look(self) -> int:
-        """Notes where each caption is; returns the width of all."""
+        """Notes where each caption is, and what the encoder gave of them; returns the width of all."""
         widths = set()
         for file in sorted(self.folder.glob("*.safetensors")):
             header = read_header(file)
             try:
-                maker = json.loads(header.metadata["lightning_sora"])["encoder"]
+                told = json.loads(header.metadata["lightning_sora"])
+                maker = told["encoder"]
             except (ValueError, LookupError, TypeError) as problem:
                 raise SoraError(f"{file} does not say which encoder made it; make the cache anew: {ADD}") from problem
             if maker != self._fingerprint:
                 raise SoraError(f"{file} is of the text encoder {maker}, and not of {self._fingerprint}; delete it")
             for name, one in header.tensors.items():
+                if name.endswith(POOLED):
+                    self.pooled_dim = one.shape[0]
+                    continue
                 tokens, width = one.shape
+                if "tokens" in told:
+                    self.padded = tokens
                 widths.add(width)
                 self._places.setdefault(file.stem if name == "embedding" else name, (file, name, tokens))
         if len(widths) != 1:
@@ -105,18 +111,13 @@ class CachedTransformer(TextEncoder):
     @torch.no_grad()
     def forward(self, captions: Sequence[str]) -> TextContext:
         self.check_captions(captions)
-        rows = {caption: self._read(caption) for caption in dict.fromkeys(captions)}
-        lacking = [caption for caption, row in rows.items() if row is None]
+        known = {caption: self._read(caption) for caption in dict.fromkeys(captions)}
+        lacking = [caption for caption, one in known.items() if one is None]
         if lacking:
-            context = self._encoder()(lacking)
-            for caption, row, mask in zip(lacking, context.embeddings, context.mask, strict=True):
-                rows[caption] = row[mask].cpu()
-        embeddings = [row for caption in captions if (row := rows[caption]) is not None]
-        padded = nn.utils.rnn.pad_sequence(embeddings, batch_first=True).to(self._device.device)
-        lengths = torch.tensor([len(row) for row in embeddings], device=padded.device)
-        return TextContext(padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None])
+            known |= zip(lacking, embedded_of(self._encoder()(lacking)), strict=True)
+        return context_of([one for caption in captions if (one := known[caption]) is not None], self._device.device)
 
-    def _read(self, caption: str) -> Float[Tensor, "text_tokens dim"] | None:
+    def _read(self, caption: str) -> Embedded | None:
         found = self._places.get(caption_key(caption))
         return None if found is None else read_embedding(found[0], found[1])
 
@@ -141,7 +142,7 @@ class CachedTransformer(TextEncoder):
             if told is None or told() != self._fingerprint:
                 raise SoraError(
                     f"encoder={self.encoder!r} is not the one that made {self.folder}: its fingerprint is "
-                    f"{'none' if told is None else told()}; use the same weights, max_tokens and dtype"
+                    f"{'none' if told is None else told()}; use the same weights, max_tokens, dtype and padded"
                 )
             self._full = (made.eval().to(self._device.device),)
         return self._full[0]
@@ -161,7 +162,7 @@ class CachedTransformer(TextEncoder):
         if recorded != self._fingerprint:
             raise SoraError(
                 f"the checkpoint was trained with the text encoder {recorded}, but {self.folder} is of "
-                f"{self._fingerprint}; give a cache of the same weights, tokenizer, max_tokens and dtype"
+                f"{self._fingerprint}; give a cache of the same weights, tokenizer, max_tokens, dtype and padded"
             )
 
 

@@ -11,14 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lightning_sora.errors import SoraError, WeightsMissing, first_line, some
 from lightning_sora.models.digests import tensor_bytes
 from lightning_sora.models.text_base import TextContext, TextEncoder
-from lightning_sora.models.text_files import caption_key, embeddings_bytes, read_embedding, stored_keys, whole_keys
+from lightning_sora.models.text_files import (
+    Embedded,
+    caption_key,
+    context_of,
+    embeddings_bytes,
+    read_embedding,
+    stored_keys,
+    whole_keys,
+)
 from lightning_sora.names import local_path
 from lightning_sora.sealing import write_whole
 
@@ -42,16 +50,26 @@ class FrozenTransformer(TextEncoder):
         dtype: in which the encoder runs: float32, bfloat16 or float16. Embeddings come out in float32.
         cache: directory of encoded captions, keyed by fingerprint and caption; made if absent.
         memory: how many captions to keep in memory.
+        padded: pads every caption to ``max_tokens``, and has the encoder see the padding, as those who trained
+            CogVideoX and LTX did: its embeddings are given, too, and what text becomes depends on them. They are kept
+            in ``dtype``.
 
     Raises:
-        SoraError: transformers is not installed, the model cannot be loaded, or an option is out of range.
+        SoraError: transformers is not installed, the model cannot be loaded or held, or an option is out of range.
     """
 
     trainable = False
     _device: Tensor
 
     def __init__(
-        self, name: str, *, max_tokens: int = 256, dtype: str = "float32", cache: str | None = None, memory: int = 4096
+        self,
+        name: str,
+        *,
+        max_tokens: int = 256,
+        dtype: str = "float32",
+        cache: str | None = None,
+        memory: int = 4096,
+        padded: bool = False,
     ) -> None:
         super().__init__()
         if dtype not in DTYPES:
@@ -59,6 +77,7 @@ class FrozenTransformer(TextEncoder):
         if max_tokens < 1 or memory < 1:
             raise SoraError(f"max_tokens={max_tokens} and memory={memory} must be at least 1")
         self.name, self.max_tokens, self.memory = name, max_tokens, memory
+        self.padded = max_tokens if padded else None
         self.cache = None if cache is None else Path(cache)
         backbone, self.tokenizer = _load(name, DTYPES[dtype])
         positions = getattr(backbone.config, "max_position_embeddings", None)
@@ -69,10 +88,10 @@ class FrozenTransformer(TextEncoder):
         # Out of reach of parameters(), state_dict() and initialisation; _apply moves it between devices.
         self._hidden: tuple[nn.Module] = (backbone.requires_grad_(False).eval(),)
         self.dim = int(backbone.config.hidden_size)
-        self._fingerprint = _fingerprint(backbone, self.tokenizer, f"{max_tokens} {dtype}")
+        self._fingerprint = _fingerprint(backbone, self.tokenizer, f"{max_tokens} {dtype}{' padded' if padded else ''}")
         if self.cache is not None:
             self._refuse_stored_by_another(self.cache)
-        self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self._known: OrderedDict[str, Embedded] = OrderedDict()
         self._shards: dict[str, Path] | None = None  # where captions of a stored cache are, looked up once
         self._warned = False
         self.register_buffer("_device", torch.empty(0), persistent=False)
@@ -94,15 +113,19 @@ class FrozenTransformer(TextEncoder):
             embeddings.append(self._known[caption])
         while len(self._known) > self.memory:
             self._known.popitem(last=False)
-        padded = nn.utils.rnn.pad_sequence(embeddings, batch_first=True).to(self._device.device)
-        lengths = torch.tensor([len(e) for e in embeddings], device=padded.device)
-        return TextContext(padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None])
+        return context_of(embeddings, self._device.device)
 
     def probe(self, tokens: int) -> Tensor:
         ids = torch.zeros((1, tokens), dtype=torch.long, device=self._device.device)
-        return self._hidden[0](input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        return self._states(ids, torch.ones_like(ids))
 
-    def _encode(self, captions: Sequence[str]) -> list[Float[Tensor, "text_tokens dim"]]:
+    def _states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The last hidden states, in the precision of the weights: whoever asks, a caption has one embedding."""
+        with torch.autocast(ids.device.type, enabled=False):
+            seen = None if self.padded else mask
+            return self._hidden[0](input_ids=ids, attention_mask=seen).last_hidden_state
+
+    def _encode(self, captions: Sequence[str]) -> list[Embedded]:
         ids: list[list[int]] = self.tokenizer(list(captions))["input_ids"]
         if not self._warned and any(len(row) > self.max_tokens for row in ids):
             longest = max(map(len, ids))
@@ -113,12 +136,15 @@ class FrozenTransformer(TextEncoder):
         # A tokenizer without special tokens gives nothing for the empty caption; one token stands for it.
         ids = [row or [self.tokenizer.pad_token_id] for row in ids]
         lengths = torch.tensor([len(row) for row in ids])
-        rows = [torch.tensor(row) for row in ids]
-        tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        tokens = torch.full((len(ids), self.padded or max(map(len, ids))), self.tokenizer.pad_token_id)
+        for row, filled in zip(ids, tokens, strict=True):
+            filled[: len(row)] = torch.tensor(row)
         tokens = tokens.to(self._device.device)
         mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).to(tokens)
-        hidden = self._hidden[0](input_ids=tokens, attention_mask=mask).last_hidden_state
-        return [row[:length].float().cpu() for row, length in zip(hidden, lengths.tolist(), strict=True)]
+        hidden = self._states(tokens, mask).cpu()
+        if self.padded:
+            return [Embedded(row.clone(), length) for row, length in zip(hidden, lengths.tolist(), strict=True)]
+        return [Embedded(row[:length].float().clone()) for row, length in zip(hidden, lengths.tolist(), strict=True)]
 
     def _warn_unknown(self, captions: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
         unknown, others = self.tokenizer.unk_token_id, ("bos", "eos", "pad", "cls", "sep")
@@ -155,7 +181,8 @@ class FrozenTransformer(TextEncoder):
         if stored and self._fingerprint not in stored:
             raise SoraError(
                 f"{cache} holds embeddings of the text encoder {' and '.join(sorted(stored))}, but {self.name!r} with "
-                f"these settings is {self._fingerprint}; use the same weights, max_tokens and dtype, or another cache"
+                f"these settings is {self._fingerprint}; use the same weights, max_tokens, dtype and "
+                "padded, or another cache"
             )
 
     @torch.no_grad()
@@ -184,7 +211,7 @@ class FrozenTransformer(TextEncoder):
             number += 1
         return len(wanted)
 
-    def _write(self, caption: str, embedding: Tensor) -> None:
+    def _write(self, caption: str, embedding: Embedded) -> None:
         path = self._path(caption)
         if path is None:
             return
@@ -204,7 +231,7 @@ class FrozenTransformer(TextEncoder):
         if recorded != self._fingerprint:
             raise SoraError(
                 f"the checkpoint was trained with the text encoder {recorded}, but {self.name!r} with these settings "
-                f"is {self._fingerprint}; use the same weights, tokenizer, max_tokens and dtype"
+                f"is {self._fingerprint}; use the same weights, tokenizer, max_tokens, dtype and padded"
             )
 
 

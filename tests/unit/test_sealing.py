@@ -88,13 +88,19 @@ def resumed(folder: Path) -> tuple[Path, Callable[[Path], Any]]:
 
 def embeddings(folder: Path) -> tuple[Path, Callable[[Path], Any]]:
     path = folder / "shard-00000000.safetensors"
-    kept = {key: torch.randn((3, 8), generator=generator(0, key)) for key in ("a", "b")}
+    drawn = {key: torch.randn((3, 8), generator=generator(0, key)) for key in ("a", "b", "c")}
+    kept = {
+        "a": text_files.Embedded(drawn["a"]),
+        "b": text_files.Embedded(drawn["b"], tokens=2),
+        "c": text_files.Embedded(drawn["c"], None, drawn["a"][0].clone()),
+    }
     path.write_bytes(text_files.embeddings_bytes(kept, "encoder"))
 
-    def read(path: Path) -> dict[str, Tensor]:
+    def read(path: Path) -> dict[str, Any]:
         # A name that is not there is a caption that is encoded anew, which gives the same.
         found = [key for key in text_files.stored_keys(path) if key in kept]
-        return kept | {key: text_files.read_embedding(path, key) for key in found}
+        read = kept | {key: text_files.read_embedding(path, key) for key in found}
+        return {key: one._asdict() for key, one in read.items()}
 
     return path, read
 

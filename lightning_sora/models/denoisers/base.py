@@ -79,6 +79,9 @@ class Denoiser(nn.Module, ABC):
         image_tokens: how many of them a clip has, as its FLOPs count them.
         image_frames: of how many frames they are: 1 of the first, 2 of the first and then of the last.
         pooled_dim: width of the vector of a whole caption that it takes beside the text's; None for none.
+        padded_text: whether its weights were trained on text that was encoded with its padding, which the text encoder
+            saw; None where none stand behind it or either does.
+        padded_to: tokens that it was padded to; None for any number.
         widths: of one whose folder says for what it is: a class method of its options that gives the channels and
             the text's width, without reading weights.
         trained_with: class in diffusers of the VAE on whose latents its weights were trained; None where none is known.
@@ -96,6 +99,8 @@ class Denoiser(nn.Module, ABC):
     image_tokens: int = 257  # of CLIP: of its patches, and one of the whole
     image_frames: int = 1
     pooled_dim: int | None = None
+    padded_text: bool | None = None
+    padded_to: int | None = None
 
     def __init__(self, channels: int, text_dim: int, patch_size: PatchSize) -> None:
         super().__init__()

@@ -120,6 +120,7 @@ class DiffusersDenoiser(Denoiser):
         if (places := family.config.get("pos_embed_seq_len")) is not None:  # of a Wan of first and last frames
             self.image_tokens, self.image_frames = int(places), 2
         self.pooled_dim = family.pooled_dim
+        self.padded_text, self.padded_to = family.padded_text, family.padded_to
         self.facts = DenoiserFacts(family.objective, packs=False, token_times=family.token_times, stretches=False)
         self.pretrained, self.trained_with = stored is not None, vae_of_transformer(kind.transformer)
         self.network = _network(stored, self.config)

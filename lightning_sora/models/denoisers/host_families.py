@@ -1,9 +1,7 @@
-"""Video transformers of diffusers, by family: what each is fed, in which order, units and direction, as the pipelines
-of diffusers feed it.
+"""Video transformers of diffusers, by family: what each is fed, as the pipelines of diffusers feed it.
 
-Each family has conventions of its own for the layout of latents, the units of time, the padding of text, rotary
-positions and the direction of the prediction; to the rest of the package all of them take rows and ``t`` in [0, 1],
-and give rows.
+Each has conventions of its own for the layout of latents, the units of time, the padding of text, rotary positions and
+the direction of the prediction; to the rest of the package all take rows and ``t`` in [0, 1], and give rows.
 """
 
 from __future__ import annotations
@@ -70,6 +68,8 @@ class HostFamily(ABC):
         token_times: takes a timestep per token.
         options: the fields of :class:`HostOptions` that it takes.
         text: where text is in the sequence that it attends over: ``"before"`` or ``"behind"`` the tokens, or None.
+        padded_text: whether it was trained on text that was encoded with its padding, which the text encoder saw.
+        padded_to: tokens that it was padded to; None for any number.
         channels_key, text_key: the names in its config.json of latent channels and of the width of text.
 
     Raises:
@@ -81,6 +81,8 @@ class HostFamily(ABC):
     token_times: ClassVar[bool] = False
     options: ClassVar[tuple[str, ...]] = ()
     text: ClassVar[str | None] = None
+    padded_text: ClassVar[bool] = False
+    padded_to: int | None = None
     channels_key: ClassVar[str] = "out_channels"
     text_key: ClassVar[str] = "text_embed_dim"
     conditioned: ClassVar[bool] = False
@@ -144,9 +146,10 @@ class HostFamily(ABC):
         sizes = {"t": grid.frames, "h": grid.height, "w": grid.width, "pt": p.frames, "ph": p.height, "pw": p.width}
         return rearrange(rows, "b (t h w) (pt ph pw c) -> b c (t pt) (h ph) (w pw)", **sizes)
 
-    def _padded(self, feed: Feed, length: int) -> Float[Tensor, "clips text_tokens dim"]:
-        """Text with zeros behind it, which are seen."""
-        text = feed.text.embeddings.to(feed.x).masked_fill(~feed.text.mask[..., None], 0.0)
+    def _padded(self, feed: Feed, length: int, padding: bool = False) -> Float[Tensor, "clips text_tokens dim"]:
+        """Text with zeros behind it, which are seen, or with its padding as it was encoded."""
+        unseen = ~feed.text.mask[..., None] & (not padding)
+        text = feed.text.embeddings.to(feed.x).masked_fill(unseen, 0.0)
         self._check_text(text.shape[1], length)
         return F.pad(text, (0, 0, 0, length - text.shape[1]))
 
@@ -197,18 +200,20 @@ class Wan(HostFamily):
 
 
 class CogVideoX(HostFamily):
-    """CogVideoX and 1.5: frames before channels, text padded by zeros within the sequence, and the steps of a DDPM for
-    time, of which it is told the one, a fraction, that is as noisy as ``t``."""
+    """CogVideoX and 1.5: frames before channels, text within the sequence, with its padding as it was encoded or zeros,
+    and the steps of a DDPM for time, of which it is told the one, a fraction, that is as noisy as ``t``."""
 
     transformer = "CogVideoXTransformer3DModel"
     objective = "v"
     options = ("scheduler",)
     text = "before"
+    padded_text = True
     conditioned = True
 
     def __init__(self, config: Mapping[str, Any], options: HostOptions) -> None:
         super().__init__(config, options)
         self.angles = noise_angles(options.scheduler or self.published(config))
+        self.padded_to = int(config["max_text_seq_length"])
 
     @staticmethod
     def published(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,7 +232,7 @@ class CogVideoX(HostFamily):
         video = self.video(feed)
         return {
             "hidden_states": rearrange(video, "b c t h w -> b t c h w"),
-            "encoder_hidden_states": self._padded(feed, self.text_tokens(0)),
+            "encoder_hidden_states": self._padded(feed, self.text_tokens(0), padding=feed.text.padded),
             "timestep": step_of(feed.t, self.angles),
             "ofs": video.new_full((1,), 2.0) if self.config["ofs_embed_dim"] else None,
             "image_rotary_emb": self._rotary(feed.layout, video.device),
@@ -315,6 +320,7 @@ class LTX(HostFamily):
 
     transformer = "LTXVideoTransformer3DModel"
     token_times = True
+    padded_text = True
     options = ("fps", "stride")
     text_key = "caption_channels"
 

@@ -87,6 +87,7 @@ class WanDiT(KeptFloat32, Denoiser):
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     trained_with = "AutoencoderKLWan"
     facts = DenoiserFacts(objective="velocity")
+    padded_text = False
 
     def __init__(
         self,
