@@ -122,13 +122,12 @@ class SpacetimeDataModule(pl.LightningDataModule):
     def describe(self) -> DataSpec:
         """Returns what a model is told of these data before the first batch."""
         vae_hash = next((source.vae_hash for source in self._sources.values()), None)
-        captions = None if vae_hash is None else self._captions
-        return DataSpec(self.patch, Crop(self.size, self.fps), vae_hash, captions)
+        return DataSpec(self.patch, Crop(self.size, self.fps), vae_hash, self._captions)
 
     def _captions(self) -> Iterator[str]:
-        """Every caption that a clip of cached latents may have."""
-        for info in (info for source in self._sources.values() for info in source.infos):
-            yield from (info.caption, *info.alternatives)
+        """Every caption that a clip may have, as far as that is known before it is read; made as they are asked for."""
+        for source in self._sources.values():
+            yield from source.told_captions()
         if self.blend is not None:
             yield from self.blend.captions
 

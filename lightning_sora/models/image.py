@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_sora.errors import SoraError, first_line
 from lightning_sora.models.digests import tensor_bytes
 from lightning_sora.models.text_hf import refuse_missing_folder
+from lightning_sora.models.transformers_folder import check_folder_fits
 
 
 class ImageEncoder(nn.Module):
@@ -29,7 +30,7 @@ class ImageEncoder(nn.Module):
             ``image_processor`` beside it, as pipelines of diffusers have them; or a name on a hub.
 
     Raises:
-        SoraError: transformers is not installed, or nothing can be read there.
+        SoraError: transformers is not installed, nothing can be read there, or more than this machine can hold.
     """
 
     _device: Tensor
@@ -56,7 +57,8 @@ class ImageEncoder(nn.Module):
     def forward(self, images: Sequence[UInt8[Tensor, "height width 3"]]) -> Float[Tensor, "images tokens dim"]:
         """Embeds images of any size."""
         pixels = self.processor(images=[image.cpu().numpy() for image in images], return_tensors="pt").pixel_values
-        return self._hidden[0](pixels.to(self._device.device), output_hidden_states=True).hidden_states[-2]
+        with torch.autocast(self._device.device.type, enabled=False):  # as the VAE: an image has one embedding
+            return self._hidden[0](pixels.to(self._device.device), output_hidden_states=True).hidden_states[-2]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ImageEncoder:
         super()._apply(fn, recurse)
@@ -83,8 +85,9 @@ def _load(name: str) -> tuple[Any, Any]:
             "an image encoder needs transformers, which is not installed: pip install 'lightning-sora[hf]'"
         ) from problem
     refuse_missing_folder(name, "image encoder")
+    check_folder_fits(name, torch.float32)
     try:
-        tower = CLIPVisionModel.from_pretrained(name)
+        tower = CLIPVisionModel.from_pretrained(name, dtype=torch.float32)
         try:
             return tower, CLIPImageProcessor.from_pretrained(name)
         except OSError:

@@ -27,6 +27,7 @@ from lightning_sora.models.text_files import (
     stored_keys,
     whole_keys,
 )
+from lightning_sora.models.transformers_folder import check_folder_fits
 from lightning_sora.names import local_path
 from lightning_sora.sealing import write_whole
 
@@ -257,6 +258,7 @@ def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         # Of T5 and its kin without the decoder, which those who make videos do not publish, and which is as large.
         whole = AutoConfig.from_pretrained(place).model_type not in ("t5", "mt5", "umt5")
         kind = AutoModel if whole else AutoModelForTextEncoding
+        check_folder_fits(place, dtype, but=() if whole else ("decoder.", "lm_head."))
         model, found = kind.from_pretrained(place, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, ImportError, SafetensorError) as problem:
         reason = first_line(problem)

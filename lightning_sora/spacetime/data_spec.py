@@ -17,7 +17,7 @@ class DataSpec:
         patch: pixels per token.
         crop: the longest and largest windows of clips, and their rate; None for data without clips.
         vae_hash: of the VAE that made the latents; None for pixels, or before a source is made.
-        captions: of all clips of cached latents; None of pixels, whose captions are read with them.
+        captions: gives those of all clips, as far as they are known before clips are read; None where none are.
 
     Example:
         >>> import lightning_sora as ls

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -153,6 +153,10 @@ class WorldSource(Source):
         told = {**facts.as_dict(), "config": asdict(self.world.config), "cropped": made.size != crop.size}
         caption, *others = self.texts.write(self.world, facts.index)
         return Clip(video, caption, rate, told, tuple(others))
+
+    def told_captions(self) -> Iterator[str]:
+        for number in range(self._offset, self._offset + self._length):
+            yield from self.texts.write(self.world, number)
 
     def _rendered(self, index: int, crop: Crop) -> Crop:
         """What is rendered for a window: the clip's own picture, where it has one, at a size that covers it."""

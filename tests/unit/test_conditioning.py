@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,10 @@ def test_the_first_frame_is_embedded_as_wans_own_pipeline_does(wan: str, tower: 
         states = CLIPVisionModel.from_pretrained(tower)(**pixels, output_hidden_states=True).hidden_states
     assert found is not None
     torch.testing.assert_close(found, states[-2], atol=0, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        shown = condition_of(made, layout, clips, first_and_maybe_last(layout, False))
+    assert shown.image is not None
+    torch.testing.assert_close(shown.image, found, atol=0, rtol=0)
     with pytest.raises(SoraError, match=r"attends to no image embeddings; leave out model\.image"):
         model(wan, "mask", image=tower)
 
@@ -317,6 +322,20 @@ def test_an_image_encoder_of_other_tokens_than_places_is_refused(wan: str, tower
     }  # fmt: skip
     with pytest.raises(SoraError, match="makes 5 embeddings of a frame, and this denoiser has 14 places"):
         model(wan, f"wan(config={config})", image=tower)
+
+
+def test_an_image_encoder_is_held_in_float32_or_refused_before_it_is_read(
+    tower: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import CLIPVisionModel
+
+    half = Path(shutil.copytree(Path(tower).parent, tmp_path / "half")) / "image_encoder"
+    CLIPVisionModel.from_pretrained(tower).half().save_pretrained(half)
+    assert ImageEncoder(str(half))([video()[0]]).dtype == torch.float32
+    monkeypatch.setattr("lightning_sora.models.memory_estimate.available_memory", lambda device: 1000)
+    monkeypatch.setattr(CLIPVisionModel, "from_pretrained", lambda *args: pytest.fail("the weights were read"))
+    with pytest.raises(SoraError, match=r"of \d+\.\d thousand parameters, needs in float32"):
+        ImageEncoder(tower)
 
 
 def test_another_image_encoder_is_refused(tower: str, tmp_path: Path) -> None:

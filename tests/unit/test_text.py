@@ -252,6 +252,30 @@ def test_what_cannot_be_loaded_says_why(folders: dict[str, Path], tmp_path: Path
         TEXT_ENCODERS.create("bytes(max_bytes=0)")
 
 
+def test_an_encoder_that_this_machine_cannot_hold_is_refused_before_it_is_read(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForTextEncoding, T5Model
+
+    whole = T5Model.from_pretrained(folders["t5"])
+    encoder = sum(p.numel() for p in whole.get_encoder().parameters())
+    whole.save_pretrained(tmp_path, max_shard_size="8KB")  # with a decoder, which is left where it is
+    tokenizer_in(tmp_path)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    for place in (tmp_path, folders["t5"]):
+        for dtype, size in (("float32", 4), ("bfloat16", 2)):
+            with monkeypatch.context() as patch:
+                available = "lightning_sora.models.memory_estimate.available_memory"
+                patch.setattr(available, lambda device, enough=encoder * size: enough)
+                hf(place, dtype=dtype)
+                patch.setattr(available, lambda device, short=encoder * size - 1: short)
+                patch.setattr(
+                    AutoModelForTextEncoding, "from_pretrained", lambda *args, **_: pytest.fail("the weights were read")
+                )
+                with pytest.raises(SoraError, match=rf"of {encoder / 1e3:.1f} thousand parameters, needs in {dtype}"):
+                    hf(place, dtype=dtype)
+
+
 def test_without_transformers_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 

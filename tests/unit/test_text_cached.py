@@ -247,3 +247,30 @@ def test_a_fit_refuses_captions_and_prompts_that_are_not_in_the_cache(cache: Pat
                          enable_model_summary=False, default_root_dir=tmp_path, max_steps=1)  # fmt: skip
     with pytest.raises(SoraError, match="no embedding of the caption 'a prompt that is new'"):
         trainer.fit(module, data)
+    module.prompts = []  # captions of pixels are asked for too, though the world draws them as clips are made
+    module.on_fit_start = lambda: pytest.fail("it began to train")  # type: ignore[method-assign]
+    own = next(data.source("train").told_captions())
+    with pytest.raises(SoraError, match=re.escape(f"no embedding of the caption {own[:60]!r}") + " and [1-5] more"):
+        trainer.fit(module, data)
+
+
+@pytest.mark.parametrize("kind", ["world", "folder", "mixture"])
+def test_data_of_pixels_tell_every_caption_that_they_read(kind: str, tmp_path: Path) -> None:
+    from lightning_sora.media import write_mp4
+
+    for i in range(6):
+        write_mp4(tmp_path / f"{i}.mp4", torch.full((3, 16, 16, 3), 40 * i, dtype=torch.uint8), 8.0)
+        (tmp_path / f"{i}.txt").write_text(f"clip number {i}")
+    world = "world(level='tiny', clips=4, heldout_clips=2, alternatives=('tags',))"
+    source, root = {
+        "world": (world, None), "folder": ("folder", str(tmp_path)),
+        "mixture": (f"mixture(sources={{'world': {world!r}, 'own': \"folder(root='{tmp_path}')\"}})", None),
+    }[kind]  # fmt: skip
+    data = ls.SpacetimeDataModule(source, root=root, patch=(1, 8, 8), frames=3, height=16, width=16, batch_size=2)
+    read = {caption for split in ("train", "val") for batch in data.loader(split) for caption in batch.captions}
+    captions = data.describe().captions
+    assert captions is not None
+    told = set(captions())
+    assert read <= told
+    assert len(read) >= 4
+    assert told <= read or kind != "folder"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -119,6 +119,11 @@ class Source(ABC):
         Raises:
             DecodeError: the clip cannot be read.
         """
+
+    def told_captions(self) -> Iterator[str]:
+        """Every caption that ``load`` may give, as far as it is known before a clip is read; made one by one."""
+        for info in self.infos:
+            yield from (info.caption, *info.alternatives)
 
     def refusal(self, index: int, crop: Crop) -> str | None:
         """Why a window would not be loaded, in words, as far as that shows without reading it."""

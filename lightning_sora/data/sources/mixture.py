@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -102,6 +102,9 @@ class MixtureSource(Source):
         name = self.infos[index].source
         own = index - self._firsts[name]
         return self.parts[name].load(own, crop, generator=generator)
+
+    def told_captions(self) -> Iterator[str]:
+        return itertools.chain.from_iterable(part.told_captions() for part in self.parts.values())
 
     def refusal(self, index: int, crop: Crop) -> str | None:
         name = self.infos[index].source
