@@ -16,6 +16,7 @@ from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.models.text import TEXT_ENCODERS
 from lightning_sora.models.text_cached import CachedTransformer
 from lightning_sora.models.text_hf import FrozenTransformer, places
+from lightning_sora.models.text_hunyuan import HunyuanVideoText
 from lightning_sora.models.vae import VAES
 from lightning_sora.models.vae.of_diffusers import DiffusersVAE
 from lightning_sora.names import local_path
@@ -174,9 +175,12 @@ def extras_of(model: LatentDiffusion) -> list[str]:
     """What of this package's optional parts a model needs to be built and to make videos."""
     text, sampler = model.text, SAMPLERS.create(model.sampling.sampler)
     diffusers = (model.vae, DiffusersVAE), (model.dit, DiffusersDenoiser), (sampler, DiffusersSampler)
+    encoder = "hf" if isinstance(text, FrozenTransformer) else ""
     if isinstance(text, CachedTransformer) and text.encoder is not None:
-        encodes = TEXT_ENCODERS.resolve(text.encoder).name == "hf"
-    else:
-        encodes = isinstance(text, FrozenTransformer)
-    needed = {"diffusers": any(isinstance(*pair) for pair in diffusers), "hf": encodes or model.image is not None}
+        encoder = TEXT_ENCODERS.resolve(text.encoder).name
+    of_hunyuan = isinstance(text, HunyuanVideoText) or encoder == "hunyuan_video"  # whose prompts diffusers has
+    needed = {
+        "diffusers": of_hunyuan or any(isinstance(*pair) for pair in diffusers),
+        "hf": encoder in ("hf", "hunyuan_video") or model.image is not None,
+    }
     return [extra for extra, asked in needed.items() if asked]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lightning_sora.errors import SoraError
 from lightning_sora.models.text_base import TEXT_ENCODERS, TextContext, TextEncoder
 from lightning_sora.models.text_cached import CachedTransformer as CachedTransformer  # registers it
+from lightning_sora.models.text_hunyuan import HunyuanVideoText as HunyuanVideoText  # registers it
 from lightning_sora.nn.attention.base import SelfProjection, head_width
 from lightning_sora.nn.attention.kernels import kernel_for
 from lightning_sora.nn.layers import GatedMLP

@@ -35,7 +35,7 @@ def check_fit(vae: VideoVAE, text: TextEncoder, dit: Denoiser) -> None:
         raise SoraError(
             f"this denoiser asks for a vector of each caption of width {dit.pooled_dim}, as CLIP makes, beside the "
             f"text, and this text encoder gives {'none' if text.pooled_dim is None else f'one of {text.pooled_dim}'}; "
-            "no encoder of this package does: take one of a plugin, which says so by its pooled_dim"
+            "take hunyuan_video(path='DIR') of its pipeline, or a cache of it"
         )
     if not dit.pretrained or text.trainable or dit.padded_text is None:
         return

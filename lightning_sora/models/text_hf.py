@@ -80,22 +80,32 @@ class FrozenTransformer(TextEncoder):
         self.name, self.max_tokens, self.memory = name, max_tokens, memory
         self.padded = max_tokens if padded else None
         self.cache = None if cache is None else Path(cache)
-        backbone, self.tokenizer = _load(name, DTYPES[dtype])
+        backbone, self.tokenizer = self.loaded(name, DTYPES[dtype])
         positions = getattr(backbone.config, "max_position_embeddings", None)
         if positions is not None and max_tokens > positions:
             raise SoraError(
                 f"max_tokens={max_tokens} but {name!r} has {positions} positions; set max_tokens={positions}"
             )
         # Out of reach of parameters(), state_dict() and initialisation; _apply moves it between devices.
-        self._hidden: tuple[nn.Module] = (backbone.requires_grad_(False).eval(),)
+        more, settings = self.further(name, DTYPES[dtype])
+        self._hidden: tuple[nn.Module, ...] = tuple(one.requires_grad_(False).eval() for one in (backbone, *more))
         self.dim = int(backbone.config.hidden_size)
-        self._fingerprint = _fingerprint(backbone, self.tokenizer, f"{max_tokens} {dtype}{' padded' if padded else ''}")
+        settings = f"{max_tokens} {dtype}{' padded' if padded else ''}{settings}"
+        self._fingerprint = fingerprint_of(backbone, self.tokenizer, settings)
         if self.cache is not None:
             self._refuse_stored_by_another(self.cache)
         self._known: OrderedDict[str, Embedded] = OrderedDict()
         self._shards: dict[str, Path] | None = None  # where captions of a stored cache are, looked up once
         self._warned = False
         self.register_buffer("_device", torch.empty(0), persistent=False)
+
+    def loaded(self, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+        """The network, whose last hidden states are the embeddings, and its tokenizer."""
+        return _load(name, dtype)
+
+    def further(self, name: str, dtype: torch.dtype) -> tuple[tuple[nn.Module, ...], str]:
+        """Networks beside the one, and what of them is in the fingerprint; of most encoders none."""
+        return (), ""
 
     def fingerprint(self) -> str:
         """A hash of weights, configuration, tokenizer and settings."""
@@ -128,24 +138,29 @@ class FrozenTransformer(TextEncoder):
 
     def _encode(self, captions: Sequence[str]) -> list[Embedded]:
         ids: list[list[int]] = self.tokenizer(list(captions))["input_ids"]
-        if not self._warned and any(len(row) > self.max_tokens for row in ids):
-            longest = max(map(len, ids))
-            logger.warning("captions of up to %d tokens are cut to max_tokens=%d", longest, self.max_tokens)
-            self._warned = True
+        self.warn_cut(max(map(len, ids)))
         self._warn_unknown(captions, ids)
         ids = self.tokenizer(list(captions), truncation=True, max_length=self.max_tokens)["input_ids"]
         # A tokenizer without special tokens gives nothing for the empty caption; one token stands for it.
         ids = [row or [self.tokenizer.pad_token_id] for row in ids]
-        lengths = torch.tensor([len(row) for row in ids])
-        tokens = torch.full((len(ids), self.padded or max(map(len, ids))), self.tokenizer.pad_token_id)
+        hidden = self._states(*self.filled(ids, self.padded or max(map(len, ids)))).cpu()
+        if self.padded:
+            return [Embedded(states.clone(), len(row)) for states, row in zip(hidden, ids, strict=True)]
+        return [Embedded(states[: len(row)].float().clone()) for states, row in zip(hidden, ids, strict=True)]
+
+    def filled(self, ids: Sequence[Sequence[int]], length: int) -> tuple[Tensor, Tensor]:
+        """Token ids of a batch, with padding behind, and a mask of what is none: both int64 [captions length]."""
+        tokens = torch.full((len(ids), length), self.tokenizer.pad_token_id)
         for row, filled in zip(ids, tokens, strict=True):
             filled[: len(row)] = torch.tensor(row)
-        tokens = tokens.to(self._device.device)
-        mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).to(tokens)
-        hidden = self._states(tokens, mask).cpu()
-        if self.padded:
-            return [Embedded(row.clone(), length) for row, length in zip(hidden, lengths.tolist(), strict=True)]
-        return [Embedded(row[:length].float().clone()) for row, length in zip(hidden, lengths.tolist(), strict=True)]
+        mask = torch.arange(length) < torch.tensor([len(row) for row in ids])[:, None]
+        return tokens.to(self._device.device), mask.to(self._device.device, torch.long)
+
+    def warn_cut(self, longest: int) -> None:
+        """Says once that captions are cut, where they are."""
+        if not self._warned and longest > self.max_tokens:
+            logger.warning("captions of up to %d tokens are cut to max_tokens=%d", longest, self.max_tokens)
+            self._warned = True
 
     def _warn_unknown(self, captions: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
         unknown, others = self.tokenizer.unk_token_id, ("bos", "eos", "pad", "cls", "sep")
@@ -221,7 +236,8 @@ class FrozenTransformer(TextEncoder):
     # What nn.Module must know of weights that it does not own.
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenTransformer:
         super()._apply(fn, recurse)
-        self._hidden[0].to(self._device.device)
+        for one in self._hidden:
+            one.to(self._device.device)
         return self
 
     def get_extra_state(self) -> UInt8[Tensor, " bytes"]:
@@ -301,7 +317,7 @@ def places(name: str) -> tuple[str, str]:
     return str(model), str(words)
 
 
-def _fingerprint(backbone: nn.Module, tokenizer: Any, settings: str) -> str:
+def fingerprint_of(backbone: nn.Module, tokenizer: Any, settings: str) -> str:
     digest = hashlib.blake2b(settings.encode(), digest_size=8)
     config = {k: v for k, v in backbone.config.to_dict().items() if not k.startswith("_")}  # type: ignore[operator, union-attr]
     config.pop("transformers_version", None)

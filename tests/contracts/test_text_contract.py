@@ -13,9 +13,15 @@ from lightning_sora.contracts import ContractViolation
 from lightning_sora.models.text import TEXT_ENCODERS, BytesEncoder, TextContext
 from lightning_sora.models.text_contract import CONTRACT
 
-#: "hf" needs a folder, and seconds for its import, and "cached" what it made: tests/unit/test_text.py and
-#: test_text_cached.py put them to the contract.
-SPECS = {"bytes": ["bytes(dim=16, depth=1)"], "words": ["words(dim=16, depth=1, rows=512)"], "hf": [], "cached": []}
+#: "hf" and "hunyuan_video" need folders, and seconds for their import, and "cached" what they made: test_text.py,
+#: test_text_hunyuan.py and test_text_cached.py of tests/unit put them to the contract.
+SPECS = {
+    "bytes": ["bytes(dim=16, depth=1)"],
+    "words": ["words(dim=16, depth=1, rows=512)"],
+    "hf": [],
+    "hunyuan_video": [],
+    "cached": [],
+}
 
 
 @pytest.mark.parametrize("law", CONTRACT.laws)

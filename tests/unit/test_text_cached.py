@@ -185,11 +185,11 @@ def test_no_decoder_is_loaded_and_the_fingerprint_is_that_of_the_whole_model(
 ) -> None:
     from transformers import AutoModel, AutoTokenizer
 
-    from lightning_sora.models.text_hf import _fingerprint
+    from lightning_sora.models.text_hf import fingerprint_of
 
     own = hf(folders["t5"])
     whole = AutoModel.from_pretrained(folders["t5"])
-    told = _fingerprint(whole.get_encoder(), AutoTokenizer.from_pretrained(folders["t5"]), "8 float32")
+    told = fingerprint_of(whole.get_encoder(), AutoTokenizer.from_pretrained(folders["t5"]), "8 float32")
     assert own.fingerprint() == told  # type: ignore[operator]
     assert not [name for name, _ in own._hidden[0].named_modules() if "decoder" in name]  # type: ignore[index]
 

@@ -182,11 +182,11 @@ def test_it_keeps_the_contract(law: str, encoders: dict[str, Path]) -> None:
 
 
 def test_a_fingerprint_says_so_and_others_are_as_they_were(encoders: dict[str, Path]) -> None:
-    from lightning_sora.models.text_hf import _fingerprint
+    from lightning_sora.models.text_hf import fingerprint_of
 
     plain, padded = hf(encoders["t5"]), hf(encoders["t5"], padded=True)
     backbone, tokenizer = plain._hidden[0], plain.tokenizer  # type: ignore[index, union-attr]
-    assert plain.fingerprint() == _fingerprint(backbone, tokenizer, f"{MOST} float32")  # type: ignore[operator]
+    assert plain.fingerprint() == fingerprint_of(backbone, tokenizer, f"{MOST} float32")  # type: ignore[operator]
     assert padded.fingerprint() != plain.fingerprint()  # type: ignore[operator]
     with pytest.raises(SoraError, match="dtype and padded"):
         padded.load_state_dict(plain.state_dict())

@@ -302,7 +302,7 @@ class HunyuanVideo(HostFamily):
             raise SoraError(
                 f"a {self.transformer} asks for a vector of each caption of width {width}, as CLIP makes, beside the "
                 f"text, and the text encoder gives {'none' if pooled is None else f'one of {pooled.shape[-1]}'}; take "
-                "a text encoder that does"
+                "hunyuan_video(path='DIR') of its pipeline"
             )
         guided = feed.x.new_full((len(feed.x),), STEPS * self.guidance)
         return {
