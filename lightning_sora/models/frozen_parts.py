@@ -27,6 +27,8 @@ from lightning_sora.specs import Spec
 PATHS = ("path", "name", "cache", "checkpoint")
 #: Options of parts that are specs of text encoders.
 NESTED = ("encoder",)
+#: Text encoders that pipelines of diffusers have, and the option that names the folder.
+OF_PIPELINES = {"hf": "name", "hunyuan_video": "path"}
 _CACHE, _ANY = "cache.json", "hf(name='MODEL')"
 _SAME = "use the same weights, tokenizer, max_tokens and dtype"
 
@@ -102,16 +104,17 @@ def text_differs(model: LatentDiffusion, pipeline: Path) -> str | None:
     elif not isinstance(text, FrozenTransformer) or spec is None:
         return f"its text encoder is a {kind}, which diffusers does not have"
     asked = TEXT_ENCODERS.resolve(spec)
-    if asked.name != "hf":
+    option = OF_PIPELINES.get(asked.name)
+    if option is None:
         return f"its text encoder is {asked.name!r}, which diffusers does not have"
     try:
         there = _resolved(str(pipeline))
     except WeightsMissing as problem:
         return str(problem)
-    if isinstance(text, FrozenTransformer) and there == _resolved(str(asked.options["name"])):
+    if isinstance(text, FrozenTransformer) and there == _resolved(str(asked.options[option])):
         return None  # which was compared when it was loaded
     options = {name: value for name, value in asked.options.items() if name != "cache"}
-    found = _fingerprint(TEXT_ENCODERS.create(Spec(asked.name, {**options, "name": str(pipeline)})))
+    found = _fingerprint(TEXT_ENCODERS.create(Spec(asked.name, {**options, option: str(pipeline)})))
     if found == (own := _fingerprint(text)):
         return None
     return f"its text encoder is {own} by fingerprint, and that of {pipeline} with the same settings is {found}"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_sora.errors import SoraError
 from lightning_sora.models.denoisers import DENOISERS
+from lightning_sora.models.frozen_parts import text_differs
 from lightning_sora.models.latent_diffusion import LatentDiffusion
 from lightning_sora.models.text import TEXT_ENCODERS, TextEncoder
 from lightning_sora.models.text_contract import CAPTIONS as OF_CONTRACT
@@ -154,3 +155,19 @@ def test_a_denoiser_that_asks_for_a_vector_takes_an_encoder_that_gives_one(pipel
     for wrong in (f"bytes(dim={TEXT})", f"hf(name={str(pipeline / 'text_encoder')!r}, max_tokens=8)"):
         with pytest.raises(SoraError, match=r"width 8, as CLIP makes.* gives none; take hunyuan_video\(path='DIR'\)"):
             LatentDiffusion.create("identity", wrong, denoiser=spec)
+
+
+@pytest.mark.slow
+def test_a_pipeline_of_hunyuan_is_the_runs_own_by_both_of_its_encoders(pipeline: Path, tmp_path: Path) -> None:
+    from transformers import CLIPTextModel
+
+    text = made(pipeline)
+    run: Any = SimpleNamespace(text=text, config={"text": f"hunyuan_video(path={str(pipeline)!r}, max_tokens={MOST})"})
+    assert text_differs(run, pipeline) is None
+    copied = Path(shutil.copytree(pipeline, tmp_path / "copied"))
+    assert text_differs(run, copied) is None
+    clip = CLIPTextModel.from_pretrained(copied / "text_encoder_2")
+    with torch.no_grad():
+        next(clip.parameters()).add_(1.0)
+    clip.save_pretrained(copied / "text_encoder_2")
+    assert f"its text encoder is {text.fingerprint()} by fingerprint, and" in str(text_differs(run, copied))  # type: ignore[operator]
