@@ -63,16 +63,18 @@ def _left_of_groups(own: Path, root: Path) -> list[int]:
     for line in own.read_text().splitlines() if own.exists() else ():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            mount, names = root, ("memory.max", "memory.current", "inactive_file")
+            mount, names = root, ("memory.max", "memory.current", ("inactive_file", "active_file"))
         elif "memory" in controllers.split(","):
-            mount, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            of_files = ("total_inactive_file", "total_active_file")
+            mount, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", of_files)
         else:
             continue
         place = mount / path.strip("/")
         for group in (place, *place.parents):
             limit, used = _number(group / names[0]), _number(group / names[1])
             if limit is not None and used is not None:
-                cached = _number(group / "memory.stat", names[2]) or 0  # of files, which the kernel gives up
+                # Of files, which the kernel gives up.
+                cached = sum(_number(group / "memory.stat", key) or 0 for key in names[2])
                 left.append(max(0, limit - used + cached))
             if group == mount:
                 break

@@ -189,6 +189,7 @@ def cache_latents(
         clips[split] = len(rows)
         skipped[split] = [reason for shard in some for reason in cached.shard_skipped(shard.path, vae_hash)]
         captions.update(caption for row in rows for caption in (row["caption"], *row["alternatives"]))
+        captions.update(data.source(split).told_captions())  # also of clips that could not be read
     count = None
     if encoder is not None:
         if options.get("captions"):

@@ -367,10 +367,12 @@ class LitDiT(GenerativeModule):
     ) -> dict[str, Any]:
         parts = ("vae", "text", "denoiser", "image", "init_from")
         named = {name: arguments[name] for name in parts if arguments.get(name) is not None}
-        directory, now = checkpoint.get("directory"), None if base is None else str(base)
-        found = {name: found_again(asked, directory, now) for name, asked in named.items()}
-        if now is not None and found == {name: found_again(asked, directory) for name, asked in named.items()}:
-            raise SoraError(f"base={now!r}: all that this checkpoint stands on is found where it was; leave it out")
+        directory = checkpoint.get("directory")
+        found = found_again(named, directory, base)
+        if base is not None and found == found_again(named, directory):
+            raise SoraError(
+                f"base={str(base)!r}: all that this checkpoint stands on is found where it was; leave it out"
+            )
         return {**arguments, **found}
 
     def lineage(self) -> dict[str, str]:

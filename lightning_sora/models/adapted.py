@@ -28,13 +28,14 @@ def without_adapters(denoiser: nn.Module) -> Iterator[None]:
     if not layers:
         yield
         return
+    before = [layer.disable_adapters for layer in layers]
     learns = {parameter: parameter.requires_grad for parameter in denoiser.parameters()}
     for layer in layers:
         layer.enable_adapters(False)
     try:
         yield
     finally:
-        for layer in layers:
-            layer.enable_adapters(True)
+        for layer, off in zip(layers, before, strict=True):
+            layer.enable_adapters(not off)
         for parameter, asked in learns.items():  # which peft sets, too
             parameter.requires_grad_(asked)

@@ -135,7 +135,8 @@ def load(stored: Stored) -> nn.Module:
             this machine can hold.
     """
     if (place := Path(stored.place)).is_dir():
-        check_weights_fit(stored.name, sum(header.numel for _, header in weights_of(place).values()))
+        instead = "; a VAE stays on the disk by on_demand=True" if stored.name.startswith("Autoencoder") else ""
+        check_weights_fit(stored.name, sum(one.numel for _, one in weights_of(place).values()), instead=instead)
     kind = diffusers_class(stored.name)
     # All is read in float32: of a class that keeps parts in it, diffusers would ask for another package to do so.
     plain: Any = type(kind.__name__, (kind,), {"_keep_in_fp32_modules": None})

@@ -74,8 +74,13 @@ def check_answers(model: LatentDiffusion, path: str) -> None:
     """Refuses a model that could answer no prompt but those that it was trained with.
 
     Raises:
-        SoraError: its text encoder is a cache of embeddings alone.
+        SoraError: its text encoder is a cache of embeddings alone, or it asks for more than a request gives.
     """
+    if model.dit.image_frames > 1:
+        raise SoraError(
+            f"{path} makes clips between a first and a last frame, and a request to mlflow gives a first one alone; "
+            "write it by --to pretrained, and sample by the task first_and_last"
+        )
     if is_cache_alone(model):
         made: Any = model.text
         raise SoraError(

@@ -28,9 +28,12 @@ FILES = (FILE, "model.json", "*.safetensors", CARD)
 #: What is done with a model, by what a hub lists it under.
 USES = {
     "text-to-video": 'clip = model.sample("a red cube moves left")',
-    "image-to-video": """image, _ = ls.read_video("first.png")  # the first frame, of a size that the model takes
+    "image_to_video": """image, _ = ls.read_video("first.png")  # the first frame, of a size that the model takes
 size = ls.VideoSize(17, *image.shape[1:3])
 (clip,) = ls.sample_task(model, "image_to_video", ["a red cube moves left"], size, {"image": image})""",
+    "first_and_last": """first, last = (ls.read_video(name)[0] for name in ("first.png", "last.png"))  # of one size
+size = ls.VideoSize(17, *first.shape[1:3])
+(clip,) = ls.sample_task(model, "first_and_last", ["a red cube moves left"], size, {"first": first, "last": last})""",
 }
 #: What a part's spec says where its weights lie elsewhere: a frozen encoder's, and those that are read on demand.
 ELSEWHERE = {"text": ("hf(", "cached("), "vae": ("on_demand=True",), "image": ("",)}
@@ -172,12 +175,14 @@ class PretrainedModel(ModelHubMixin, nn.Module, library_name=LIBRARY, tags=[LIBR
         Args:
             told: kind, rows of the table, and elsewhere: of the files of a folder, which :meth:`save_pretrained` knows.
         """
-        made = self
-        if (tasks := getattr(self, "tasks", ())) and "image_to_video" in tasks and "text_to_video" not in tasks:
+        made, tasks = self, getattr(self, "tasks", ())
+        of_images = [task for task in tasks if task in USES]
+        if of_images and "text_to_video" not in tasks:
             made = copy(self)  # the mixin asks the class, and models of one class may be of other tasks
             made._hub_mixin_info = deepcopy(self._hub_mixin_info)
             made._hub_mixin_info.model_card_data.pipeline_tag = "image-to-video"
-        use = USES.get(str(made._hub_mixin_info.model_card_data.pipeline_tag), "latent = model.encode(clip)")
+        asked = of_images[0] if made is not self else str(made._hub_mixin_info.model_card_data.pipeline_tag)
+        use = USES.get(asked, "latent = model.encode(clip)")
         of_its_class = {"name": type(self).__name__, "use": use, "library": LIBRARY, "mark": _MARK}
         return super(PretrainedModel, made).generate_model_card(*args, **of_its_class, **told)
 

@@ -98,7 +98,7 @@ class LatentDiffusion(LatentSpace, PretrainedModel, pipeline_tag="text-to-video"
         time_schedule(self.sampling.steps, self.sampling.shift)  # refuses impossible ones now
         check_rope(self.sampling.rope)
         self.seen_sizes = SeenSizes()
-        self.tasks: tuple[str, ...] = ("image_to_video" if dit.condition_channels else "text_to_video",)
+        self.tasks: tuple[str, ...] = (dit.task,)
         self.config: Mapping[str, Any] | None = None  # what `create` was given
         self.read_weak: Callable[[str], LatentDiffusion] = LatentDiffusion.load
         self._weak: dict[str, LatentDiffusion] = {}  # by path; no part of this one's weights

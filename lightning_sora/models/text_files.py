@@ -119,11 +119,11 @@ def read_embedding(path: Path, key: str) -> Embedded:
     with _opened(path) as content:
         rows = content.get_tensor(key)
         pooled = content.get_tensor(key + POOLED) if key + POOLED in content.keys() else None  # noqa: SIM118
-        told = content.metadata()
-    if not told:
+        told = (content.metadata() or {}).get("lightning_sora")
+    if told is None:
         return Embedded(rows, None, pooled)
     try:
-        said = json.loads(told["lightning_sora"])
+        said = json.loads(told)
         expected, tokens = said["sha256"][key], said.get("tokens", {}).get(key)
     except (ValueError, LookupError, TypeError, AttributeError) as problem:
         raise _damaged(path, "its digests cannot be read") from problem

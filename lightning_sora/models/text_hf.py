@@ -276,6 +276,8 @@ def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         kind = AutoModel if whole else AutoModelForTextEncoding
         check_folder_fits(place, dtype, but=() if whole else ("decoder.", "lm_head."))
         model, found = kind.from_pretrained(place, dtype=dtype, output_loading_info=True)
+    except SoraError:  # which says what to do
+        raise
     except (OSError, ValueError, ImportError, SafetensorError) as problem:
         reason = first_line(problem)
         raise SoraError(

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from lightning_sora.errors import SoraError, WeightsMissing
+from lightning_sora.errors import SoraError, WeightsMissing, first_line
 from lightning_sora.models.text_base import TEXT_ENCODERS
 from lightning_sora.models.text_files import Embedded
 from lightning_sora.models.text_hf import FrozenTransformer, fingerprint_of, places
@@ -78,7 +78,7 @@ class HunyuanVideoText(FrozenTransformer):
             self.words = AutoTokenizer.from_pretrained(words)
             clip: Any = CLIPTextModel.from_pretrained(place, dtype=dtype)
         except (OSError, ValueError, SafetensorError) as problem:
-            reason = str(problem).strip().splitlines()[0]
+            reason = first_line(problem)
             raise SoraError(f"cannot load the CLIP of {name!r} ({reason}); download the pipeline again") from problem
         self.pooled_dim = int(clip.config.hidden_size)
         return (clip,), f" {self.crop} {self.template!r} {fingerprint_of(clip, self.words, str(CLIP_TOKENS))}"

@@ -44,7 +44,8 @@ def check_folder_fits(
     files = [file for file in _files_of(local_path(name)) if file.is_file()]
     headers = [(key, header) for file in files for key, header in read_header(file).tensors.items()]
     count = sum(header.numel for key, header in headers if not key.startswith(but))
-    check_weights_fit(repr(name), count, dtype=dtype, available=available)
+    instead = "; of texts that are known before, 'cached(path=...)' keeps the embeddings alone"
+    check_weights_fit(repr(name), count, dtype=dtype, instead=instead, available=available)
 
 
 def _files_of(folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from lightning_sora.lit.dit import LitDiT
 from lightning_sora.lit.given import first_frame_of, first_frame_shown
 from lightning_sora.models.conditioning import condition_of
 from lightning_sora.models.denoisers import DENOISERS, DiT
+from lightning_sora.models.frozen_parts import check_answers
 from lightning_sora.models.given import Given
 from lightning_sora.models.image import ImageEncoder
 from lightning_sora.models.latent_diffusion import LatentDiffusion
@@ -312,6 +313,18 @@ def test_a_wan_of_first_and_last_frames_is_trained_on_both(wan: str, tower: str,
     assert first_frame_shown(trained.model, batch) is not None
     given = first_frame_of(clip, trained.model)
     assert trained.model.sample("a", FRAMES, SIDE, SIDE, given=given, seed=1).shape == (FRAMES, SIDE, SIDE, 3)
+
+
+def test_what_makes_clips_between_two_frames_says_so_on_its_card_and_serves_no_prompts(
+    wan: str, tower: str, between: str, tmp_path: Path
+) -> None:
+    made = model(wan, f"wan(path='{between}')", image=tower)
+    assert made.tasks == ("first_and_last",)
+    card = (made.save_pretrained(tmp_path / "model") / "README.md").read_text()
+    assert "pipeline_tag: image-to-video" in card
+    assert 'ls.sample_task(model, "first_and_last"' in card
+    with pytest.raises(SoraError, match=r"run makes clips between a first and a last frame, .* by --to pretrained"):
+        check_answers(made, "run")
 
 
 def test_an_image_encoder_of_other_tokens_than_places_is_refused(wan: str, tower: str, tmp_path: Path) -> None:

@@ -419,3 +419,13 @@ def test_adapters_of_each_family_go_to_diffusers_and_back(tmp_path: Path, family
     assert not torch.equal(made, base)
     assert torch.equal(of_contract(theirs, layout), made)
     assert torch.equal(of_contract(again, layout), made)
+
+
+def test_without_adapters_within_itself_leaves_them_off() -> None:
+    host = trained(Hosted(network()))
+    base, tuned = output(network()), output(host.network)  # type: ignore[arg-type]
+    with without_adapters(host):
+        with without_adapters(host):
+            assert torch.equal(output(host.network), base)  # type: ignore[arg-type]
+        assert torch.equal(output(host.network), base)  # type: ignore[arg-type]
+    assert torch.equal(output(host.network), tuned)  # type: ignore[arg-type]

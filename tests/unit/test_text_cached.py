@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import lightning_sora as ls
 from lightning_sora.errors import SoraError
 from lightning_sora.models.safetensors_files import read_header
 from lightning_sora.models.text import TEXT_ENCODERS, TextEncoder
 from lightning_sora.models.text_contract import CAPTIONS, CONTRACT
+from lightning_sora.models.text_files import read_embedding
 from tests.unit.test_text import folders, hf, tokenizer_in  # noqa: F401
 
 #: What the laws ask for beside.
@@ -274,3 +276,22 @@ def test_data_of_pixels_tell_every_caption_that_they_read(kind: str, tmp_path: P
     assert read <= told
     assert len(read) >= 4
     assert told <= read or kind != "folder"
+
+
+def test_an_embedding_without_a_digest_is_taken_as_it_is(tmp_path: Path) -> None:
+    """As earlier versions wrote them, some with the name of the encoder."""
+    rows = torch.randn(3, 4)
+    for index, metadata in enumerate((None, {"encoder": "0123"}, {"format": "pt"})):
+        save_file({"key": rows}, tmp_path / f"{index}.safetensors", metadata=metadata)
+        assert torch.equal(read_embedding(tmp_path / f"{index}.safetensors", "key").rows, rows)
+
+
+def test_an_encoder_that_cannot_be_held_says_so_and_nothing_else(
+    folders: dict[str, Path],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lightning_sora.models.memory_estimate.available_memory", lambda device: 1000)
+    with pytest.raises(SoraError) as refused:
+        hf(next(iter(folders.values())))
+    assert "needs in float32, for its weights alone" in str(refused.value)
+    assert str(refused.value).endswith("'cached(path=...)' keeps the embeddings alone")

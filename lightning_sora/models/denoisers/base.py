@@ -143,6 +143,12 @@ class Denoiser(nn.Module, ABC):
         """
 
     @property
+    def task(self) -> str:
+        """What its clips are made from, where it is asked for nothing else."""
+        shown = "first_and_last" if self.image_frames > 1 else "image_to_video"
+        return shown if self.condition_channels else "text_to_video"
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return next(self.parameters()).dtype
