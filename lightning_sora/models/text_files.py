@@ -65,6 +65,10 @@ def embedded_of(context: TextContext) -> list[Embedded]:
     return found
 
 
+#: What files say of themselves that were written before embeddings had digests.
+UNDIGESTED = frozenset({"encoder", "format"})
+
+
 def caption_key(caption: str) -> str:
     """What a caption is filed under."""
     return hashlib.blake2b(caption.encode("utf-8", errors="replace"), digest_size=16).hexdigest()
@@ -119,11 +123,11 @@ def read_embedding(path: Path, key: str) -> Embedded:
     with _opened(path) as content:
         rows = content.get_tensor(key)
         pooled = content.get_tensor(key + POOLED) if key + POOLED in content.keys() else None  # noqa: SIM118
-        told = (content.metadata() or {}).get("lightning_sora")
-    if told is None:
+        told = content.metadata() or {}
+    if set(told) <= UNDIGESTED:
         return Embedded(rows, None, pooled)
     try:
-        said = json.loads(told)
+        said = json.loads(told["lightning_sora"])
         expected, tokens = said["sha256"][key], said.get("tokens", {}).get(key)
     except (ValueError, LookupError, TypeError, AttributeError) as problem:
         raise _damaged(path, "its digests cannot be read") from problem

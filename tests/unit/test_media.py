@@ -137,8 +137,8 @@ def test_a_film_tells_whether_its_bytes_are_those_that_were_written(
     write(file, ramp(frames), 8)
     write(again, ramp(frames), 8)
     content = file.read_bytes()
-    assert content == again.read_bytes()
     assert is_whole(content)
+    assert is_whole(again.read_bytes())
     for damaged in (content[:-20], content[:40] + bytes([content[40] ^ 1]) + content[41:], content + b"\0"):
         assert not is_whole(damaged)
 

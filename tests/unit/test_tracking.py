@@ -327,17 +327,26 @@ def test_training_outlives_the_store_and_what_waited_is_sent_in_order(client, fi
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    honest, close, away, back = MlflowClient.log_batch, Outbox.close, threading.Event(), threading.Event()
+    honest, close = MlflowClient.log_batch, Outbox.close
+    away, back, taken = (threading.Event() for _ in range(3))
 
     def failing(self, run_id, metrics=(), *args, **kwargs):
-        if not back.is_set() and any(metric.key == "train/loss" for metric in metrics):
+        losses = any(metric.key == "train/loss" for metric in metrics)
+        if not back.is_set() and losses:
             away.set()
             raise MlflowException("away")
-        return honest(self, run_id, metrics, *args, **kwargs)
+        made = honest(self, run_id, metrics, *args, **kwargs)
+        if losses:
+            taken.set()
+        return made
 
     def closing(self):
         assert away.wait(60)  # however slow the thread that sends is, it failed once
         back.set()
+        for _ in range(600):  # an attempt that began before may yet fail, and would be the last one
+            self.hurry()
+            if taken.wait(0.1):
+                break
         close(self)
 
     monkeypatch.setattr(MlflowClient, "log_batch", failing)
